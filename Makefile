@@ -1,0 +1,53 @@
+# Backend of Thrones. `make help` lists the targets; sizes and ports are environment variables (see `make help`).
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+.PHONY: help setup up down reset demo test check
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.stamp
+# What setup depends on: unchanged files, nothing to do.
+PINS := $(shell cat requirements.lock pyproject.toml 2>/dev/null | sha256sum | cut -d' ' -f1)
+ARGS ?=
+THRONES := $(BIN)/thrones
+
+help: ## This list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@echo "  Variables: API_WORKERS=2 ORDER_WORKERS=1 PAYMENT_WORKERS=1 BROKERS=1 PORT=8080 THRONES_STATE_DIR=.thrones"
+
+setup: ## .venv with pinned dependencies and `thrones`, Kafka's jars; does nothing when done
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed; name one: make PYTHON=python3.x setup")'
+	@if [ "$$(cat $(STAMP) 2>/dev/null)" != "$(PINS)" ]; then $(MAKE) --no-print-directory .venv-anew; fi
+	@$(BIN)/thrones setup
+
+.PHONY: .venv-anew
+.venv-anew:
+	@[ -x $(BIN)/python ] || $(PYTHON) -m venv $(VENV) || { echo "python's venv module is needed (Debian: apt-get install python3-venv)"; exit 1; }
+	@echo "installing pinned dependencies into $(VENV)"
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.lock || { \
+	  echo "pip could not fetch the packages: check that this machine reaches the Python package index (a proxy: set https_proxy), then run make setup again"; exit 1; }
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -e .
+	@echo "$(PINS)" > $(STAMP)
+
+up: setup ## Everything in the background; returns when ready
+	@$(THRONES) up
+
+down: ## Stop everything, keep the state
+	@if [ -x $(THRONES) ]; then $(THRONES) down; else echo "nothing was running"; fi
+
+reset: ## Stop everything, delete the state, keep downloads
+	@if [ -x $(THRONES) ]; then $(THRONES) reset; else rm -rf "$${THRONES_STATE_DIR:-.thrones}"; fi
+
+demo: up ## A whole sale, the audit and a summary; exit 0 only when the books balance (ARGS=--down stops afterwards)
+	@$(THRONES) demo $(ARGS)
+
+test: setup ## Every test, on a stack of its own
+	@$(BIN)/python -m pytest $(ARGS)
+
+check: setup ## Format, lint, types, import walls, unit tests
+	@$(BIN)/ruff format --check .
+	@$(BIN)/ruff check .
+	@$(BIN)/mypy
+	@$(BIN)/lint-imports
+	@$(BIN)/python -m pytest -q tests/unit

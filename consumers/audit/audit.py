@@ -1,0 +1,154 @@
+"""`thrones audit`: waits until the pipeline is at rest, reads every book, balances them."""
+
+import asyncio
+import time
+import uuid
+from collections.abc import Sequence
+
+import aiohttp
+import asyncpg
+from aiokafka.errors import KafkaError
+
+from infra.inventory import keys
+from infra.kafka import Offsets
+from infra.postgres.pool import connect_postgres
+from infra.postgres.queries import SQL
+from infra.redis_client import Redis, RedisError, connect_redis
+from infra.settings import Settings
+from infra.watermarks import Watermarks, lags
+from schemas.ids import ProductId
+
+from .books import Report, balance
+from .facts import Capture, ClientLog, PostgresBook, ProductFacts
+from .log_book import LogBook
+from .readers import read_ledger, read_log, read_postgres, read_redis
+
+LOOK_EVERY_S = 0.3
+AWAY = (KafkaError, RedisError, asyncpg.PostgresError, asyncpg.InterfaceError, aiohttp.ClientError, OSError)
+MOVED = "the books moved while they were read"
+
+
+class Auditor:
+    """The stores of one running system, for as many audits as wanted."""
+
+    def __init__(self, settings: Settings, redis: Redis, pool: asyncpg.Pool) -> None:
+        self._settings = settings
+        self._redis = redis
+        self._pool = pool
+        self._offsets = Offsets(settings)
+        self._watermarks = Watermarks(settings)
+
+    async def close(self) -> None:
+        await self._watermarks.close()
+        await self._offsets.close()
+
+    async def products(self) -> list[ProductId]:
+        return [ProductId(row["id"]) for row in await self._pool.fetch(SQL.products)]
+
+    async def audit(
+        self, products: Sequence[ProductId], wait_s: float, client_log: ClientLog | None = None, *, every: bool = False
+    ) -> Report:
+        """Balance when quiet, or at the deadline with what is not quiet among the problems.
+
+        `every`: these are all products, so a charge for an order of none of them is a problem too.
+        """
+        until = time.monotonic() + wait_s
+        while True:
+            restless = await self._wait_for_quiet(products, until)
+            before = await self._versions(products)
+            report = await self._balance(products, client_log, restless, every)
+            after = await self._versions(products)
+            if restless or before == after:
+                return report
+            if time.monotonic() > until:
+                return Report(ok=False, products=report.products, problems=[MOVED, *report.problems])
+
+    async def restless(self, products: Sequence[ProductId]) -> list[str]:
+        """What is still under way, in words; empty when everything has come to rest."""
+        found = [
+            f"group {group} has {sum(by_partition.values())} records to go"
+            for group, by_partition in (await lags(self._watermarks)).items()
+            if any(by_partition.values())
+        ]
+        for product in products:
+            entries = await self._redis.hlen(keys.held(product))
+            if entries:
+                found.append(f"product {product}: {entries} entries in Redis")
+        for row in await self._pool.fetch(SQL.unended_orders, list(products)):
+            found.append(f"product {row['product_id']}: {row['orders']} orders are {row['status']}")
+        return found
+
+    async def _wait_for_quiet(self, products: Sequence[ProductId], until: float) -> list[str]:
+        while True:
+            try:
+                restless = await self.restless(products)
+            except AWAY as error:
+                restless = [f"a store does not answer: {type(error).__name__}: {error}"]
+            if not restless or time.monotonic() > until:
+                return restless
+            await asyncio.sleep(LOOK_EVERY_S)
+
+    async def _balance(
+        self, products: Sequence[ProductId], client_log: ClientLog | None, restless: list[str], every: bool
+    ) -> Report:
+        in_redis = {product: await read_redis(self._redis, product) for product in products}
+        in_postgres = await read_postgres(self._pool, products)
+        in_log = await read_log(self._settings, self._offsets)
+        charges = _by_product(await read_ledger(self._settings), _owners(in_postgres, in_log))
+        facts = [
+            ProductFacts(
+                product_id=product,
+                redis=in_redis[product],
+                postgres=book,
+                log=in_log.get(product) or LogBook(product),
+                captures=charges.get(product, []),
+            )
+            for product, book in in_postgres.items()
+        ]
+        missing = [f"product {product}: not in Postgres" for product in products if product not in in_postgres]
+        return balance(
+            facts,
+            unknown_captures=[c for c in charges.get(None, []) if _is_ours(c.order_id)] if every else [],
+            client_log=client_log,
+            other_problems=[f"not quiet: {text}" for text in restless] + missing,
+        )
+
+    async def _versions(self, products: Sequence[ProductId]) -> list[list[bytes | None]]:
+        return [await self._redis.hmget(keys.stock(product), ["epoch", "version"]) for product in products]
+
+
+def _owners(in_postgres: dict[ProductId, PostgresBook], in_log: dict[int, LogBook]) -> dict[str, int]:
+    """Which product an order id belongs to: the row says so, else the log."""
+    of_log = {order_id: product for product, book in in_log.items() for order_id in book.placed}
+    return of_log | {order.id: product for product, book in in_postgres.items() for order in book.orders}
+
+
+def _by_product(captures: Sequence[Capture], owners: dict[str, int]) -> dict[int | None, list[Capture]]:
+    sorted_: dict[int | None, list[Capture]] = {}
+    for capture in captures:
+        sorted_.setdefault(owners.get(capture.order_id), []).append(capture)
+    return sorted_
+
+
+def _is_ours(order_id: str) -> bool:
+    """Order ids are UUIDs of version 7; the provider may have other clients."""
+    try:
+        return uuid.UUID(order_id).version == 7
+    except ValueError:
+        return False
+
+
+async def audit(
+    settings: Settings, product: ProductId | None, wait_s: float, client_log: ClientLog | None = None
+) -> Report:
+    """One audit of one product, or of all."""
+    redis = connect_redis(settings, connections=2, timeout_s=10.0)
+    pool = await connect_postgres(settings, maximum=2)
+    auditor = Auditor(settings, redis, pool)
+    try:
+        products = await auditor.products() if product is None else [product]
+        return await auditor.audit(products, wait_s, client_log, every=product is None)
+    finally:
+        await auditor.close()
+        await pool.close()
+        await redis.aclose()

@@ -1,0 +1,290 @@
+"""All books of a sale in, one report out: do they agree, and if not, where not. Pure; the readers are elsewhere.
+
+The checks are the invariants I1 to I9 of docs/architecture.md, of a system that has come to rest: whatever is still under
+way is named as a problem too. The same balance serves `thrones audit`, the fault campaign and the simulation.
+"""
+
+from collections import Counter, defaultdict
+from collections.abc import Sequence
+from itertools import pairwise
+
+import msgspec
+
+from schemas.money import to_decimal
+from schemas.order_state import RANK, STORED, TERMINAL, Entry, Status
+
+from .facts import Capture, ClientLog, OrderRow, PostgresBook, ProductFacts, RedisBook
+from .log_book import LogBook, Totals
+from .problems import Problems
+
+KEY_LIFETIME_MS = 24 * 3_600_000
+GIVEN_BACK = frozenset({Status.FAILED, Status.PAYMENT_FAILED})
+STATUSES = sorted(STORED, key=lambda status: (RANK[status], status))
+
+
+class RedisUnits(msgspec.Struct, frozen=True):
+    available: int = 0
+    held: int = 0
+    sold: int = 0
+
+
+class OrderUnits(msgspec.Struct, frozen=True):
+    orders: int = 0
+    units: int = 0
+
+
+class LogUnits(msgspec.Struct, frozen=True):
+    accepted: int
+    confirmed: int
+    released: int
+    epochs: int
+    versions: int
+    gaps: int
+    repeats: int
+
+
+class ChargedUnits(msgspec.Struct, frozen=True):
+    captured: int = 0
+    double: int = 0
+
+
+class ProductReport(msgspec.Struct, frozen=True):
+    """Units unless named orders; epochs, versions, gaps and repeats are counts."""
+
+    product_id: int
+    initial: int
+    redis: RedisUnits
+    postgres: dict[str, OrderUnits]
+    log: LogUnits
+    charges: ChargedUnits
+    oversold: int
+    lost: int
+    stranded: int
+
+
+class Report(msgspec.Struct, frozen=True):
+    """The audit's answer; `problems` is empty exactly when `ok`."""
+
+    ok: bool
+    products: list[ProductReport]
+    problems: list[str]
+
+
+def balance(
+    products: Sequence[ProductFacts],
+    *,
+    unknown_captures: Sequence[Capture] = (),
+    client_log: ClientLog | None = None,
+    other_problems: Sequence[str] = (),
+) -> Report:
+    """Compare every book with every other. `unknown_captures` are of orders that no product knows."""
+    problems = list(other_problems)
+    reports = []
+    for facts in products:
+        report, found = _balance_product(facts)
+        reports.append(report)
+        problems += found
+    across = Problems()
+    _check_keys([order for facts in products for order in facts.postgres.orders], across)
+    for capture in unknown_captures:
+        across.add("charged without an order", f"{capture.order_id}, {to_decimal(capture.amount_cents)}")
+    if client_log is not None:
+        _check_clients(client_log, products, across)
+    problems += across.texts()
+    return Report(ok=not problems, products=reports, problems=problems)
+
+
+def _balance_product(facts: ProductFacts) -> tuple[ProductReport, list[str]]:
+    problems = Problems(f"product {facts.product_id}")
+    rows = {order.id: order for order in facts.postgres.orders}
+    totals, log_problems = facts.log.check(facts.redis.version if facts.redis else None)
+    _check_postgres(facts.postgres, problems)
+    _check_redis(facts, problems)
+    _check_log_against_rows(facts.log, rows, problems)
+    charges = _check_charges(facts.captures, rows, problems)
+    stranded = _stranded(facts.redis, rows, facts.log) if facts.redis else 0
+    if stranded:
+        problems.add("stranded", f"{stranded} units are held without a live order")
+    oversold = _oversold(facts, totals, charges)
+    if oversold:
+        problems.add("oversold", f"{oversold} units more than the {facts.postgres.initial} there are")
+    return _report(facts, totals, charges, oversold, stranded), problems.texts() + log_problems
+
+
+def _report(facts: ProductFacts, totals: Totals, charges: ChargedUnits, oversold: int, stranded: int) -> ProductReport:
+    redis = facts.redis
+    return ProductReport(
+        product_id=facts.product_id,
+        initial=facts.postgres.initial,
+        redis=RedisUnits(redis.available, redis.held, redis.sold) if redis else RedisUnits(),
+        postgres={status.value: _units_of(facts.postgres.orders, status) for status in STATUSES},
+        log=LogUnits(
+            accepted=totals.accepted,
+            confirmed=totals.confirmed,
+            released=totals.released,
+            epochs=totals.epochs,
+            versions=totals.versions,
+            gaps=totals.gaps,
+            repeats=totals.repeats,
+        ),
+        charges=charges,
+        oversold=oversold,
+        lost=totals.lost,
+        stranded=stranded,
+    )
+
+
+def _units_of(orders: Sequence[OrderRow], status: Status) -> OrderUnits:
+    units = [order.quantity for order in orders if order.status is status]
+    return OrderUnits(len(units), sum(units))
+
+
+def _check_postgres(book: PostgresBook, problems: Problems) -> None:
+    live = sum(order.quantity for order in book.orders if order.status not in GIVEN_BACK)
+    problems.expect("Postgres counts as taken", book.taken, live)
+    for order in book.orders:
+        if order.status not in TERMINAL:
+            problems.add("order not ended", f"{order.id} is {order.status}")
+
+
+def _check_redis(facts: ProductFacts, problems: Problems) -> None:
+    book, postgres = facts.redis, facts.postgres
+    if book is None:
+        problems.add("not in Redis")
+        return
+    if not book.in_force:
+        problems.add("books not in force", "closed, or made for another run of Redis")
+    if book.initial != book.available + book.held + book.sold or min(book.available, book.held, book.sold) < 0:
+        problems.add(
+            "Redis does not add up",
+            f"{book.initial} != {book.available} available + {book.held} held + {book.sold} sold",
+        )
+    problems.expect("initial in Redis", book.initial, postgres.initial)
+    problems.expect("epoch in Redis", book.epoch, postgres.epoch)
+    problems.expect("newest epoch in the log", facts.log.newest_epoch, book.epoch)
+    confirmed = sum(order.quantity for order in postgres.orders if order.status is Status.CONFIRMED)
+    problems.expect("sold in Redis", book.sold, confirmed)
+    of_entries = sum(entry.quantity for entry in book.entries.values() if entry.state is Entry.HELD)
+    problems.expect("held in Redis", book.held, of_entries)
+    for entry in book.entries.values():
+        problems.add("entry left in Redis", f"order {entry.order_id} is {entry.state}")
+    _check_buyers(book, postgres, problems)
+
+
+def _check_buyers(book: RedisBook, postgres: PostgresBook, problems: Problems) -> None:
+    expected: Counter[int] = Counter()
+    for order in postgres.orders:
+        if order.status not in GIVEN_BACK:
+            expected[order.user_id] += order.quantity
+    for user in expected.keys() | book.buyers.keys():
+        if book.buyers.get(user, 0) != expected[user]:
+            problems.add(
+                "units counted for a buyer", f"user {user}: {book.buyers.get(user, 0)}, expected {expected[user]}"
+            )
+
+
+def _check_log_against_rows(log: LogBook, rows: dict[str, OrderRow], problems: Problems) -> None:
+    for order_id, placed in log.placed.items():
+        row = rows.get(order_id)
+        if row is None:
+            problems.add("in the log, not in Postgres", f"order {order_id}")
+        elif (row.user_id, row.quantity) != (placed.user_id, placed.quantity):
+            problems.add(
+                "row unlike its order.placed",
+                f"{order_id}: user {row.user_id} quantity {row.quantity}, "
+                f"placed by {placed.user_id} quantity {placed.quantity}",
+            )
+        elif (row.unit_price_cents, row.currency) != (placed.unit_price_cents, placed.currency):
+            problems.add(
+                "row unlike its order.placed",
+                f"{order_id}: price {row.unit_price_cents}, placed at {placed.unit_price_cents}",
+            )
+    for order_id, end in log.ended.items():
+        row = rows.get(order_id)
+        if row is None:
+            problems.add("ended without a row", f"order {order_id}, {end.status}")
+        elif row.status is not end.status:
+            problems.add("statuses differ", f"order {order_id}: Postgres {row.status}, log {end.status}")
+    for row in rows.values():
+        _check_row_in_log(row, log, problems)
+
+
+def _check_row_in_log(row: OrderRow, log: LogBook, problems: Problems) -> None:
+    if row.epoch < log.first_epoch or row.placed_at_ms < log.kept_from_ms:
+        return  # of a log that is gone
+    if row.id not in log.placed and row.status is not Status.FAILED:
+        # What a rebuild finds in Redis alone and cannot fit in is failed without ever having been on the log.
+        problems.add("in Postgres, not in the log", f"order {row.id}")
+    if row.status in TERMINAL and row.id not in log.ended:
+        problems.add("end not in the log", f"order {row.id} is {row.status}")
+
+
+def _check_charges(captures: Sequence[Capture], rows: dict[str, OrderRow], problems: Problems) -> ChargedUnits:
+    by_order: defaultdict[str, list[Capture]] = defaultdict(list)
+    for capture in captures:
+        by_order[capture.order_id].append(capture)
+    captured = double = 0
+    for order_id, taken in by_order.items():
+        row = rows.get(order_id)
+        if row is None:
+            problems.add("charged without a row", f"order {order_id}")
+            continue
+        captured += row.quantity
+        double += row.quantity if len(taken) > 1 else 0
+        _check_captures(row, taken, problems)
+    for row in rows.values():
+        if row.status is Status.CONFIRMED and row.id not in by_order:
+            problems.add("confirmed without a charge", f"order {row.id}")
+    return ChargedUnits(captured, double)
+
+
+def _check_captures(row: OrderRow, taken: Sequence[Capture], problems: Problems) -> None:
+    if len(taken) > 1:
+        problems.add("charged twice", f"order {row.id}: {len(taken)} captures")
+    if row.status in GIVEN_BACK:
+        problems.add("charged, not sold", f"order {row.id} is {row.status}")
+    for capture in taken:
+        if (capture.amount_cents, capture.currency) != (row.total_cents, row.currency):
+            problems.add(
+                "wrong amount charged",
+                f"order {row.id}: {to_decimal(capture.amount_cents)} {capture.currency}, "
+                f"expected {to_decimal(row.total_cents)} {row.currency}",
+            )
+
+
+def _stranded(book: RedisBook, rows: dict[str, OrderRow], log: LogBook) -> int:
+    """Units counted as held beyond those of orders that are on the log and have not ended."""
+    live = 0
+    for entry in book.entries.values():
+        row = rows.get(entry.order_id)
+        alive = entry.order_id in log.placed if row is None else row.status not in TERMINAL
+        live += entry.quantity if alive and entry.state is Entry.HELD else 0
+    return max(0, book.held - live)
+
+
+def _oversold(facts: ProductFacts, totals: Totals, charges: ChargedUnits) -> int:
+    live = sum(order.quantity for order in facts.postgres.orders if order.status not in GIVEN_BACK)
+    return max(0, max(live, charges.captured, totals.confirmed) - facts.postgres.initial)
+
+
+def _check_keys(orders: Sequence[OrderRow], problems: Problems) -> None:
+    """One accepted order for a user's key, for as long as keys are remembered."""
+    by_key: defaultdict[tuple[int, str], list[OrderRow]] = defaultdict(list)
+    for order in orders:
+        if order.key_hash is not None:
+            by_key[order.user_id, order.key_hash].append(order)
+    for (user, _), same in by_key.items():
+        for first, second in pairwise(sorted(same, key=lambda order: order.placed_at_ms)):
+            if second.placed_at_ms - first.placed_at_ms < KEY_LIFETIME_MS:
+                problems.add("one key, two orders", f"user {user}: {first.id} and {second.id}")
+
+
+def _check_clients(client_log: ClientLog, products: Sequence[ProductFacts], problems: Problems) -> None:
+    rows = {order.id: order for facts in products for order in facts.postgres.orders}
+    for order_id in client_log.accepted:
+        if order_id not in rows or rows[order_id].status not in TERMINAL:
+            problems.add("accepted, not served", f"order {order_id} got 202")
+    for order_id in rows.keys() - client_log.accepted - client_log.unknown:
+        problems.add("order nobody placed", f"{order_id} is in no client's log")
+    for order_id in rows.keys() & client_log.refused:
+        problems.add("refused, yet taken", f"order {order_id}")

@@ -1,0 +1,82 @@
+"""What each book says, as plain values: what the readers hand to the balance, and what a simulation can make by itself."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from infra.inventory.entry import HeldEntry
+from schemas.order_state import Status
+
+from .log_book import LogBook
+
+
+@dataclass(frozen=True, slots=True)
+class RedisBook:
+    """A product in Redis, read at one instant. `in_force`: verified for the present run of Redis and not closed."""
+
+    in_force: bool
+    epoch: int
+    version: int
+    initial: int
+    available: int
+    held: int
+    sold: int
+    entries: Mapping[str, HeldEntry] = field(default_factory=dict)
+    buyers: Mapping[int, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class OrderRow:
+    """An order in Postgres."""
+
+    id: str
+    user_id: int
+    quantity: int
+    unit_price_cents: int
+    currency: str
+    status: Status
+    epoch: int = 1
+    placed_at_ms: int = 0
+    key_hash: str | None = None
+
+    @property
+    def total_cents(self) -> int:
+        return self.quantity * self.unit_price_cents
+
+
+@dataclass(frozen=True, slots=True)
+class PostgresBook:
+    """A product in Postgres with its orders, from one snapshot."""
+
+    initial: int
+    taken: int
+    epoch: int
+    orders: Sequence[OrderRow] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Capture:
+    """One movement of money as the provider recorded it."""
+
+    order_id: str
+    amount_cents: int
+    currency: str
+
+
+@dataclass(frozen=True, slots=True)
+class ClientLog:
+    """What a load generator wrote down: order ids that got 202, whose outcome it never learnt, that were refused."""
+
+    accepted: frozenset[str] = frozenset()
+    unknown: frozenset[str] = frozenset()
+    refused: frozenset[str] = frozenset()
+
+
+@dataclass(frozen=True, slots=True)
+class ProductFacts:
+    """All books of one product. `redis` is None where Redis knows nothing of it."""
+
+    product_id: int
+    redis: RedisBook | None
+    postgres: PostgresBook
+    log: LogBook
+    captures: Sequence[Capture] = ()

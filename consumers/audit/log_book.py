@@ -1,0 +1,204 @@
+"""Events of one product in, in any order and any number of copies; out what the log alone proves about its stock.
+
+Within an epoch versions run 1..V without a gap and `available` follows from each one's units, so no unit was sold twice.
+Only an epoch that a rebuild closed may miss its tail: reservations and settlements whose news was still on its way.
+"""
+
+from collections import defaultdict
+from dataclasses import dataclass
+
+from msgspec import UNSET
+
+from schemas.events import AnyEvent, OrderPlaced, OrderStatusChanged, StockOpened
+from schemas.order_state import TERMINAL, Status
+
+from .problems import Problems
+
+TAIL_MS = 120_000  # how long before its closing an epoch's news may still have been on its way
+PLACED, ENDED = "placed", "ended"
+
+
+@dataclass(frozen=True, slots=True)
+class Use:
+    """What a version was spent on."""
+
+    order_id: str
+    kind: str
+    change: int  # of the units on sale
+    available: int
+    appended_ms: int
+
+
+@dataclass(frozen=True, slots=True)
+class Totals:
+    """Units, but for the last four, which are counts. `lost`: accepted in the log and never ended there."""
+
+    accepted: int
+    confirmed: int
+    released: int
+    lost: int
+    epochs: int
+    versions: int
+    gaps: int
+    repeats: int
+
+
+class LogBook:
+    """One product's events, folded. `kept_from_ms` is the append time before which the log has been cut (0: it is whole)."""
+
+    def __init__(self, product_id: int, kept_from_ms: int = 0) -> None:
+        self.kept_from_ms = kept_from_ms
+        self.placed: dict[str, OrderPlaced] = {}
+        self.ended: dict[str, OrderStatusChanged] = {}
+        self.openings: dict[int, StockOpened] = {}
+        self._opened_at_ms: dict[int, int] = {}
+        self._uses: defaultdict[int, dict[int, Use]] = defaultdict(dict)
+        self._versions: dict[tuple[int, str, str], int] = {}
+        self._folding = Problems(f"product {product_id}: log")
+        self._repeats = 0
+        self._where = f"product {product_id}: log"
+
+    @property
+    def first_epoch(self) -> int:
+        """The first epoch whose opening is kept. Older orders were placed in a log that is gone."""
+        return min(self.openings, default=0)
+
+    @property
+    def newest_epoch(self) -> int:
+        return max(self.openings, default=0)
+
+    def add(self, event: AnyEvent, appended_ms: int) -> None:
+        match event:
+            case OrderPlaced():
+                self._add_placed(event, appended_ms)
+            case OrderStatusChanged() if event.status in TERMINAL:
+                self._add_ended(event, appended_ms)
+            case StockOpened():
+                self._add_opened(event, appended_ms)
+            case _:
+                pass  # nothing of it is in the books
+
+    def check(self, redis_version: int | None = None) -> tuple[Totals, list[str]]:
+        """What the log proves and what is wrong with it; `redis_version` is the newest epoch's last one in Redis."""
+        problems = Problems(self._where)
+        gaps = sum(
+            self._check_epoch(epoch, redis_version, problems) for epoch in sorted(self._uses.keys() | self.openings)
+        )
+        lost = [order for order in self.placed.values() if order.order_id not in self.ended]
+        for order in lost:
+            problems.add("accepted without an end", f"order {order.order_id} ({order.quantity} units)")
+        confirmed = sum(end.quantity for end in self.ended.values() if end.status is Status.CONFIRMED)
+        totals = Totals(
+            accepted=sum(order.quantity for order in self.placed.values()),
+            confirmed=confirmed,
+            released=sum(end.quantity for end in self.ended.values()) - confirmed,
+            lost=sum(order.quantity for order in lost),
+            epochs=len(self.openings),
+            versions=sum(map(len, self._uses.values())),
+            gaps=gaps,
+            repeats=self._repeats,
+        )
+        return totals, self._folding.texts() + problems.texts()
+
+    def _add_placed(self, event: OrderPlaced, appended_ms: int) -> None:
+        first = self.placed.setdefault(event.order_id, event)
+        told, tells = _terms(first), _terms(event)
+        if told != tells:
+            self._folding.add("order placed twice, differently", f"{event.order_id}: {told} and {tells}")
+        use = Use(event.order_id, PLACED, -event.quantity, event.available, appended_ms)
+        self._use(event.epoch, event.version, use)
+
+    def _add_ended(self, event: OrderStatusChanged, appended_ms: int) -> None:
+        first = self.ended.setdefault(event.order_id, event)
+        if first.status is not event.status:
+            self._folding.add("order with two ends", f"{event.order_id}: {first.status} and {event.status}")
+        if event.epoch is UNSET or event.version is UNSET or event.available is UNSET:
+            if event.status is not Status.FAILED:
+                self._folding.add("end without a version", f"{event.order_id}: {event.status}")
+            return
+        change = 0 if event.returned is UNSET else event.returned
+        self._use(event.epoch, event.version, Use(event.order_id, ENDED, change, event.available, appended_ms))
+
+    def _add_opened(self, event: StockOpened, appended_ms: int) -> None:
+        first = self.openings.setdefault(event.epoch, event)
+        if first != event:
+            self._folding.add("epoch opened twice, differently", f"epoch {event.epoch}")
+        if event.initial != event.available + event.held + event.sold:
+            self._folding.add(
+                "opening that does not add up",
+                f"epoch {event.epoch}: {event.initial} != {event.available} + {event.held} + {event.sold}",
+            )
+        self._opened_at_ms.setdefault(event.epoch, appended_ms)
+
+    def _use(self, epoch: int, version: int, use: Use) -> None:
+        known = self._uses[epoch].setdefault(version, use)
+        if (known.order_id, known.kind) != (use.order_id, use.kind):
+            self._repeats += 1
+            self._folding.add("version used twice", f"epoch {epoch} version {version}: {_name(known)} and {_name(use)}")
+        elif (known.change, known.available) != (use.change, use.available):
+            self._folding.add("copies that differ", f"epoch {epoch} version {version}: {_name(use)}")
+        first = self._versions.setdefault((epoch, use.order_id, use.kind), version)
+        if first != version:
+            self._folding.add("done twice in one epoch", f"{_name(use)}: epoch {epoch} versions {first} and {version}")
+
+    def _check_epoch(self, epoch: int, redis_version: int | None, problems: Problems) -> int:
+        """Checks the chain of one epoch; the number of versions missing without an excuse."""
+        if epoch < self.first_epoch or not self.openings:
+            return 0  # of a log that is gone: nothing to start from
+        opening, uses = self.openings.get(epoch), self._uses[epoch]
+        if opening is None:
+            problems.add("epoch without an opening", f"epoch {epoch}, {len(uses)} versions")
+        last = max(uses, default=0)
+        if epoch >= self.newest_epoch and redis_version is not None:
+            if last > redis_version:
+                problems.add("ahead of Redis", f"epoch {epoch} version {last}, Redis has {redis_version}")
+            last = max(last, redis_version)
+        self._check_chain(epoch, opening, problems)
+        missing = [v for v in range(1, last + 1) if v not in uses]
+        unexcused = [v for v, after_ms in self._appended_after(missing, uses) if not self._excused(epoch, after_ms)]
+        for version in unexcused:
+            problems.add("version missing", f"epoch {epoch} version {version} of {last}")
+        return len(unexcused)
+
+    def _check_chain(self, epoch: int, opening: StockOpened | None, problems: Problems) -> None:
+        uses = self._uses[epoch]
+        before, available = (0, opening.available) if opening else (-1, 0)
+        for version in sorted(uses):
+            use = uses[version]
+            if version == before + 1 and use.available != available + use.change:
+                problems.add(
+                    "available does not follow",
+                    f"epoch {epoch} version {version}: {use.available} after {available} {use.change:+d} ({_name(use)})",
+                )
+            before, available = version, use.available
+
+    def _appended_after(self, missing: list[int], uses: dict[int, Use]) -> list[tuple[int, int | None]]:
+        """Each missing version with the earliest append time of a later one, None where there is none."""
+        found: list[tuple[int, int | None]] = []
+        present = sorted(uses, reverse=True)
+        earliest: int | None = None
+        at = 0
+        for version in reversed(missing):
+            while at < len(present) and present[at] > version:
+                appended_ms = uses[present[at]].appended_ms
+                earliest = appended_ms if earliest is None else min(earliest, appended_ms)
+                at += 1
+            found.append((version, earliest))
+        return found[::-1]
+
+    def _excused(self, epoch: int, after_ms: int | None) -> bool:
+        """Cut off with the log's beginning, or the tail of an epoch that a rebuild closed."""
+        if after_ms is not None and after_ms <= self.kept_from_ms:
+            return True
+        if epoch >= self.newest_epoch:
+            return False
+        closed_ms = min(at for later, at in self._opened_at_ms.items() if later > epoch)
+        return after_ms is None or closed_ms - after_ms <= TAIL_MS
+
+
+def _terms(event: OrderPlaced) -> tuple[int, int, int, str]:
+    return event.user_id, event.quantity, event.unit_price_cents, event.currency
+
+
+def _name(use: Use) -> str:
+    return f"{use.kind} {use.order_id}"

@@ -1,0 +1,155 @@
+"""The books' readers: each asks one store itself, without the pipeline's read models, and hands plain facts on."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import aiohttp
+import asyncpg
+import msgspec
+from aiokafka import TopicPartition
+
+from infra.inventory import keys
+from infra.inventory.entry import parse
+from infra.kafka import Offsets, make_consumer
+from infra.postgres.queries import SQL
+from infra.redis_client import Redis
+from infra.settings import Settings
+from schemas.codec import Undecodable, decode
+from schemas.events import OrderPlaced, OrderStatusChanged, StockOpened
+from schemas.ids import OrderId, ProductId
+from schemas.money import to_cents
+from schemas.order_state import Status
+from schemas.topics import ORDER_STATUS, ORDERS
+
+from .facts import Capture, ClientLog, OrderRow, PostgresBook, RedisBook
+from .log_book import LogBook
+
+ROWS_AT_ONCE = 5_000
+RECORDS_AT_ONCE = 5_000
+LEDGER_TIMEOUT_S = 30.0
+
+
+async def read_redis(redis: Redis, product: ProductId) -> RedisBook | None:
+    """One instant of a product's books: a transaction."""
+    async with redis.pipeline(transaction=True) as pipe:
+        pipe.hgetall(keys.stock(product))
+        pipe.hgetall(keys.held(product))
+        pipe.hgetall(keys.buyers(product))
+        pipe.info("server")
+        stock, held, buyers, server = await pipe.execute()
+    if b"initial" not in stock:
+        return None
+    epoch, version, initial, available, units_held, sold = (
+        int(stock[field]) for field in (b"epoch", b"version", b"initial", b"available", b"held", b"sold")
+    )
+    return RedisBook(
+        in_force=stock.get(b"run") == str(server["run_id"]).encode() and stock.get(b"state") != b"closed",
+        epoch=epoch,
+        version=version,
+        initial=initial,
+        available=available,
+        held=units_held,
+        sold=sold,
+        entries={order_id.decode(): parse(OrderId(order_id.decode()), line) for order_id, line in held.items()},
+        buyers={int(user): int(units) for user, units in buyers.items()},
+    )
+
+
+async def read_postgres(pool: asyncpg.Pool, products: Sequence[ProductId]) -> dict[ProductId, PostgresBook]:
+    """Products and their orders, all from one snapshot."""
+    async with pool.acquire() as connection, connection.transaction(isolation="repeatable_read", readonly=True):
+        books = {}
+        for product in products:
+            row = await connection.fetchrow(SQL.product, product)
+            if row is None:
+                continue
+            cursor = connection.cursor(SQL.audit_orders, product, prefetch=ROWS_AT_ONCE)
+            orders = [_order(record) async for record in cursor]
+            books[product] = PostgresBook(row["initial"], row["taken"], row["epoch"], orders)
+        return books
+
+
+def _order(record: asyncpg.Record) -> OrderRow:
+    return OrderRow(**{**record, "status": Status(record["status"])})
+
+
+async def read_log(settings: Settings, offsets: Offsets) -> dict[int, LogBook]:
+    """Every product's log, from the first record still kept to what was its end when this was called."""
+    begins = await _positions(offsets, "begins")
+    ends = await _positions(offsets, "ends")
+    books: dict[int, LogBook] = {}
+    kept_from_ms = 0
+    consumer = make_consumer(settings, max_partition_fetch_bytes=4 * 1024 * 1024)
+    await consumer.start()
+    try:
+        unread = {tp for tp, end in ends.items() if begins[tp] < end}
+        consumer.assign(list(unread))
+        for tp in unread:
+            consumer.seek(tp, begins[tp])
+        while unread:
+            for tp, records in (await consumer.getmany(timeout_ms=200, max_records=RECORDS_AT_ONCE)).items():
+                if begins[tp] > 0 and records[0].offset == begins[tp]:
+                    kept_from_ms = max(kept_from_ms, records[0].timestamp)
+                _fold(books, [record for record in records if record.offset < ends[tp]])
+            done = {tp for tp in unread if await consumer.position(tp) >= ends[tp]}
+            consumer.pause(*done)
+            unread -= done
+    finally:
+        await consumer.stop()
+    for book in books.values():
+        book.kept_from_ms = kept_from_ms
+    return books
+
+
+async def _positions(offsets: Offsets, which: Literal["begins", "ends"]) -> dict[TopicPartition, int]:
+    return {
+        TopicPartition(topic.name, partition): offset
+        for topic in (ORDERS, ORDER_STATUS)
+        for partition, offset in (await getattr(offsets, which)(topic)).items()
+    }
+
+
+def _fold(books: dict[int, LogBook], records: list[Any]) -> None:
+    for record in records:
+        try:
+            event = decode(record.value, record.headers)
+        except Undecodable:
+            continue  # what is not an event is in nobody's books; the stages have put it among the dead letters
+        if isinstance(event, OrderPlaced | OrderStatusChanged | StockOpened):
+            book = books.get(event.product_id)
+            if book is None:
+                book = books[event.product_id] = LogBook(event.product_id)
+            book.add(event, record.timestamp)
+
+
+class _LedgerLine(msgspec.Struct, frozen=True, rename="camel"):
+    order_id: str
+    amount: str
+    currency: str
+
+
+async def read_ledger(settings: Settings) -> list[Capture]:
+    """Every movement of money, as the provider has it on disk."""
+    timeout = aiohttp.ClientTimeout(total=LEDGER_TIMEOUT_S)
+    async with (
+        aiohttp.ClientSession(timeout=timeout, raise_for_status=True) as session,
+        session.get(f"{settings.payment_gateway_url}/ledger", allow_redirects=False) as response,
+    ):
+        lines = msgspec.json.decode(await response.read(), type=list[_LedgerLine])
+    return [Capture(line.order_id, to_cents(line.amount), line.currency) for line in lines]
+
+
+class _ClientLine(msgspec.Struct, frozen=True):
+    order_id: str
+    outcome: Literal["accepted", "unknown", "refused"]
+
+
+def read_client_log(path: Path) -> ClientLog:
+    """JSON lines {"order_id", "outcome": "accepted" | "unknown" | "refused"}. Raises msgspec.DecodeError or OSError."""
+    lines = [msgspec.json.decode(line, type=_ClientLine) for line in path.read_bytes().splitlines() if line.strip()]
+    by_outcome = {
+        outcome: frozenset(line.order_id for line in lines if line.outcome == outcome)
+        for outcome in ("accepted", "unknown", "refused")
+    }
+    return ClientLog(**by_outcome)

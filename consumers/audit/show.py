@@ -1,0 +1,31 @@
+"""A report in, a page for people out."""
+
+from .books import ProductReport, Report
+
+
+def show(report: Report) -> str:
+    """The books of each product, then the verdict."""
+    parts = [_product(product) for product in report.products]
+    if report.ok:
+        parts.append("The books balance.")
+    else:
+        parts.append("\n".join(["The books do NOT balance:", *(f"  - {problem}" for problem in report.problems)]))
+    return "\n\n".join(parts)
+
+
+def _product(product: ProductReport) -> str:
+    redis, log, charges = product.redis, product.log, product.charges
+    in_postgres = ", ".join(
+        f"{status} {count.units} ({count.orders} orders)" for status, count in product.postgres.items() if count.orders
+    )
+    return "\n".join(
+        [
+            f"Product {product.product_id}: {product.initial} units",
+            f"  Redis     available {redis.available} + held {redis.held} + sold {redis.sold}",
+            f"  Postgres  {in_postgres or 'no orders'}",
+            f"  log       accepted {log.accepted} = confirmed {log.confirmed} + released {log.released}; "
+            f"{log.epochs} epochs, {log.versions} versions, {log.gaps} gaps, {log.repeats} repeats",
+            f"  charges   captured {charges.captured}, double {charges.double}",
+            f"  oversold {product.oversold}, lost {product.lost}, stranded {product.stranded}",
+        ]
+    )

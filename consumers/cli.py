@@ -1,0 +1,60 @@
+"""The commands of this room: `audit`, `lag`, `demo`."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from infra.cli import Json, fail, report, run_command
+
+app = typer.Typer(no_args_is_help=True)
+
+
+@app.command()
+def audit(
+    product: Annotated[int | None, typer.Option("--product", min=1, help="Only this one.", metavar="ID")] = None,
+    wait: Annotated[float, typer.Option("--wait", min=0, help="How long to wait for quiet, in seconds.")] = 60.0,
+    client_log: Annotated[
+        Path | None,
+        typer.Option("--client-log", exists=True, help='What clients saw: JSON lines {"order_id", "outcome"}.'),
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Compare all books: Redis, Postgres, the log from its beginning, the provider's ledger. Exit 0 if they balance.
+
+    Waits until nothing is under way: no lag, no held entry, every order ended; else says what is not.
+
+    Example: thrones audit --product 1 --wait 60 --json
+    """
+    import msgspec
+
+    from consumers.audit import audit as auditing
+    from consumers.audit.books import Report
+    from consumers.audit.readers import read_client_log
+    from consumers.audit.show import show
+    from infra.settings import get_settings
+    from schemas.ids import ProductId
+
+    async def main() -> Report:
+        seen = read_client_log(client_log) if client_log else None
+        return await auditing.audit(get_settings(), ProductId(product) if product else None, wait, seen)
+
+    try:
+        result = run_command(main)
+    except msgspec.DecodeError as error:
+        fail(f"--client-log: {error}")
+    report(result, show(result), as_json)
+    raise typer.Exit(0 if result.ok else 1)
+
+
+@app.command()
+def lag(as_json: Json = False) -> None:
+    """How many records each consumer group has still to process, by partition.
+
+    Example: thrones lag
+    """
+    from consumers.lag import read_lags, show
+    from infra.settings import get_settings
+
+    by_group = run_command(lambda: read_lags(get_settings()))
+    report(by_group, show(by_group), as_json)

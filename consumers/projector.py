@@ -1,0 +1,62 @@
+"""Topic `order-status` in; the read model in Redis out, and settled entries deleted: reading a status proves it was acknowledged.
+
+Plain batches, one pipeline each. At least once: a lower or equal rank never replaces a higher one, so reading again is harmless.
+"""
+
+from aiokafka import ConsumerRecord
+from aiokafka.errors import CommitFailedError, IllegalGenerationError, KafkaError
+
+from infra.inventory.inventory import Inventory
+from infra.kafka import make_consumer
+from infra.lifecycle import Stop
+from infra.logs import get_logger
+from infra.redis_client import RedisError, connect_redis
+from infra.settings import Settings
+from infra.waits import until_it_works
+from schemas.codec import Undecodable, decode
+from schemas.events import OrderStatusChanged
+from schemas.topics import ORDER_STATUS, PROJECTOR_GROUP
+
+MAX_BATCH = 1_000
+FETCH_MAX_WAIT_MS = 50  # fetches cost more than records
+POLL_MS = 250  # how long a stop may go unnoticed
+
+log = get_logger()
+
+
+async def run(settings: Settings, stop: Stop) -> None:
+    """Project until asked to stop; ends with the error when the broker throws this member out, to be started anew."""
+    redis = connect_redis(settings, timeout_s=2.0)
+    consumer = make_consumer(
+        settings, ORDER_STATUS.name, group=PROJECTOR_GROUP, fetch_min_bytes=1, fetch_max_wait_ms=FETCH_MAX_WAIT_MS
+    )
+    await until_it_works("kafka", (KafkaError, OSError), consumer.start)
+    inventory = Inventory(redis)
+    try:
+        while not stop.stopping:
+            batches = await consumer.getmany(timeout_ms=POLL_MS, max_records=MAX_BATCH)
+            events = [event for records in batches.values() for record in records if (event := _read(record))]
+            if events:
+                await until_it_works("redis", (RedisError, OSError), inventory.project, events)
+            if batches:
+                await _commit(consumer)
+    finally:
+        await consumer.stop()
+        await redis.aclose()
+
+
+async def _commit(consumer: object) -> None:
+    try:
+        await consumer.commit()  # type: ignore[attr-defined]  # aiokafka has no types
+    except (CommitFailedError, IllegalGenerationError) as error:
+        log.info("partitions moved before a commit; their records are read again", error=repr(error))
+
+
+def _read(record: ConsumerRecord) -> OrderStatusChanged | None:
+    """What is no status cannot be ours: it is counted in the log and passed over, since nothing here changes the books."""
+    try:
+        event = decode(record.value, tuple(record.headers))
+    except Undecodable as error:
+        log.warning("undecodable status", partition=record.partition, offset=record.offset, reason=str(error)[:200])
+        return None
+    return event if isinstance(event, OrderStatusChanged) else None

@@ -1,0 +1,97 @@
+"""Orders whose payment is unknown in; definite answers out. Asks the provider again, slower, with the same key, for as long as it takes.
+
+"Not found" decides nothing, and past the provider's key lifetime only an operator settles (`thrones settle`).
+"""
+
+import asyncio
+import random
+from datetime import UTC, datetime, timedelta
+
+from infra.charging import Charge, charge_once
+from infra.circuit_breaker import CircuitBreaker
+from infra.inventory.inventory import Inventory
+from infra.kafka import Publisher
+from infra.lifecycle import Stop
+from infra.logs import get_logger
+from infra.orders import OrderRow, now_ms
+from infra.payment_provider import Captured, Declined, HttpPaymentProvider, PaymentProvider
+from infra.postgres.pool import UNAVAILABLE, connect_postgres
+from infra.postgres.queries import SQL
+from infra.redis_client import connect_redis
+from infra.settings import Settings
+from infra.settlement import SettlementDesk, Verdict
+from infra.waits import until_it_works
+from schemas.ids import OrderId
+from schemas.order_state import Status
+
+MAX_BATCH = 200  # charges asked about at once
+PAUSE_S = 1.0  # between rounds
+SLOWEST_S = 60.0  # between two questions about one order
+KEY_LIFETIME = timedelta(hours=24)
+
+log = get_logger()
+
+
+class Reconciler:
+    """Works through needs_reconciliation, oldest first; each order is asked about after 1, 2, 4 ... at most 60 s."""
+
+    def __init__(self, desk: SettlementDesk, provider: PaymentProvider) -> None:
+        self._desk = desk
+        self._provider = provider
+        self._breaker = CircuitBreaker()
+        self._next_question: dict[OrderId, tuple[float, float]] = {}  # order -> (loop time, pause that led to it)
+
+    async def reconcile(self, rows: list[OrderRow]) -> int:
+        """Ask about every row that is due; returns how many became definite."""
+        self._forget_all_but(rows)
+        due = [row for row in rows if self._is_due(row)]
+        verdicts = [verdict for verdict in await asyncio.gather(*map(self._ask, due)) if verdict is not None]
+        await self._desk.settle(verdicts)
+        return len(verdicts)
+
+    async def _ask(self, row: OrderRow) -> Verdict | None:
+        started = row.charge_started_at_ms or now_ms()
+        outcome = await charge_once(self._provider, self._breaker, Charge(row.id, row.total_cents, row.currency))
+        match outcome:
+            case Captured(charge_id=charge_id):
+                return Verdict(row.id, Status.CONFIRMED, None, charge_id, started, now_ms())
+            case Declined(reason=reason):
+                return Verdict(row.id, Status.PAYMENT_FAILED, reason, None, started, now_ms())
+            case _:
+                self._ask_later(row.id)
+                return None
+
+    def _is_due(self, row: OrderRow) -> bool:
+        if row.created_at < datetime.now(UTC) - KEY_LIFETIME:
+            return False
+        at, _ = self._next_question.get(row.id, (0.0, 0.0))
+        return asyncio.get_running_loop().time() >= at
+
+    def _ask_later(self, order_id: OrderId) -> None:
+        _, pause_s = self._next_question.get(order_id, (0.0, 0.5))
+        pause_s = min(pause_s * 2, SLOWEST_S)
+        jittered_s = pause_s * random.uniform(0.5, 1.0)
+        self._next_question[order_id] = (asyncio.get_running_loop().time() + jittered_s, pause_s)
+
+    def _forget_all_but(self, rows: list[OrderRow]) -> None:
+        open_ids = {row.id for row in rows}
+        self._next_question = {id_: at for id_, at in self._next_question.items() if id_ in open_ids}
+
+
+async def run(settings: Settings, stop: Stop) -> None:
+    """Reconcile until asked to stop. Two of them do no harm: one key, guarded rows, idempotent settling."""
+    pool = await connect_postgres(settings, maximum=2)
+    redis = connect_redis(settings, timeout_s=2.0)
+    publisher = await Publisher.start(settings)
+    try:
+        async with HttpPaymentProvider(settings.payment_gateway_url) as provider:
+            reconciler = Reconciler(SettlementDesk(pool, Inventory(redis), publisher), provider)
+            while not await stop.sleep(PAUSE_S):
+                records = await until_it_works("postgres", UNAVAILABLE, pool.fetch, SQL.unsettled_payments, MAX_BATCH)
+                settled = await reconciler.reconcile([OrderRow.of(record) for record in records])
+                if settled:
+                    log.info("reconciled", orders=settled)
+    finally:
+        await publisher.stop()
+        await redis.aclose()
+        await pool.close()

@@ -1,0 +1,124 @@
+"""Names and passwords in, tokens out: register, login, me."""
+
+import re
+
+import asyncpg
+import msgspec
+from aiohttp import web
+
+from infra.logs import get_logger
+from infra.postgres.pool import UNAVAILABLE
+from infra.postgres.queries import SQL
+from infra.settings import SigningSettings
+from infra.tokens import sign
+
+from .addresses import Addresses
+from .identity import Identity
+from .login_attempts import LoginAttempts
+from .metrics import Metrics
+from .passwords import Passwords, check_password
+from .problems import Problem
+from .wire import answer, read_members
+
+NAME_MAX_CHARACTERS = 100
+EMAIL_MAX_CHARACTERS = 254
+QUERY_TIMEOUT_S = 2.0
+_EMAIL = re.compile(r"[A-Za-z0-9.!#$%&'*+/=?^_`{|}~-]{1,64}@[A-Za-z0-9-]{1,63}(\.[A-Za-z0-9-]{1,63})*")
+
+
+class Registration(msgspec.Struct, forbid_unknown_fields=True):
+    name: str
+    email: str
+    password: str
+
+
+class Login(msgspec.Struct, forbid_unknown_fields=True):
+    email: str
+    password: str
+
+
+class Accounts:
+    """One instance a worker. The database is asked with a deadline; away means 503."""
+
+    def __init__(
+        self,
+        settings: SigningSettings,
+        identity: Identity,
+        pool: asyncpg.Pool,
+        passwords: Passwords,
+        attempts: LoginAttempts,
+        metrics: Metrics,
+    ) -> None:
+        self._settings = settings
+        self._identity = identity
+        self._pool = pool
+        self._passwords = passwords
+        self._attempts = attempts
+        self._addresses = Addresses(settings.trusted_proxies)
+        self._metrics = metrics
+        self._log = get_logger()
+
+    async def register(self, request: web.Request) -> web.Response:
+        wish = await read_members(request, Registration)
+        name, email = _check_name(wish.name), _check_email(wish.email)
+        hashed = await self._passwords.hash(check_password(wish.password))
+        try:
+            user_id = await self._pool.fetchval(SQL.create_user, name, email, hashed, "user", timeout=QUERY_TIMEOUT_S)
+        except UNAVAILABLE:
+            raise Problem("unavailable") from None
+        if user_id is None:
+            raise Problem("email_taken")
+        return answer(self._signed_in(user_id, name, email, "user"), 201)
+
+    async def login(self, request: web.Request) -> web.Response:
+        """An unknown user costs the same work and gets the same bytes as a wrong password."""
+        wish = await read_members(request, Login)
+        email, secret = _check_email(wish.email), check_password(wish.password, minimum=0)
+        address = self._addresses.of(request)
+        attempt = await self._attempts.begin(email, address)
+        try:
+            row = await self._pool.fetchrow(SQL.user_by_email, email, timeout=QUERY_TIMEOUT_S)
+            right = await self._passwords.matches(secret, row["password_hash"] if row else None)
+        except UNAVAILABLE:
+            await self._attempts.given_back(email, attempt)
+            raise Problem("unavailable") from None
+        except Problem:
+            await self._attempts.given_back(email, attempt)
+            raise
+        if row is None or not right:
+            self._metrics.failed_logins.inc()
+            self._log.warning("failed login", address=address, user=row["id"] if row else None)
+            await self._attempts.failed(address, attempt)
+            raise Problem("invalid_credentials")
+        await self._attempts.given_back(email, attempt)
+        return answer(self._signed_in(row["id"], row["name"], row["email"], row["role"]))
+
+    async def me(self, request: web.Request) -> web.Response:
+        user = self._identity.user_of(request)
+        try:
+            row = await self._pool.fetchrow(SQL.user_by_id, user.id, timeout=QUERY_TIMEOUT_S)
+        except UNAVAILABLE:
+            raise Problem("unavailable") from None
+        if row is None:
+            raise Problem("unauthorized")
+        return answer({"user": {"id": row["id"], "name": row["name"], "email": row["email"]}})
+
+    def _signed_in(self, user_id: int, name: str, email: str, role: str) -> dict[str, object]:
+        return {
+            "token": sign(user_id, role, self._settings),
+            "user": {"id": user_id, "name": name, "email": email},
+        }
+
+
+def _check_name(text: str) -> str:
+    name = text.strip()
+    if not 1 <= len(name) <= NAME_MAX_CHARACTERS or not name.isprintable():
+        raise Problem("invalid_request", "A name has 1 to 100 printable characters.")
+    return name
+
+
+def _check_email(text: str) -> str:
+    email = text.strip(" ").lower()
+    if len(email) > EMAIL_MAX_CHARACTERS or not _EMAIL.fullmatch(email):
+        raise Problem("invalid_request", "This is not an email address.")
+    return email

@@ -1,0 +1,71 @@
+"""What a worker refuses from memory, before Redis is asked: users who buy too fast, and a product known to be sold out."""
+
+import time
+from typing import NamedTuple
+
+from schemas.ids import ProductId, UserId
+
+USERS_TRACKED = 100_000
+SOLD_OUT_FOR_S = 1.0
+PRODUCTS_TRACKED = 10_000
+
+
+class UserRates:
+    """A token bucket a user: `per_second` in a burst, refilled evenly. A bucket that was forgotten starts full."""
+
+    def __init__(self, per_second: int) -> None:
+        self._per_second = float(per_second)
+        self._buckets: dict[UserId, list[float]] = {}
+
+    def take(self, user: UserId) -> bool:
+        now = time.monotonic()
+        bucket = self._buckets.get(user)
+        if bucket is None:
+            if len(self._buckets) >= USERS_TRACKED:
+                del self._buckets[next(iter(self._buckets))]
+            self._buckets[user] = [self._per_second - 1.0, now]
+            return True
+        left = min(self._per_second, bucket[0] + (now - bucket[1]) * self._per_second)
+        bucket[1] = now
+        if left < 1.0:
+            bucket[0] = left
+            return False
+        bucket[0] = left - 1.0
+        return True
+
+
+class _SoldOut(NamedTuple):
+    epoch: int
+    version: int
+    quantity: int
+    until: float
+
+
+class SoldOutMemory:
+    """Redis' last "sold out" a product. It holds for a second, for at least the quantity that was refused, and gives way
+    to a newer (epoch, version) only. Requests with an Idempotency-Key must not be answered from it: the key comes first."""
+
+    def __init__(self) -> None:
+        self._products: dict[ProductId, _SoldOut] = {}
+
+    def covers(self, product: ProductId, quantity: int) -> bool:
+        known = self._products.get(product)
+        return known is not None and quantity >= known.quantity and time.monotonic() < known.until
+
+    def refused(self, product: ProductId, quantity: int, epoch: int, version: int, asked_at: float) -> None:
+        """`asked_at` (monotonic) is when Redis was asked: the answer is at least as new as that."""
+        known = self._products.get(product)
+        if known is not None:
+            if (epoch, version) < (known.epoch, known.version):
+                return
+            if (epoch, version) == (known.epoch, known.version):
+                quantity = min(quantity, known.quantity)
+        elif len(self._products) >= PRODUCTS_TRACKED:
+            self._products.clear()
+        self._products[product] = _SoldOut(epoch, version, quantity, asked_at + SOLD_OUT_FOR_S)
+
+    def accepted(self, product: ProductId, epoch: int, version: int) -> None:
+        """Units were taken under a newer version, so what was remembered is over."""
+        known = self._products.get(product)
+        if known is not None and (epoch, version) > (known.epoch, known.version):
+            del self._products[product]

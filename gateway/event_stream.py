@@ -1,0 +1,109 @@
+"""One client's event stream: frames in, bytes on its socket out, never a wait for a slow reader.
+
+Frames are written to the transport as they are, encoded once for all their readers. A reader whose buffer is not empty
+gets nothing more until it has read; after STALLED_S it is cut.
+"""
+
+import asyncio
+import random
+import socket
+from http import HTTPStatus
+
+from aiohttp import web
+
+from .server import Connection
+
+STALLED_S = 8.0
+UNACKNOWLEDGED_MS = 8_000  # the kernel's own cut: half-open connections and readers with a closed window
+SEND_BUFFER_BYTES = 32 * 1024
+KEEP_ALIVE_EVERY_S = 15.0
+HEADERS = {
+    "Content-Type": "text/event-stream; charset=utf-8",
+    "Cache-Control": "no-store",
+    "X-Accel-Buffering": "no",
+    "Server": "thrones",
+}
+
+
+class Frame:
+    """One event's bytes, with and without the chunk framing of HTTP/1.1."""
+
+    __slots__ = ("chunked", "plain")
+
+    def __init__(self, text: str) -> None:
+        self.plain = text.encode()
+        self.chunked = b"%x\r\n%s\r\n" % (len(self.plain), self.plain)
+
+
+KEEP_ALIVE = Frame(": keep-alive\n\n")
+
+
+class EventStream:
+    """An open stream. `closed` ends when the client has gone, was cut, or `finish` was called."""
+
+    __slots__ = ("_chunked", "_response", "_stalled_since", "_transport", "closed", "cut")
+
+    def __init__(self, response: web.StreamResponse, transport: asyncio.Transport, chunked: bool) -> None:
+        self._response = response
+        self._transport = transport
+        self._chunked = chunked
+        self._stalled_since: float | None = None
+        self.closed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self.cut = False
+
+    @classmethod
+    async def open(cls, request: web.Request) -> "EventStream":
+        response = web.StreamResponse(status=HTTPStatus.OK, headers=HEADERS)
+        await response.prepare(request)
+        transport = request.transport
+        connection = request.protocol
+        if transport is None or not isinstance(connection, Connection):
+            raise ConnectionResetError("the client has gone")
+        _limit(transport.get_extra_info("socket"))
+        stream = cls(response, transport, response.headers.get("Transfer-Encoding") == "chunked")
+        connection.on_lost = stream.finish
+        # Clients that were closed together come back apart.
+        stream.push(Frame(f"retry: {random.randint(1_000, 5_000)}\n\n"))
+        return stream
+
+    def push(self, frame: Frame) -> bool:
+        """Write a frame, or say False: the client has not read the last one yet."""
+        transport = self._transport
+        if transport.is_closing():
+            self.finish()
+            return False
+        if transport.get_write_buffer_size():
+            self._stalled()
+            return False
+        self._stalled_since = None
+        transport.write(frame.chunked if self._chunked else frame.plain)
+        return True
+
+    def finish(self) -> None:
+        if not self.closed.done():
+            self.closed.set_result(None)
+
+    async def end(self) -> web.StreamResponse:
+        """Close it properly where the client is still there."""
+        if not self._transport.is_closing():
+            self._response.force_close()
+            try:
+                async with asyncio.timeout(1.0):
+                    await self._response.write_eof()
+            except (OSError, TimeoutError):
+                self._transport.abort()
+        return self._response
+
+    def _stalled(self) -> None:
+        now = asyncio.get_running_loop().time()
+        if self._stalled_since is None:
+            self._stalled_since = now
+        elif now - self._stalled_since > STALLED_S:
+            self.cut = True
+            self._transport.abort()
+            self.finish()
+
+
+def _limit(sock: socket.socket) -> None:
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER_BYTES)
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, UNACKNOWLEDGED_MS)

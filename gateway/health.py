@@ -1,0 +1,105 @@
+"""Is this worker alive, and should it be sent requests? Ready means Redis answers and no drain is under way; Kafka or
+Postgres away only degrades: buying goes on until the bounds are reached."""
+
+import asyncio
+import time
+from dataclasses import dataclass
+from urllib.parse import urlsplit
+
+import asyncpg
+from aiohttp import web
+
+from infra.kafka import Publisher
+from infra.postgres.pool import UNAVAILABLE
+from infra.redis_client import Redis, RedisError
+from infra.settings import Settings
+
+from .metrics import Metrics
+from .wire import answer
+
+LOOK_TIMEOUT_S = 0.8
+LOOK_AGAIN_AFTER_S = 1.0  # however often it is asked
+
+
+@dataclass(frozen=True, slots=True)
+class Look:
+    """Which of the servers answered, and when that was (monotonic)."""
+
+    redis: bool
+    kafka: bool
+    postgres: bool
+    at: float
+
+
+class Health:
+    def __init__(
+        self, settings: Settings, redis: Redis, pool: asyncpg.Pool, publisher: Publisher, metrics: Metrics
+    ) -> None:
+        self._brokers = settings.kafka_bootstrap_servers.split(",")
+        self._redis = redis
+        self._pool = pool
+        self._publisher = publisher
+        self._metrics = metrics
+        self._last = Look(False, False, False, float("-inf"))
+        self._looking = asyncio.Lock()
+        self.draining = False
+
+    async def live(self, _request: web.Request) -> web.Response:
+        return answer({"status": "ok"})
+
+    async def ready(self, _request: web.Request) -> web.Response:
+        look = await self._look()
+        response = answer(self._body(look), 200 if look.redis and not self.draining else 503)
+        if response.status == 503:
+            response.headers["Retry-After"] = "1"
+        return response
+
+    async def overall(self, _request: web.Request) -> web.Response:
+        """For people: always 200 while the worker can answer at all."""
+        return answer(self._body(await self._look()))
+
+    async def metrics(self, _request: web.Request) -> web.Response:
+        self._metrics.unpublished.set(self._publisher.unpublished)
+        headers = {"Content-Type": "text/plain; version=0.0.4; charset=utf-8", "Server": "thrones"}
+        return web.Response(body=self._metrics.expose(), headers=headers)
+
+    def _body(self, look: Look) -> dict[str, object]:
+        away = [name for name in ("kafka", "postgres") if not getattr(look, name)]
+        status = "draining" if self.draining else "unavailable" if not look.redis else "degraded" if away else "ok"
+        checks = {name: "ok" if getattr(look, name) else "away" for name in ("redis", "kafka", "postgres")}
+        return {"status": status, "checks": checks, "degraded": away, "unpublished": self._publisher.unpublished}
+
+    async def _look(self) -> Look:
+        async with self._looking:  # many who ask at once share one look
+            if time.monotonic() - self._last.at > LOOK_AGAIN_AFTER_S:
+                redis, kafka, postgres = await asyncio.gather(
+                    self._redis_answers(), self._kafka_answers(), self._postgres_answers()
+                )
+                self._last = Look(redis, kafka, postgres, time.monotonic())
+            return self._last
+
+    async def _redis_answers(self) -> bool:
+        try:
+            async with asyncio.timeout(LOOK_TIMEOUT_S):
+                return bool(await self._redis.ping())
+        except (RedisError, OSError):
+            return False
+
+    async def _kafka_answers(self) -> bool:
+        for broker in self._brokers:
+            where = urlsplit(f"//{broker}")
+            try:
+                async with asyncio.timeout(LOOK_TIMEOUT_S / len(self._brokers)):
+                    _, writer = await asyncio.open_connection(where.hostname, where.port)
+            except OSError:
+                continue
+            writer.close()
+            return True
+        return False
+
+    async def _postgres_answers(self) -> bool:
+        try:
+            async with asyncio.timeout(LOOK_TIMEOUT_S):
+                return bool(await self._pool.fetchval("SELECT 1") == 1)
+        except UNAVAILABLE:
+            return False

@@ -1,0 +1,68 @@
+"""Passwords in, bcrypt's slow work done in a few niced threads out, so that a login storm does not slow buying."""
+
+import asyncio
+import os
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
+from collections.abc import Callable
+
+import bcrypt
+
+from .problems import Problem
+
+PASSWORD_MIN_BYTES, PASSWORD_MAX_BYTES = 8, 72  # bcrypt reads no further than 72
+THREADS = 2
+WAITING_MAX = 12  # at about 0.25 s each: nobody waits longer than the 5 s any answer may take
+NICENESS = 10
+
+T = TypeVar("T")
+
+
+def check_password(password: str, *, minimum: int = PASSWORD_MIN_BYTES) -> bytes:
+    """The bytes to hash. Raises Problem 400 for what bcrypt cannot take whole."""
+    try:
+        secret = password.encode()
+    except UnicodeEncodeError:  # a lone surrogate
+        raise Problem("invalid_request", "The password is not text.") from None
+    if not minimum <= len(secret) <= PASSWORD_MAX_BYTES or b"\0" in secret:
+        raise Problem("invalid_request", "A password has 8 to 72 bytes and no NUL.")
+    return secret
+
+
+class Passwords:
+    """A bounded queue before a bounded pool; full means Problem 503."""
+
+    def __init__(self, cost: int) -> None:
+        self._cost = cost
+        self._pool = ThreadPoolExecutor(THREADS, "bcrypt", initializer=_step_back)
+        self._under_way = 0
+        self._nobody = bcrypt.hashpw(os.urandom(16).hex().encode(), bcrypt.gensalt(cost))
+
+    async def hash(self, secret: bytes) -> str:
+        hashed: bytes = await self._run(lambda: bcrypt.hashpw(secret, bcrypt.gensalt(self._cost)))
+        return hashed.decode()
+
+    async def matches(self, secret: bytes, hashed: str | None) -> bool:
+        """False for no user and for an unusable hash too, after the same work."""
+        usable = hashed is not None and hashed.startswith("$2")
+        against = hashed.encode() if usable and hashed is not None else self._nobody
+        same: bool = await self._run(lambda: bcrypt.checkpw(secret, against))
+        return same and usable
+
+    def close(self) -> None:
+        self._pool.shutdown(wait=False, cancel_futures=True)
+
+    async def _run(self, work: Callable[[], T]) -> T:
+        if self._under_way >= THREADS + WAITING_MAX:
+            raise Problem("busy")
+        self._under_way += 1
+        try:
+            return await asyncio.get_running_loop().run_in_executor(self._pool, work)
+        finally:
+            self._under_way -= 1
+
+
+def _step_back() -> None:
+    # On Linux niceness belongs to a thread: the event loop's is untouched.
+    os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICENESS)

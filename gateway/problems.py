@@ -1,0 +1,113 @@
+"""Every refusal the gateway gives: one table of codes in, RFC 9457 problem details out, `Retry-After` on every 429 and 503."""
+
+import random
+from dataclasses import dataclass
+from typing import Any
+
+import orjson
+from aiohttp import web
+
+CONTENT_TYPE = "application/problem+json"
+
+
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """What one code always means. `retry_after_s` is a range: clients that were refused together come back apart."""
+
+    status: int
+    title: str
+    detail: str
+    retryable: bool = False
+    retry_after_s: tuple[int, int] | None = None
+    headers: tuple[tuple[str, str], ...] = ()
+
+
+KINDS: dict[str, Kind] = {
+    "invalid_request": Kind(400, "Invalid request", "The request is not one this route can read."),
+    "unauthorized": Kind(
+        401, "Unauthorized", "A valid bearer token is needed.", headers=(("WWW-Authenticate", "Bearer"),)
+    ),
+    "invalid_credentials": Kind(
+        401, "Unauthorized", "Email or password is wrong.", headers=(("WWW-Authenticate", "Bearer"),)
+    ),
+    "forbidden": Kind(403, "Forbidden", "Your role does not allow this."),
+    "not_found": Kind(404, "Not found", "There is nothing here, or it is not yours."),
+    "method_not_allowed": Kind(405, "Method not allowed", "This route does not know this method."),
+    "sold_out": Kind(409, "Sold out", "Not enough units are left."),
+    "user_limit": Kind(409, "Limit reached", "You have as many units of this product as one buyer may have."),
+    "sale_not_open": Kind(409, "Sale not open", "The sale has not opened yet.", retryable=True),
+    "sale_closed": Kind(409, "Sale closed", "The sale is over."),
+    "email_taken": Kind(409, "Email taken", "An account with this email exists."),
+    "too_large": Kind(413, "Too large", "The body is larger than 16 KiB."),
+    "unsupported_media_type": Kind(415, "Unsupported media type", "Send application/json, not encoded."),
+    "key_reused": Kind(422, "Key reused", "This Idempotency-Key was used with another body."),
+    "rate_limited": Kind(429, "Too many requests", "Slow down.", retryable=True, retry_after_s=(1, 1)),
+    "header_too_large": Kind(431, "Header too large", "A header line is longer than 8 KiB."),
+    "busy": Kind(503, "Busy", "Too much is under way; nothing was reserved.", retryable=True, retry_after_s=(1, 5)),
+    "unavailable": Kind(
+        503, "Unavailable", "A part this needs is away; nothing was reserved.", retryable=True, retry_after_s=(1, 3)
+    ),
+    "stock_not_verified": Kind(
+        503, "Stock not verified", "The books are being checked; nothing was reserved.", True, (1, 3)
+    ),
+    "sale_paused": Kind(503, "Sale paused", "The sale is paused; nothing was reserved.", True, (5, 10)),
+    "outcome_unknown": Kind(
+        504, "Outcome unknown", "The order may or may not be placed; ask for its status, or repeat with the same key.", True
+    ),
+}
+
+
+class Problem(Exception):
+    """Raised anywhere in a handler; the outermost middleware answers with it. Extra `members` go into the body."""
+
+    def __init__(
+        self,
+        code: str,
+        detail: str | None = None,
+        *,
+        retry_after_s: int | None = None,
+        headers: dict[str, str] | None = None,
+        close: bool = False,
+        **members: Any,
+    ) -> None:
+        super().__init__(code)
+        self.code = code
+        self.detail = detail
+        self.retry_after_s = retry_after_s
+        self.headers = headers
+        self.close = close
+        self.members = members
+
+    def answer(self) -> web.Response:
+        kind = KINDS[self.code]
+        headers = {"Content-Type": CONTENT_TYPE, "Server": "thrones", "Cache-Control": "no-store", **dict(kind.headers)}
+        if self.retry_after_s is not None or kind.retry_after_s is not None:
+            wait_s = self.retry_after_s if self.retry_after_s is not None else _spread(kind)
+            headers["Retry-After"] = str(wait_s)
+        headers.update(self.headers or {})
+        response = web.Response(status=kind.status, body=self.body(), headers=headers)
+        if self.close:
+            response.force_close()
+        return response
+
+    def body(self) -> bytes:
+        kind = KINDS[self.code]
+        # Wrong credentials are `unauthorized` to machines too: the interface has one code for 401.
+        code = "unauthorized" if kind.status == 401 else self.code
+        return orjson.dumps(
+            {
+                "type": f"/problems/{code}",
+                "title": kind.title,
+                "status": kind.status,
+                "detail": self.detail or kind.detail,
+                "code": code,
+                "retryable": kind.retryable,
+                "error": kind.title,
+                **self.members,
+            }
+        )
+
+
+def _spread(kind: Kind) -> int:
+    low, high = kind.retry_after_s or (1, 1)
+    return random.randint(low, high)  # noqa: S311 - jitter, not a secret

@@ -1,0 +1,68 @@
+"""Sockets in, requests out, under limits: what cannot be parsed is a problem too, and whoever dawdles is cut."""
+
+import asyncio
+from collections.abc import Callable
+from http import HTTPStatus
+from typing import Any
+
+from aiohttp import web
+from aiohttp.http_exceptions import LineTooLong
+from aiohttp.web_protocol import RequestHandler
+
+from .problems import Problem
+
+KEEP_ALIVE_S = 10.0  # also the time a connection may take to send its request line and headers
+LINE_MAX_BYTES = 8 * 1024
+HEADERS_MAX = 64
+LINGER_S = 2.0  # a refused body is read this long, so that the answer is not lost to a reset
+
+
+class Connection(RequestHandler):
+    """aiohttp's protocol with our limits and our errors; `on_lost` is called once when the client has gone."""
+
+    __slots__ = ("on_lost",)
+
+    def __init__(self, manager: web.Server, *, loop: asyncio.AbstractEventLoop) -> None:
+        super().__init__(
+            manager,
+            loop=loop,
+            keepalive_timeout=KEEP_ALIVE_S,
+            access_log=None,  # type: ignore[arg-type] # aiohttp takes None for "no access log" (web.AppRunner's docs)
+            max_line_size=LINE_MAX_BYTES,
+            max_field_size=LINE_MAX_BYTES,
+            max_headers=HEADERS_MAX,
+            lingering_time=LINGER_S,
+            auto_decompress=False,
+        )
+        self.on_lost: Callable[[], None] | None = None
+
+    def connection_lost(self, exc: BaseException | None) -> None:
+        super().connection_lost(exc)
+        if self.on_lost is not None:
+            self.on_lost()
+
+    def handle_error(
+        self,
+        request: web.BaseRequest,
+        status: int = 500,
+        exc: BaseException | None = None,
+        message: str | None = None,
+    ) -> web.StreamResponse:
+        """Bytes that are no request: 400 or 431, and the connection closes. Anything else here is a fault of ours."""
+        if status != HTTPStatus.BAD_REQUEST:
+            self.log_exception("unhandled error", exc_info=exc)
+            return Problem("unavailable", close=True).answer()
+        code = "header_too_large" if isinstance(exc, LineTooLong) else "invalid_request"
+        return Problem(code, close=True).answer()
+
+
+def connection_factory(runner: web.AppRunner) -> Callable[[], Connection]:
+    """What the listening socket makes of an accepted connection; `runner` must be set up."""
+    manager, loop = runner.server, asyncio.get_running_loop()
+    assert manager is not None
+    return lambda: Connection(manager, loop=loop)
+
+
+def connection_of(request: web.Request) -> Any:
+    """The `Connection` of a request, or None once the client has gone."""
+    return request.protocol

@@ -1,0 +1,204 @@
+"""GET /sse/stock/{id}: the newest stock of a product to everybody who watches it, snapshot first.
+
+A hub a worker. While it has listeners it tails `stock-changes` from its end and reads Redis again every 2 s; whatever is
+newer by (epoch, version) is encoded once and offered to all. A slow reader skips values, it never delays the others.
+"""
+
+import asyncio
+from contextlib import suppress
+from dataclasses import dataclass, field
+
+from aiohttp import web
+
+from infra.inventory import keys
+from infra.inventory.pipeliner import Pipeliner
+from infra.redis_client import RedisError
+from infra.settings import Settings
+from schemas import topics
+from schemas.codec import Undecodable, decode
+from schemas.events import StockChanged
+from schemas.ids import ProductId
+
+from .catalogue import Catalogue, parse_product_id
+from .event_stream import KEEP_ALIVE, KEEP_ALIVE_EVERY_S, EventStream, Frame
+from .metrics import Metrics
+from .problems import Problem
+from .tail import Tail
+
+STREAMS_MAX = 10_000  # a worker
+READ_EVERY_S = 2.0
+AT_MOST_EVERY_S = 0.05  # values that come faster are merged into the newest
+TURN = 500  # writes between two looks at other work
+
+Version = tuple[int, int]
+NEVER: Version = (-1, -1)
+
+
+@dataclass(slots=True, eq=False)
+class _Watcher:
+    stream: EventStream
+    sent: Version = NEVER
+
+
+@dataclass(slots=True)
+class _Watched:
+    """One product's newest value and who watches it."""
+
+    watchers: set[_Watcher] = field(default_factory=set)
+    version: Version = NEVER
+    frame: Frame | None = None
+
+
+class StockHub:
+    """All watchers of one worker. `run` must run beside the server."""
+
+    def __init__(self, settings: Settings, reads: Pipeliner, metrics: Metrics) -> None:
+        self._reads = reads
+        self._metrics = metrics
+        self._products: dict[bytes, _Watched] = {}
+        self._tail = Tail(settings, topics.STOCK_CHANGES, self._take, self._look_again)
+        self._news = asyncio.Event()
+        self._again = asyncio.Event()
+        self.count = 0
+
+    def join(self, product: ProductId, stream: EventStream) -> _Watcher:
+        watcher = _Watcher(stream)
+        watched = self._products.setdefault(str(product).encode(), _Watched())
+        watched.watchers.add(watcher)
+        self._tail.join()
+        self.count += 1
+        self._metrics.streams.inc()
+        _deliver(watched, watcher)
+        return watcher
+
+    def leave(self, product: ProductId, watcher: _Watcher) -> None:
+        key = str(product).encode()
+        watched = self._products[key]
+        watched.watchers.discard(watcher)
+        if not watched.watchers:
+            del self._products[key]
+        self._tail.leave()
+        self.count -= 1
+        self._metrics.streams.dec()
+        if watcher.stream.cut:
+            self._metrics.streams_cut.inc()
+
+    async def read(self, product: ProductId) -> tuple[Version, int] | None:
+        """What Redis says now; None where it has no books of this product. Raises RedisError."""
+        epoch, version, available = await self._reads.command(
+            "HMGET", keys.stock(product), "epoch", "version", "available"
+        )
+        return None if epoch is None else ((int(epoch), int(version)), int(available))
+
+    def offer(self, product: ProductId, version: Version, available: int) -> None:
+        """A value; it counts only if it is newer than the one known."""
+        watched = self._products.get(str(product).encode())
+        if watched is None or version <= watched.version:
+            return
+        watched.version = version
+        epoch, number = version
+        watched.frame = Frame(f'id: {epoch}.{number}\ndata: {{"productId":{product},"stock":{available}}}\n\n')
+        self._news.set()
+
+    async def run(self) -> None:
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self._spread())
+            group.create_task(self._reread())
+            group.create_task(self._keep_alive())
+
+    def drain(self) -> None:
+        for watched in self._products.values():
+            for watcher in watched.watchers:
+                watcher.stream.finish()
+
+    async def close(self) -> None:
+        await self._tail.close()
+
+    def _take(self, key: bytes | None, value: bytes | None) -> None:
+        if key not in self._products:
+            return
+        with suppress(Undecodable):  # not a stock change: nothing to show
+            event = decode(value)
+            if isinstance(event, StockChanged):
+                self.offer(ProductId(event.product_id), (event.epoch, event.version), event.available)
+
+    def _look_again(self) -> None:
+        self._again.set()
+
+    async def _spread(self) -> None:
+        while True:
+            await self._news.wait()
+            self._news.clear()
+            await self._deliver_all()
+            await asyncio.sleep(AT_MOST_EVERY_S)
+
+    async def _deliver_all(self) -> None:
+        done = 0
+        for watched in list(self._products.values()):
+            for watcher in list(watched.watchers):
+                _deliver(watched, watcher)
+                done += 1
+                if done % TURN == 0:
+                    await asyncio.sleep(0)
+
+    async def _reread(self) -> None:
+        """Every 2 s, and when the tail has just found its end: what happened before that is not on it."""
+        while True:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(READ_EVERY_S):
+                    await self._again.wait()
+            self._again.clear()
+            products = [ProductId(int(key)) for key in self._products]
+            for product, found in zip(products, await self._read_all(products), strict=True):
+                if found is not None and not isinstance(found, BaseException):
+                    self.offer(product, *found)
+            self._news.set()  # readers that were slow get the newest now, or are cut
+
+    async def _read_all(self, products: list[ProductId]) -> list[tuple[Version, int] | BaseException | None]:
+        return await asyncio.gather(*(self.read(product) for product in products), return_exceptions=True)
+
+    async def _keep_alive(self) -> None:
+        while True:
+            await asyncio.sleep(KEEP_ALIVE_EVERY_S)
+            for watched in list(self._products.values()):
+                for watcher in list(watched.watchers):
+                    watcher.stream.push(KEEP_ALIVE)
+                await asyncio.sleep(0)
+
+
+def _deliver(watched: _Watched, watcher: _Watcher) -> None:
+    if watched.frame is not None and watcher.sent < watched.version and watcher.stream.push(watched.frame):
+        watcher.sent = watched.version
+
+
+class StockStream:
+    """The route."""
+
+    def __init__(self, hub: StockHub, catalogue: Catalogue) -> None:
+        self._hub = hub
+        self._catalogue = catalogue
+
+    async def stream(self, request: web.Request) -> web.StreamResponse:
+        product = parse_product_id(request.match_info["id"])
+        await self._catalogue.find(product)
+        if self._hub.count >= STREAMS_MAX:
+            raise Problem("busy")
+        if await self._snapshot(product) is None:
+            raise Problem("stock_not_verified")
+        stream = await EventStream.open(request)
+        watcher = self._hub.join(product, stream)
+        try:
+            # Read after joining: a change between the two cannot be missed.
+            found = await self._snapshot(product)
+            if found is not None:
+                self._hub.offer(product, *found)
+            await stream.closed
+        finally:
+            self._hub.leave(product, watcher)
+        return await stream.end()
+
+    async def _snapshot(self, product: ProductId) -> tuple[Version, int] | None:
+        try:
+            return await self._hub.read(product)
+        except RedisError:
+            raise Problem("unavailable") from None

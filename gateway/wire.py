@@ -1,0 +1,106 @@
+"""Bodies in under limits of size, time and type; JSON answers and times out in the one spelling clients see."""
+
+import asyncio
+import json
+from datetime import UTC, datetime
+from typing import Any, TypeVar
+
+import msgspec
+import orjson
+from aiohttp import web
+from aiohttp.web_protocol import RequestPayloadError
+
+from .problems import Problem
+
+BODY_MAX_BYTES = 16 * 1024
+BODY_TIMEOUT_S = 10.0
+JSON = "application/json"
+_HEADERS = {"Content-Type": f"{JSON}; charset=utf-8", "Server": "thrones", "Cache-Control": "no-store"}
+
+T = TypeVar("T")
+
+
+def answer(value: object, status: int = 200) -> web.Response:
+    return answer_bytes(orjson.dumps(value), status)
+
+
+def answer_bytes(body: bytes, status: int = 200, location: str | None = None) -> web.Response:
+    headers = _HEADERS if location is None else {**_HEADERS, "Location": location}
+    return web.Response(status=status, body=body, headers=headers)
+
+
+async def read_json(request: web.Request) -> bytes:
+    """The body as it came. Raises Problem 415, 413 (and closes) or 400."""
+    _check_type(request)
+    length = request.content_length
+    if length is not None and length > BODY_MAX_BYTES:
+        raise Problem("too_large", close=True)
+    content = request.content
+    try:
+        if content.is_eof():  # it came with the headers, as nearly always: no timer
+            body = content.read_nowait(-1) if content.total_bytes else b""
+        else:
+            body = await _read_slowly(content)
+    except TimeoutError:
+        raise Problem("invalid_request", "The body did not arrive in time.", close=True) from None
+    except (web.RequestPayloadError, RequestPayloadError, ConnectionError):
+        raise Problem("invalid_request", "The body is broken off.", close=True) from None
+    if len(body) > BODY_MAX_BYTES:
+        raise Problem("too_large", close=True)
+    return body
+
+
+async def _read_slowly(content: Any) -> bytes:
+    parts: list[bytes] = []
+    size = 0
+    async with asyncio.timeout(BODY_TIMEOUT_S):
+        while part := await content.readany():
+            parts.append(part)
+            size += len(part)
+            if size > BODY_MAX_BYTES:
+                raise Problem("too_large", close=True)
+    return b"".join(parts)
+
+
+def _check_type(request: web.Request) -> None:
+    headers = request.headers
+    kind = headers.get("Content-Type")
+    if kind != JSON:
+        base, _, parameters = (kind or "").partition(";")
+        if base.strip().lower() != JSON or parameters.strip().lower() not in ("", "charset=utf-8", 'charset="utf-8"'):
+            raise Problem("unsupported_media_type")
+    if "Content-Encoding" in headers:
+        raise Problem("unsupported_media_type")
+
+
+async def read_members(request: web.Request, kind: type[T]) -> T:
+    """A JSON object of exactly the members of `kind`, none twice. For routes that are not on the hot path."""
+    body = await read_json(request)
+    try:
+        value = msgspec.json.decode(body, type=kind)
+        json.loads(body, object_pairs_hook=_refuse_repeats)
+    except (ValueError, RecursionError) as error:  # msgspec's and json's errors are ValueErrors
+        raise Problem("invalid_request", f"The body cannot be read: {reason(error)}.") from None
+    return value
+
+
+def reason(error: Exception) -> str:
+    """What is wrong with a body, in printable ASCII without anything the client sent but member names."""
+    text = str(error) if isinstance(error, msgspec.MsgspecError) else "not JSON as this route expects it"
+    return "".join(c if c.isprintable() and c.isascii() else "?" for c in text)[:200]
+
+
+def _refuse_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    members = dict(pairs)
+    if len(members) != len(pairs):
+        raise ValueError("a member is given twice")
+    return members
+
+
+def iso_ms(at_ms: int) -> str:
+    """Milliseconds since the epoch as 2026-11-22T10:00:00.000Z."""
+    return iso(datetime.fromtimestamp(at_ms / 1000, UTC))
+
+
+def iso(at: datetime) -> str:
+    return at.astimezone(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")

@@ -1,0 +1,141 @@
+"""Results of calls in, permission to call out: while a dependency is dead its callers wait instead of hammering it.
+
+Waiting never fails anybody: `acquire` returns when the call may be made. Only a dependency that answers next to nothing
+counts as dead; a sick one, with most calls failing, is still worth asking, since each answer settles an order.
+"""
+
+import asyncio
+import enum
+import random
+from collections import OrderedDict, deque
+
+WINDOW_CALLS = 100
+MIN_CALLS = 50
+FAILURE_RATE = 0.9  # 100 calls of a provider that fails 70% of the time reach it less than once in 100,000 windows
+SILENCE_S = 1.0  # and nothing was answered for this long: calls that began together also time out together
+OPEN_MIN_S = 0.5
+OPEN_MAX_S = 3.0  # short, because the backlog drains only from the first probe that gets through
+PROBES = 5
+
+
+class State(enum.IntEnum):
+    """Numbers are the metric's values."""
+
+    CLOSED = 0
+    HALF_OPEN = 1
+    OPEN = 2
+
+
+class CircuitBreaker:
+    """Closed -> open at a failure rate over the last calls -> half-open with a few probes -> closed by one success.
+
+    A permit names the period it was given in; failures of calls from an earlier period say nothing about this one.
+    """
+
+    def __init__(self) -> None:
+        self.state = State.CLOSED
+        self.opened = 0
+        self._period = 0
+        self._recent: deque[bool] = deque(maxlen=WINDOW_CALLS)
+        self._failures = 0
+        self._answered_at = float("-inf")
+        self._open_s = OPEN_MIN_S
+        self._probes_left = 0
+        self._probes_out = 0
+        self._waiting: OrderedDict[asyncio.Future[int], None] = OrderedDict()  # first come, first probed
+
+    @property
+    def waiting(self) -> int:
+        """Callers held back now."""
+        return len(self._waiting)
+
+    @property
+    def declared_wait(self) -> str | None:
+        """Why callers may be standing still although the process is well; None while closed."""
+        return None if self.state is State.CLOSED else "payment provider is not answering"
+
+    async def acquire(self) -> int:
+        """Wait until a call may be made; the permit must come back through `record`, whatever becomes of the call."""
+        if self.state is State.CLOSED:
+            return self._period
+        if self.state is State.HALF_OPEN and self._probes_left:
+            return self._give_probe()
+        caller: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+        self._waiting[caller] = None
+        try:
+            return await caller
+        except asyncio.CancelledError:
+            self._waiting.pop(caller, None)
+            if caller.done() and not caller.cancelled():  # permitted and cancelled in the same turn of the loop
+                self.record(caller.result(), None)
+            raise
+
+    def record(self, permit: int, answered: bool | None) -> None:
+        """`answered`: True for any definite answer of a living provider, False for a failure, None if never known."""
+        if answered:
+            self._answered_at = asyncio.get_running_loop().time()
+        if answered and self.state is not State.CLOSED:
+            self._close()
+        elif permit != self._period:
+            return
+        elif self.state is State.HALF_OPEN:
+            self._probe_failed(answered)
+        elif self.state is State.CLOSED and answered is not None:
+            self._count(answered)
+
+    def _count(self, answered: bool) -> None:
+        if len(self._recent) == WINDOW_CALLS:
+            self._failures -= not self._recent[0]
+        self._recent.append(answered)
+        self._failures += not answered
+        if answered or len(self._recent) < MIN_CALLS or self._failures < FAILURE_RATE * len(self._recent):
+            return
+        if asyncio.get_running_loop().time() - self._answered_at >= SILENCE_S:
+            self._open()
+
+    def _probe_failed(self, answered: bool | None) -> None:
+        self._probes_out -= 1
+        if answered is None:
+            self._probes_left += 1
+            self._wake_probes()
+        elif not self._probes_out and not self._probes_left:
+            self._open_s = min(self._open_s * 2, OPEN_MAX_S)
+            self._open()
+
+    def _open(self) -> None:
+        self._begin(State.OPEN)
+        self.opened += 1
+        period, wait_s = self._period, self._open_s * random.uniform(0.75, 1.0)
+        asyncio.get_running_loop().call_later(wait_s, self._half_open, period)
+
+    def _half_open(self, period: int) -> None:
+        if period != self._period:  # closed meanwhile by a late answer
+            return
+        self._begin(State.HALF_OPEN)
+        self._probes_left, self._probes_out = PROBES, 0
+        self._wake_probes()
+
+    def _close(self) -> None:
+        self._begin(State.CLOSED)
+        self._open_s = OPEN_MIN_S
+        while self._waiting:
+            self._permit_next(self._period)
+
+    def _begin(self, state: State) -> None:
+        self.state = state
+        self._period += 1
+        self._recent.clear()
+        self._failures = 0
+
+    def _wake_probes(self) -> None:
+        while self._probes_left and self._waiting:
+            self._permit_next(self._give_probe())
+
+    def _give_probe(self) -> int:
+        self._probes_left -= 1
+        self._probes_out += 1
+        return self._period
+
+    def _permit_next(self, period: int) -> None:
+        caller, _ = self._waiting.popitem(last=False)
+        caller.set_result(period)

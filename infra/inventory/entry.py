@@ -1,0 +1,96 @@
+"""The held entry: ledger line, outbox and to-do item of one order in one string of Redis.
+
+`state epoch version available quantity user at_ms order.placed-without-its-tail`, state h (held), s (sold) or r (released).
+While held, epoch, version and available are those of the reservation; once settled, those of the settlement.
+"""
+
+from dataclasses import dataclass
+
+import msgspec
+
+from schemas.events import OrderPlaced
+from schemas.ids import OrderId, UserId
+from schemas.order_state import Entry
+
+STATES = {"h": Entry.HELD, "s": Entry.SOLD, "r": Entry.RELEASED}
+LETTERS = {state: letter for letter, state in STATES.items()}
+
+
+@dataclass(frozen=True, slots=True)
+class HeldEntry:
+    """One parsed entry; `at_ms` is when it was written (reserved, or settled)."""
+
+    order_id: OrderId
+    state: Entry
+    epoch: int
+    version: int
+    available: int
+    quantity: int
+    user_id: UserId
+    at_ms: int
+    placed_head: bytes
+
+    @property
+    def placed_value(self) -> bytes:
+        """The bytes of order.placed, equal to those the gateway sends. Only meaningful while held."""
+        return placed_value(self.placed_head, self.at_ms, self.epoch, self.version, self.available)
+
+    def line(self) -> bytes:
+        head = (LETTERS[self.state], self.epoch, self.version, self.available, self.quantity, self.user_id, self.at_ms)
+        return " ".join(map(str, head)).encode() + b" " + self.placed_head
+
+
+def parse(order_id: OrderId, line: bytes) -> HeldEntry:
+    """Raises ValueError on a line that no script of ours wrote."""
+    state, epoch, version, available, quantity, user, at_ms, head = line.split(b" ", 7)
+    return HeldEntry(
+        order_id=order_id,
+        state=STATES[state.decode()],
+        epoch=int(epoch),
+        version=int(version),
+        available=int(available),
+        quantity=int(quantity),
+        user_id=UserId(int(user)),
+        at_ms=int(at_ms),
+        placed_head=head,
+    )
+
+
+class PlacedHead(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", tag="order.placed", omit_defaults=True):
+    """The fields of order.placed that are known before the reservation."""
+
+    order_id: str
+    product_id: int
+    user_id: int
+    quantity: int
+    unit_price_cents: int
+    currency: str
+    key_hash: str | msgspec.UnsetType = msgspec.UNSET
+
+
+_head_encoder = msgspec.json.Encoder()
+
+
+def placed_head(head: PlacedHead) -> bytes:
+    """order.placed up to where the reservation's own fields follow."""
+    return _head_encoder.encode(head)[:-1]
+
+
+def placed_value(head: bytes, at_ms: int, epoch: int, version: int, available: int) -> bytes:
+    """The complete order.placed value."""
+    return head + b',"placed_at_ms":%d,"epoch":%d,"version":%d,"available":%d}' % (at_ms, epoch, version, available)
+
+
+def placed_head_of(event: OrderPlaced) -> bytes:
+    """The head of an event read from the log, for entries that a rebuild writes."""
+    return placed_head(
+        PlacedHead(
+            order_id=event.order_id,
+            product_id=event.product_id,
+            user_id=event.user_id,
+            quantity=event.quantity,
+            unit_price_cents=event.unit_price_cents,
+            currency=event.currency,
+            key_hash=event.key_hash,
+        )
+    )

@@ -1,0 +1,224 @@
+"""The Python face of the scripts: reserve, settle, project. Every call is one script, so every call is atomic.
+
+Nothing here decides; the answers are typed and the callers' match statements are exhaustive.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from msgspec import UNSET
+
+from infra.redis_client import Redis
+from schemas.events import OrderStatusChanged
+from schemas.ids import OrderId, ProductId, UserId
+from schemas.order_state import RANK, TERMINAL, Entry
+
+from . import entry, keys
+from .pipeliner import Pipeliner
+
+KEY_LIFETIME_MS = 24 * 3_600_000  # acceptances are remembered this long
+FIRST_LOOK_MS = 2_000  # a gateway killed between reserving and publishing is noticed after this
+NEXT_LOOK_MS = 2_000
+TERMINAL_LIFETIME_MS = 24 * 3_600_000  # afterwards the status is read from Postgres
+
+
+@dataclass(frozen=True, slots=True)
+class Reservation:
+    """One wish to buy. `hashed_key` is None where the order id itself is the key."""
+
+    order_id: OrderId
+    user_id: UserId
+    product_id: ProductId
+    quantity: int
+    unit_price_cents: int
+    currency: str
+    hashed_key: str | None = None
+
+    @property
+    def body(self) -> str:
+        return f"{self.product_id}:{self.quantity}"
+
+
+@dataclass(frozen=True, slots=True)
+class Held:
+    """Units were taken; `value` is the complete order.placed."""
+
+    epoch: int
+    version: int
+    available: int
+    at_ms: int
+    value: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Known:
+    """The key was accepted before, for this order and body."""
+
+    order_id: OrderId
+    same_body: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Refused:
+    """Nothing was taken. `reason` is unverified, paused, not_open, closed, user_limit, busy or sold_out."""
+
+    reason: str
+    epoch: int = 0
+    version: int = 0
+    opens_at_ms: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Settlement:
+    """The units of a terminal order have been moved under this version."""
+
+    epoch: int
+    version: int
+    available: int
+    returned: int
+
+
+class NotVerified(Exception):
+    """The books are not in force for this Redis run: wait for the rebuild, acknowledge nothing."""
+
+
+class SettledOtherwise(Exception):
+    """An order was asked to settle both ways: the books disagree with Postgres."""
+
+
+class Inventory:
+    """All writes to a product's books outside a rebuild."""
+
+    def __init__(self, redis: Redis) -> None:
+        self.redis = redis
+        self._scripts = Pipeliner(redis)
+
+    async def reserve(self, wish: Reservation) -> Held | Known | Refused:
+        """Take units or say why not. Idempotent by key. Raises RedisError: then whether units were taken is unknown."""
+        head = entry.placed_head(
+            entry.PlacedHead(
+                order_id=wish.order_id,
+                product_id=wish.product_id,
+                user_id=wish.user_id,
+                quantity=wish.quantity,
+                unit_price_cents=wish.unit_price_cents,
+                currency=wish.currency,
+                key_hash=wish.hashed_key or UNSET,
+            )
+        )
+        order_key = keys.order(wish.order_id)
+        product = wish.product_id
+        reply = await self._scripts.call(
+            "reserve",
+            (
+                keys.stock(product),
+                keys.held(product),
+                keys.due(product),
+                keys.buyers(product),
+                order_key,
+                keys.key_record(wish.user_id, wish.hashed_key) if wish.hashed_key else order_key,
+            ),
+            wish.order_id,
+            wish.user_id,
+            wish.quantity,
+            wish.body,
+            head,
+            wish.unit_price_cents,
+            wish.currency,
+            KEY_LIFETIME_MS,
+            FIRST_LOOK_MS,
+            product,
+        )
+        return _reserve_answer(wish, head, reply)
+
+    async def settle(self, orders: Sequence[tuple[ProductId, OrderId, Entry]]) -> list[Settlement | None]:
+        """Move the units of terminal orders to SOLD or RELEASED; None where no entry is left (announced before).
+
+        Idempotent: the same version is given again. Raises NotVerified, SettledOtherwise or RedisError; some of the
+        orders may then be settled, which asking again finds out.
+        """
+        replies = await self._scripts.call_many(
+            "settle",
+            [
+                (
+                    (keys.stock(product), keys.held(product), keys.due(product), keys.buyers(product)),
+                    (order_id, entry.LETTERS[outcome], NEXT_LOOK_MS),
+                )
+                for product, order_id, outcome in orders
+            ],
+        )
+        return [_settle_answer(reply, order_id) for reply, (_, order_id, _) in zip(replies, orders, strict=True)]
+
+    async def project(self, events: Sequence[OrderStatusChanged]) -> None:
+        """Write statuses into the read model; delete the settled entries whose announcement these events are."""
+        await self._scripts.call_many("project", [_projection(event) for event in events])
+
+    async def entries(self, product: ProductId, order_ids: Sequence[OrderId]) -> dict[OrderId, entry.HeldEntry]:
+        """The entries that exist. Read them before the rows: a row read later can only be further on."""
+        if not order_ids:
+            return {}
+        lines = await self.redis.hmget(keys.held(product), list(order_ids))
+        return {
+            id_: entry.parse(id_, line if isinstance(line, bytes) else line.encode())
+            for id_, line in zip(order_ids, lines, strict=True)
+            if line is not None
+        }
+
+    async def close(self, product: ProductId) -> None:
+        """Refuse every script on this product until its books are rebuilt."""
+        await self.redis.hset(keys.stock(product), "state", "closed")
+
+    async def run_id(self) -> str:
+        return str((await self.redis.info("server"))["run_id"])
+
+
+def _reserve_answer(wish: Reservation, head: bytes, reply: list[Any]) -> Held | Known | Refused:
+    match reply:
+        case [b"held", epoch, version, available, now_ms]:
+            return Held(epoch, version, available, now_ms, entry.placed_value(head, now_ms, epoch, version, available))
+        case [b"known", order_id, body]:
+            return Known(OrderId(order_id.decode()), body.decode() == wish.body)
+        case [b"sold_out", epoch, version]:
+            return Refused("sold_out", epoch, version)
+        case [b"not_open", opens_at_ms]:
+            return Refused("not_open", opens_at_ms=opens_at_ms)
+        case [reason, *_]:
+            return Refused(reason.decode())
+        case _:
+            raise ValueError(f"reserve.lua answered {reply!r}")
+
+
+def _settle_answer(reply: list[Any], order_id: OrderId) -> Settlement | None:
+    match reply:
+        case [b"settled", epoch, version, available, returned]:
+            return Settlement(epoch, version, available, returned)
+        case [b"none"]:
+            return None
+        case [b"unverified"]:
+            raise NotVerified
+        case _:
+            raise SettledOtherwise(f"{order_id}: settle.lua answered {reply!r}")
+
+
+def _projection(event: OrderStatusChanged) -> tuple[tuple[str, ...], tuple[str | int, ...]]:
+    product = ProductId(event.product_id)
+    terminal = event.status in TERMINAL
+    return (
+        (keys.order(OrderId(event.order_id)), keys.held(product), keys.due(product)),
+        (
+            event.order_id,
+            event.status,
+            RANK[event.status],
+            event.at_ms,
+            ";".join(f"{step.status}@{step.at_ms}" for step in event.steps),
+            f"{event.epoch} {event.version}" if terminal and event.epoch and event.version else "",
+            TERMINAL_LIFETIME_MS if terminal else "",
+            event.user_id,
+            event.product_id,
+            event.quantity,
+            event.total_cents // event.quantity,
+            event.currency,
+            event.placed_at_ms,
+        ),
+    )

@@ -1,0 +1,40 @@
+"""The names of all Redis keys. Those of one product share a hash tag, so that one script may touch them in Redis Cluster too."""
+
+from hashlib import sha256
+
+from schemas.ids import OrderId, ProductId, UserId
+
+BOOKS_RUN = "books:run"  # the Redis run for which every product's books were last verified
+
+
+def stock(product: ProductId) -> str:
+    return f"stock:{{p{product}}}"
+
+
+def held(product: ProductId) -> str:
+    return f"held:{{p{product}}}"
+
+
+def due(product: ProductId) -> str:
+    return f"due:{{p{product}}}"
+
+
+def buyers(product: ProductId) -> str:
+    return f"buyers:{{p{product}}}"
+
+
+def prepared(key: str, epoch: int) -> str:
+    """Where a rebuild writes `key` before its books are put in force."""
+    return f"{key}:new:{epoch}"
+
+
+def order(order_id: OrderId) -> str:
+    return f"order:{order_id}"
+
+
+def key_hash(idempotency_key: str) -> str:
+    return sha256(idempotency_key.encode()).hexdigest()
+
+
+def key_record(user: UserId, hashed_key: str) -> str:
+    return f"key:{{u{user}}}:{hashed_key}"

@@ -1,0 +1,113 @@
+"""Script calls of many tasks in, few round trips out: whatever was asked while the last trip was under way is the next one.
+
+Small when idle, large when busy, no timers. A caller that goes away does not cancel the trip of the others.
+"""
+
+import asyncio
+from collections.abc import Sequence
+from hashlib import sha1
+from pathlib import Path
+from typing import Any
+
+from redis.exceptions import ConnectionError as RedisConnectionError
+from redis.exceptions import NoScriptError, RedisError
+
+from infra.redis_client import UNREACHABLE, Redis
+
+Argument = str | bytes | int
+SCRIPTS = {path.stem: path.read_text() for path in Path(__file__).parent.glob("*.lua")}
+DIGESTS = {name: sha1(body.encode(), usedforsecurity=False).hexdigest() for name, body in SCRIPTS.items()}
+
+MAX_TRIP = 512  # calls in one round trip: bounds how long Redis is held by one client
+LANES = 2  # trips under way at once
+
+
+class NotSent(RedisConnectionError):
+    """There was no connection to be had, so the command definitely did not run."""
+
+
+class Pipeliner:
+    """`call` a script by name; the reply is the script's, or the RedisError it ended with is raised."""
+
+    def __init__(self, redis: Redis) -> None:
+        self._redis = redis
+        self._waiting: list[tuple[tuple[Argument, ...], asyncio.Future[Any]]] = []
+        self._trips: set[asyncio.Task[None]] = set()
+
+    def call(self, script: str, keys: Sequence[str], *args: Argument) -> asyncio.Future[Any]:
+        return self.command("EVALSHA", DIGESTS[script], len(keys), *keys, *args)
+
+    def command(self, *command: Argument) -> asyncio.Future[Any]:
+        """Any other command, in the same trips."""
+        future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+        self._waiting.append((command, future))
+        if len(self._trips) < LANES:
+            self._start_trip()
+        return future
+
+    async def call_many(self, script: str, calls: Sequence[tuple[Sequence[str], Sequence[Argument]]]) -> list[Any]:
+        """Replies in order; raises the first error, after all have been answered."""
+        replies = await asyncio.gather(
+            *(self.call(script, keys, *args) for keys, args in calls), return_exceptions=True
+        )
+        for reply in replies:
+            if isinstance(reply, BaseException):
+                raise reply
+        return replies
+
+    def _start_trip(self) -> None:
+        trip = asyncio.get_running_loop().create_task(self._run_trips())
+        self._trips.add(trip)
+        trip.add_done_callback(self._trips.discard)
+
+    async def _run_trips(self) -> None:
+        await asyncio.sleep(0)  # let the tasks of this turn of the loop ask first
+        while self._waiting:
+            batch, self._waiting = self._waiting[:MAX_TRIP], self._waiting[MAX_TRIP:]
+            try:
+                replies = await self._send([command for command, _ in batch])
+            except RedisError as error:
+                replies = [error] * len(batch)
+            except OSError as error:
+                replies = [RedisError(str(error))] * len(batch)
+            for (_, future), reply in zip(batch, replies, strict=True):
+                if future.done():
+                    continue
+                if isinstance(reply, Exception):
+                    future.set_exception(reply)
+                else:
+                    future.set_result(reply)
+
+    async def _send(self, commands: list[tuple[Argument, ...]]) -> list[Any]:
+        replies = await self._pipeline(commands)
+        unknown = [i for i, reply in enumerate(replies) if isinstance(reply, NoScriptError)]
+        if unknown:  # a new Redis run: these definitely did not execute
+            for i, reply in zip(unknown, await self._load_and_repeat([commands[i] for i in unknown]), strict=True):
+                replies[i] = reply
+        return replies
+
+    async def _load_and_repeat(self, commands: list[tuple[Argument, ...]]) -> list[Any]:
+        # Errors stay with these commands: the others of the trip have their replies already.
+        try:
+            for body in SCRIPTS.values():
+                await self._redis.script_load(body)
+        except (RedisError, OSError) as error:
+            return [NotSent(str(error))] * len(commands)
+        try:
+            return await self._pipeline(commands)
+        except RedisError as error:
+            return [error] * len(commands)
+
+    async def _pipeline(self, commands: list[tuple[Argument, ...]]) -> list[Any]:
+        async with self._redis.pipeline(transaction=False) as pipe:
+            try:
+                # redis-py leaves this method without types
+                pipe.connection = await self._redis.connection_pool.get_connection()  # type: ignore[no-untyped-call]
+            except (RedisError, OSError) as error:
+                raise NotSent(str(error)) from error
+            for command in commands:
+                pipe.execute_command(*command)
+            return list(await pipe.execute(raise_on_error=False))
+
+
+__all__ = ["SCRIPTS", "UNREACHABLE", "NotSent", "Pipeliner"]

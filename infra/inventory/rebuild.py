@@ -1,0 +1,314 @@
+"""Postgres, the log and what Redis still holds in; a product's books out, under a new epoch, for the present Redis run.
+
+The only way stock is loaded. Opening is the last write and one script: until then the product refuses every
+reservation, and a rebuild that dies half-way has changed nothing but its prepared keys. Sources are read against the
+way of an order: the order stage's offsets, Postgres, the log from those offsets on, Redis.
+"""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+import asyncpg
+
+from infra.kafka import Offsets, Publisher
+from infra.logs import get_logger
+from infra.postgres.pool import CONNECT_TIMEOUT_S
+from infra.postgres.queries import SQL
+from infra.redis_client import UNREACHABLE, Redis
+from infra.settings import Settings
+from infra.watermarks import unprocessed_from
+from schemas import topics
+from schemas.codec import encode
+from schemas.events import StockOpened
+from schemas.ids import ProductId
+from schemas.order_state import TERMINAL, Status
+
+from . import keys
+from .entry import HeldEntry
+from .inventory import KEY_LIFETIME_MS
+from .pipeliner import SCRIPTS
+from .rebuild_books import PreparedBooks, head_of
+from .rebuild_sources import CHUNK, placed_since, rows_in_chunks, survivors
+
+LOCK_SPACE = 0x7412  # pg_advisory_lock(LOCK_SPACE, product id)
+LOCK_TIMEOUT_S = 30
+ATTEMPTS = 5
+PUBLISH_TIMEOUT_S = 30.0
+NO_STOCK_LEFT = "no stock left after a rebuild"
+
+log = get_logger()
+
+
+class RebuildImpossible(Exception):
+    """The product is unknown, its rows exceed its stock, or each attempt was overtaken; it stays closed."""
+
+
+class _Overtaken(Exception):
+    """This attempt's reads are worth nothing any more: start over."""
+
+
+async def rebuild(
+    product_id: ProductId, reason: str, *, redis: Redis, pool: asyncpg.Pool, settings: Settings, publisher: Publisher
+) -> StockOpened:
+    """Close the product, make its books anew, open it. One at a time per product; waits its turn.
+
+    `redis` needs a timeout of seconds. Raises RebuildImpossible, RedisError, KafkaError, TimeoutError or a Postgres
+    error; the product is then closed, and may be rebuilt again.
+    """
+    async with books_lock(settings, product_id, wait=True) as connection:
+        assert connection is not None
+        return await _Rebuild(product_id, reason, redis, pool, settings, publisher, connection).run()
+
+
+async def rebuild_if_needed(
+    product_id: ProductId, reason: str, *, redis: Redis, pool: asyncpg.Pool, settings: Settings, publisher: Publisher
+) -> StockOpened | None:
+    """As `rebuild`, unless someone is doing it now or has just done it: then None, at once."""
+    async with books_lock(settings, product_id, wait=False) as connection:
+        if connection is None:
+            return None
+        epoch = (await connection.fetchrow(SQL.product, product_id) or {"epoch": None})["epoch"]
+        if await in_force(redis, product_id, epoch):
+            return None
+        return await _Rebuild(product_id, reason, redis, pool, settings, publisher, connection).run()
+
+
+async def in_force(redis: Redis, product: ProductId, epoch: int | None) -> bool:
+    """The product's books were made for this Redis run, are not closed, and are the newest that were ever begun."""
+    run = str((await redis.info("server"))["run_id"]).encode()
+    of_run, state, of_epoch = await redis.hmget(keys.stock(product), ["run", "state", "epoch"])
+    return of_run == run and state != b"closed" and epoch is not None and of_epoch == str(epoch).encode()
+
+
+@asynccontextmanager
+async def books_lock(settings: Settings, product: ProductId, *, wait: bool) -> AsyncIterator[Any | None]:
+    """A connection that holds the product's rebuild lock; None where it is taken and `wait` is off."""
+    connection = await asyncpg.connect(
+        settings.postgres_dsn,
+        timeout=CONNECT_TIMEOUT_S,
+        command_timeout=LOCK_TIMEOUT_S + 30.0,
+        server_settings={"application_name": "thrones-rebuild", "lock_timeout": f"{LOCK_TIMEOUT_S}s"},
+    )
+    try:
+        if wait:
+            await connection.execute("SELECT pg_advisory_lock($1, $2)", LOCK_SPACE, product)
+            yield connection
+        else:
+            got = await connection.fetchval("SELECT pg_try_advisory_lock($1, $2)", LOCK_SPACE, product)
+            yield connection if got else None
+    finally:
+        with suppress(TimeoutError, OSError, asyncpg.PostgresError, asyncpg.InterfaceError):
+            await connection.close(timeout=CONNECT_TIMEOUT_S)  # ends the session, and with it the lock
+
+
+@dataclass(slots=True)
+class _Totals:
+    """Units as one Postgres snapshot and the union of orders say."""
+
+    initial: int
+    confirmed: int
+    verified_as_of: datetime  # everything that ended before this (less a minute) is settled and announced
+
+
+class _Rebuild:
+    def __init__(
+        self,
+        product: ProductId,
+        reason: str,
+        redis: Redis,
+        pool: asyncpg.Pool,
+        settings: Settings,
+        publisher: Publisher,
+        connection: Any,
+    ) -> None:
+        self._product, self._reason = product, reason
+        self._redis, self._pool, self._publisher, self._settings = redis, pool, publisher, settings
+        self._connection = connection
+
+    async def run(self) -> StockOpened:
+        offsets = Offsets(self._settings)
+        try:
+            for attempt in range(ATTEMPTS):
+                try:
+                    return await self._attempt(offsets)
+                except (_Overtaken, *UNREACHABLE) as why:
+                    log.warning("rebuild starts over", product=self._product, attempt=attempt + 1, why=repr(why))
+                    await asyncio.sleep(0.2 * 2**attempt)
+        finally:
+            await offsets.close()
+        raise RebuildImpossible(f"product {self._product}: overtaken {ATTEMPTS} times, it stays closed")
+
+    async def _attempt(self, offsets: Offsets) -> StockOpened:
+        run = str((await self._redis.info("server"))["run_id"])
+        started_at: datetime = await self._connection.fetchval("SELECT clock_timestamp()")
+        # From here on a record of older books needs an entry to be believed, and no batch of the order stage that read
+        # the old epoch is still under way: both lock the product's row.
+        epoch = await self._pool.fetchval(SQL.draw_epoch, self._product)
+        if epoch is None:
+            raise RebuildImpossible(f"there is no product {self._product}")
+        await self._redis.hset(keys.stock(self._product), mapping={"state": "closed", "building": epoch})
+        books = PreparedBooks(self._redis, self._product, epoch)
+        await books.begin()
+        # Before Postgres: what is before these offsets has a row there.
+        starts = await unprocessed_from(offsets, topics.ORDER_STAGE_GROUP, topics.ORDERS)
+        async with self._connection.transaction(isolation="repeatable_read", readonly=True):
+            totals = await self._read_rows(books, started_at)
+            unrowed = await self._read_unrowed(books, offsets, starts, totals)
+            row = await self._connection.fetchrow(SQL.product, self._product)
+        sold = totals.confirmed - books.confirmed_units
+        await self._take_in(books, unrowed, totals.initial - sold - books.held_units)
+        return await self._open(books, run, epoch, row, sold, totals)
+
+    async def _read_rows(self, books: PreparedBooks, started_at: datetime) -> _Totals:
+        product = await self._connection.fetchrow(SQL.product, self._product)
+        units = {
+            row["status"]: row["units"] for row in await self._connection.fetch(SQL.units_by_status, self._product)
+        }
+        totals = _Totals(product["initial"], units.get(Status.CONFIRMED, 0), started_at)
+        self._seen: set[str] = set()
+        async for rows in rows_in_chunks(self._connection, SQL.rebuild_rows, self._product):
+            await self._add_rows(books, rows, totals)
+        async for rows in rows_in_chunks(self._connection, SQL.units_by_user, self._product):
+            await books.add_users(rows)
+        oldest_ms = time.time_ns() // 1_000_000 - KEY_LIFETIME_MS
+        async for rows in rows_in_chunks(self._connection, SQL.rebuild_keys, self._product, oldest_ms):
+            await books.add_keys(rows)
+        return totals
+
+    async def _add_rows(self, books: PreparedBooks, rows: Any, totals: _Totals) -> None:
+        self._seen.update(row["id"] for row in rows)
+        for row in rows:
+            if row["status"] in TERMINAL:  # to be announced again: the next rebuild must not take it for announced
+                totals.verified_as_of = min(totals.verified_as_of, row["updated_at"])
+        await books.add_rows(rows)
+
+    async def _read_unrowed(
+        self, books: PreparedBooks, offsets: Offsets, starts: dict[int, int], totals: _Totals
+    ) -> dict[str, HeldEntry]:
+        """Orders that the log or Redis vouches for and Postgres does not know yet."""
+        unrowed: dict[str, HeldEntry] = {}
+        async for entries in placed_since(self._settings, offsets, starts, self._product):
+            for entry in await self._without_row(books, entries, totals, rows_are_held=False):
+                known = unrowed.get(entry.order_id)
+                if known is None or (known.epoch, known.version) < (entry.epoch, entry.version):
+                    unrowed[entry.order_id] = entry
+        async for entries in survivors(self._redis, self._product):
+            for entry in await self._without_row(books, entries, totals, rows_are_held=True):
+                unrowed[entry.order_id] = entry
+        return unrowed
+
+    async def _without_row(
+        self, books: PreparedBooks, entries: list[HeldEntry], totals: _Totals, *, rows_are_held: bool
+    ) -> list[HeldEntry]:
+        """Those Postgres does not know. The others are over and done with, unless Redis holds them: those are added."""
+        new = {entry.order_id: entry for entry in entries if entry.order_id not in self._seen}
+        if not new:
+            return []
+        rows = await self._connection.fetch(SQL.rebuild_rows_by_id, list(new))
+        if rows and rows_are_held:
+            await self._add_rows(books, [row for row in rows if row["product_id"] == self._product], totals)
+        for row in rows:
+            del new[row["id"]]
+        return list(new.values())
+
+    async def _take_in(self, books: PreparedBooks, unrowed: dict[str, HeldEntry], room: int) -> None:
+        """Unrowed orders as they were accepted; what does not fit is failed, uncharged, and all starts over."""
+        if room < 0:
+            raise RebuildImpossible(f"product {self._product}: its orders exceed its stock by {-room}")
+        fitting, excess = [], []
+        for entry in sorted(unrowed.values(), key=lambda e: (e.epoch, e.version)):
+            if entry.quantity <= room:
+                room -= entry.quantity
+                fitting.append(entry)
+            else:
+                excess.append(entry)
+        if excess:
+            await self._fail(excess)
+            raise _Overtaken(f"{len(excess)} orders were accepted twice over and have been failed")
+        for first in range(0, len(fitting), CHUNK):
+            await books.add_unrowed(fitting[first : first + CHUNK])
+
+    async def _fail(self, excess: list[HeldEntry]) -> None:
+        async with self._pool.acquire() as connection, connection.transaction():
+            for entry in excess:
+                head = head_of(entry)
+                await connection.execute(
+                    SQL.fail_order,
+                    entry.order_id,
+                    self._product,
+                    entry.user_id,
+                    head.quantity,
+                    NO_STOCK_LEFT,
+                    entry.epoch,
+                    entry.version,
+                    entry.available,
+                    head.key_hash or None,
+                    entry.at_ms,
+                )
+
+    async def _open(
+        self, books: PreparedBooks, run: str, epoch: int, product: asyncpg.Record, sold: int, totals: _Totals
+    ) -> StockOpened:
+        opened = StockOpened(
+            product_id=self._product,
+            epoch=epoch,
+            initial=totals.initial,
+            available=totals.initial - books.held_units - sold,
+            held=books.held_units,
+            sold=sold,
+            opened_at_ms=time.time_ns() // 1_000_000,
+            reason=self._reason,
+        )
+        # First on the log, then in force: no version of this epoch can be there without its opening.
+        sent = self._publisher.publish(topics.ORDERS, str(self._product), encode(opened))
+        await asyncio.wait_for(asyncio.shield(sent), PUBLISH_TIMEOUT_S)
+        fields = stock_fields(opened, product, self._settings.max_held)
+        answer = await self._redis.eval(SCRIPTS["open"], 7, *books.script_keys, run, str(epoch), *fields)
+        if answer != b"opened":
+            raise _Overtaken(answer.decode())
+        await self._pool.execute(SQL.mark_verified, self._product, totals.verified_as_of)
+        log.info(
+            "books opened",
+            product=self._product,
+            epoch=epoch,
+            reason=self._reason,
+            available=opened.available,
+            held=opened.held,
+            sold=sold,
+            orders=books.entries,
+        )
+        return opened
+
+
+def stock_fields(opened: StockOpened, product: Any, max_held: int) -> list[str]:
+    """The stock hash as field, value, ...; run, epoch and version are open.lua's. An absent field means none."""
+    fields: dict[str, object] = {
+        "state": "open",
+        "initial": opened.initial,
+        "available": opened.available,
+        "held": opened.held,
+        "sold": opened.sold,
+        "name": product["name"],
+        "price_cents": product["price_cents"],
+        "currency": product["currency"],
+        "per_user_limit": product["per_user_limit"],
+        "opens_at_ms": _milliseconds(product["opens_at"]),
+        "closes_at_ms": _milliseconds(product["closes_at"]),
+        "created_ms": _milliseconds(product["created_at"]),
+        "updated_ms": _milliseconds(product["updated_at"]),
+        "max_held": max_held,
+        "opened_ms": opened.opened_at_ms,  # where in the log to look for stock.opened
+    }
+    return [str(part) for pair in fields.items() if pair[1] is not None for part in pair]
+
+
+def _milliseconds(at: datetime | None) -> int | None:
+    return None if at is None else int(at.timestamp() * 1000)
+
+
+__all__ = ["RebuildImpossible", "books_lock", "in_force", "rebuild", "rebuild_if_needed"]

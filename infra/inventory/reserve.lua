@@ -1,0 +1,60 @@
+#!lua
+-- Take units of one product for one order, or say why not. All questions come before the first write, because an
+-- error half-way is not rolled back. Without the allow-oom flag a full Redis refuses the whole script up front.
+--
+-- KEYS[1] stock:{p}   hash: run epoch state initial available held sold version opens_at_ms closes_at_ms per_user_limit max_held
+-- KEYS[2] held:{p}    hash: order id -> entry (see entry.py)
+-- KEYS[3] due:{p}     sorted set: order id by the time (ms) of the relay's next look
+-- KEYS[4] buyers:{p}  hash: user id -> units of live and confirmed orders
+-- KEYS[5] order:ID    hash: the read model
+-- KEYS[6] key record of (user, Idempotency-Key), or KEYS[5] again where the order id is the key
+-- ARGV[1] order id   ARGV[2] user id   ARGV[3] quantity   ARGV[4] body ("product:quantity")
+-- ARGV[5] order.placed without its last fields and closing brace   ARGV[6] unit price (cents)   ARGV[7] currency
+-- ARGV[8] key record lifetime (ms)   ARGV[9] delay of the relay's first look (ms)   ARGV[10] product id
+--
+-- Returns one of
+--   {'held', epoch, version, available, now_ms}       units taken
+--   {'known', order id, body}                         this key was accepted before
+--   {'unverified'}                                    the books were not made for this Redis run, or are being rebuilt
+--   {'paused'} {'not_open', opens_at_ms} {'closed'} {'user_limit'} {'busy', held}
+--   {'sold_out', epoch, version}
+
+local stock = redis.call('HMGET', KEYS[1], 'run', 'state', 'epoch', 'version', 'available', 'opens_at_ms', 'closes_at_ms',
+  'per_user_limit', 'max_held', 'held')
+local run = string.match(redis.call('INFO', 'server'), 'run_id:(%x+)')
+if stock[1] ~= run or stock[2] == 'closed' then return {'unverified'} end
+
+if KEYS[6] == KEYS[5] then
+  local known = redis.call('HMGET', KEYS[5], 'user', 'body')
+  if known[1] then return {'known', ARGV[1], known[2]} end
+else
+  local known = redis.call('GET', KEYS[6])
+  if known then return {'known', string.sub(known, 1, 36), string.sub(known, 38)} end
+end
+
+if stock[2] == 'paused' then return {'paused'} end
+local time = redis.call('TIME')
+local now = tonumber(time[1]) * 1000 + math.floor(tonumber(time[2]) / 1000)
+local now_text = string.format('%.0f', now)
+local opens, closes = tonumber(stock[6] or ''), tonumber(stock[7] or '')
+if opens and now < opens then return {'not_open', opens} end
+if closes and now >= closes then return {'closed'} end
+
+local quantity = tonumber(ARGV[3])
+local limit = tonumber(stock[8] or '')
+if limit and tonumber(redis.call('HGET', KEYS[4], ARGV[2]) or 0) + quantity > limit then return {'user_limit'} end
+if tonumber(stock[10]) + quantity > tonumber(stock[9]) then return {'busy', tonumber(stock[10])} end
+local available = tonumber(stock[5]) - quantity
+if available < 0 then return {'sold_out', tonumber(stock[3]), tonumber(stock[4])} end
+
+redis.call('HINCRBY', KEYS[1], 'available', -quantity)
+redis.call('HINCRBY', KEYS[1], 'held', quantity)
+local version = redis.call('HINCRBY', KEYS[1], 'version', 1)
+redis.call('HSET', KEYS[2], ARGV[1],
+  'h ' .. stock[3] .. ' ' .. version .. ' ' .. available .. ' ' .. ARGV[3] .. ' ' .. ARGV[2] .. ' ' .. now_text .. ' ' .. ARGV[5])
+redis.call('ZADD', KEYS[3], now + tonumber(ARGV[9]), ARGV[1])
+redis.call('HINCRBY', KEYS[4], ARGV[2], quantity)
+redis.call('HSET', KEYS[5], 'user', ARGV[2], 'product', ARGV[10], 'quantity', ARGV[3], 'price', ARGV[6], 'currency', ARGV[7],
+  'status', 'queued', 'rank', 10, 'placed', now_text, 'updated', now_text, 'steps', 'queued@' .. now_text, 'body', ARGV[4])
+if KEYS[6] ~= KEYS[5] then redis.call('SET', KEYS[6], ARGV[1] .. ' ' .. ARGV[4], 'PX', ARGV[8]) end
+return {'held', tonumber(stock[3]), version, available, now}

@@ -1,0 +1,40 @@
+#!lua flags=allow-oom
+-- Move the units of one terminal order: to the buyer (sold) or back on sale (released). Idempotent: asked again it gives
+-- the version of the first time. The quantity is the entry's, never the caller's. May run when Redis is full, so that
+-- settling drains it.
+--
+-- KEYS[1] stock:{p}   KEYS[2] held:{p}   KEYS[3] due:{p}   KEYS[4] buyers:{p}
+-- ARGV[1] order id    ARGV[2] 's' (sold) or 'r' (released)   ARGV[3] delay of the relay's next look (ms)
+--
+-- Returns one of
+--   {'settled', epoch, version, available, returned}   returned: units that went back on sale
+--   {'none'}                                           no entry: it was settled and announced before
+--   {'unverified'}                                     wait: the books are not in force
+--   {'conflict', 's' or 'r'}                           it was settled the other way
+
+local stock = redis.call('HMGET', KEYS[1], 'run', 'state', 'epoch')
+local run = string.match(redis.call('INFO', 'server'), 'run_id:(%x+)')
+if stock[1] ~= run or stock[2] == 'closed' then return {'unverified'} end
+
+local entry = redis.call('HGET', KEYS[2], ARGV[1])
+if not entry then return {'none'} end
+local state, epoch, version, available, quantity, user, placed =
+  string.match(entry, '^(%a) (%d+) (%d+) (%d+) (%d+) (%d+) %d+ (.*)$')
+quantity = tonumber(quantity)
+local returned = ARGV[2] == 'r' and quantity or 0
+if state ~= 'h' then
+  if state ~= ARGV[2] then return {'conflict', state} end
+  return {'settled', tonumber(epoch), tonumber(version), tonumber(available), returned}
+end
+
+local time = redis.call('TIME')
+local now = tonumber(time[1]) * 1000 + math.floor(tonumber(time[2]) / 1000)
+redis.call('HINCRBY', KEYS[1], 'held', -quantity)
+redis.call('HINCRBY', KEYS[1], ARGV[2] == 'r' and 'available' or 'sold', quantity)
+version = redis.call('HINCRBY', KEYS[1], 'version', 1)
+available = redis.call('HGET', KEYS[1], 'available')
+if returned > 0 and redis.call('HINCRBY', KEYS[4], user, -returned) <= 0 then redis.call('HDEL', KEYS[4], user) end
+redis.call('HSET', KEYS[2], ARGV[1], ARGV[2] .. ' ' .. stock[3] .. ' ' .. version .. ' ' .. available .. ' ' .. quantity ..
+  ' ' .. user .. ' ' .. string.format('%.0f', now) .. ' ' .. placed)
+redis.call('ZADD', KEYS[3], now + tonumber(ARGV[3]), ARGV[1])
+return {'settled', tonumber(stock[3]), version, tonumber(available), returned}

@@ -1,0 +1,127 @@
+"""The supervisor process: the environment of `thrones up` in; servers, migrations, topics and applications out."""
+
+import asyncio
+import contextlib
+import fcntl
+import os
+import resource
+import sys
+from collections.abc import Coroutine, Iterator
+from pathlib import Path
+
+from infra import registry
+from infra.lifecycle import Stop, stop_on_signals
+from infra.local.phase import SERVERS_ONLY, TIED, Phase, write_phase
+from infra.local.ports import StackConfig, StackError, listen, load_config
+from infra.local.process import ProcessSpec
+from infra.local.readiness import note_former_members
+from infra.local.specs import application_specs, gateway_specs, server_specs
+from infra.local.supervisor import Supervisor
+from infra.logs import configure, get_logger
+from infra.settings import get_settings
+
+SERVERS_DEADLINE_S = 50.0
+
+
+def main() -> None:
+    configure("supervisor")
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    get_logger().info("supervisor", file_limit=hard, file_limit_was=soft)
+    state_dir = get_settings().thrones_state_dir
+    with _only_one(state_dir):
+        sys.exit(asyncio.run(_run(state_dir, servers_only=SERVERS_ONLY in sys.argv)))
+
+
+@contextlib.contextmanager
+def _only_one(state_dir: Path) -> Iterator[None]:
+    """Hold the state directory's lock; a second supervisor for it ends here."""
+    with (state_dir / "supervisor.lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            sys.exit(f"another supervisor runs in {state_dir}")
+        yield
+
+
+async def _run(state_dir: Path, servers_only: bool) -> int:
+    config = load_config(state_dir)
+    if config is None:
+        raise SystemExit("no stack.json: start with `thrones up`")
+    stop = stop_on_signals()
+    registry.register("supervisor")
+    supervisor = Supervisor(state_dir)
+    servers = server_specs(config, state_dir)
+    housekeeping = asyncio.create_task(supervisor.housekeeping())
+    parent = asyncio.create_task(_watch_parent(stop)) if TIED in sys.argv else None
+    try:
+        await _until_stopped(stop, _boot(supervisor, servers, config, state_dir, servers_only))
+        return 0
+    except StackError as error:
+        get_logger().error("the stack did not start", error=str(error))
+        write_phase(state_dir, Phase("failed", str(error)))
+        return 1
+    finally:
+        housekeeping.cancel()
+        if parent:
+            parent.cancel()
+        names = {spec.name for spec in servers}
+        await supervisor.stop(spec for spec in supervisor.specs if spec.name not in names)
+        await supervisor.stop()
+        (registry.run_dir(state_dir) / "supervisor-1.json").unlink(missing_ok=True)
+
+
+async def _until_stopped(stop: Stop, boot: Coroutine[None, None, None]) -> None:
+    booting = asyncio.create_task(boot)
+    stopping = asyncio.create_task(stop.wait())
+    await asyncio.wait({booting, stopping}, return_when=asyncio.FIRST_COMPLETED)
+    if booting.done():
+        booting.result()
+        await stopping
+    else:
+        booting.cancel()
+
+
+async def _watch_parent(stop: Stop) -> None:
+    parent = os.getppid()
+    while not await stop.sleep(0.5):
+        if parent != os.getppid():
+            stop.set()
+
+
+async def _boot(
+    supervisor: Supervisor,
+    servers: list[ProcessSpec],
+    config: StackConfig,
+    state_dir: Path,
+    servers_only: bool,
+) -> None:
+    write_phase(state_dir, Phase("starting Kafka, Redis and Postgres"))
+    supervisor.start(servers)
+    await supervisor.wait_healthy(servers, SERVERS_DEADLINE_S)
+    if servers_only:
+        write_phase(state_dir, Phase("running"))
+        return
+    write_phase(state_dir, Phase("applying migrations, creating topics"))
+    await _provision()
+    await note_former_members(config, state_dir)
+    listener = listen(config.port)
+    settings = get_settings()
+    supervisor.start(application_specs(settings))
+    supervisor.start(gateway_specs(settings.api_workers, listener.detach(), config.port))
+    write_phase(state_dir, Phase("running"))
+
+
+async def _provision() -> None:
+    from infra.provision import provision  # the servers alone need none of it
+
+    try:
+        await provision(get_settings())
+    except Exception as error:  # whatever it is, the stack cannot run; the text goes to whoever waits
+        get_logger().exception("provisioning failed")
+        raise StackError(f"migrations or topics failed: {type(error).__name__}: {error}") from error
+
+
+if __name__ == "__main__":
+    os.umask(0o022)
+    main()

@@ -1,0 +1,90 @@
+"""Decisions of the mock payment gateway in, JSON lines on disk out; one line is one movement of money, written once.
+
+Lines go to the page cache with one unbuffered write and no fsync: they survive kill -9 of the process, not power loss.
+"""
+
+import fcntl
+import os
+from pathlib import Path
+
+import msgspec
+
+CAPTURE = "capture"
+DECLINE = "decline"
+
+
+class LedgerFull(Exception):
+    """The line could not be written whole; nothing was decided."""
+
+
+class Entry(msgspec.Struct, frozen=True, rename="camel"):
+    """One decision as it lies on disk; `charge_id` is None for a decline."""
+
+    kind: str
+    key: str
+    order_id: str
+    charge_id: str | None
+    amount: str
+    currency: str
+    at_ms: int
+
+
+_encoder = msgspec.json.Encoder()
+_decoder = msgspec.json.Decoder(Entry)
+_CAPTURE_PREFIX = b'{"kind":"' + CAPTURE.encode() + b'"'
+
+
+class ChargeLedger:
+    """The append-only file and its index by idempotency key and by order. One process at a time holds the file."""
+
+    def __init__(self, path: Path) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self.path = path
+        self.by_key: dict[str, Entry] = {}
+        self.captures = 0
+        self.declines = 0
+        self._by_order: dict[str, list[Entry]] = {}
+        self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
+        fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        self._size = self._load()
+
+    def record(self, entry: Entry) -> None:
+        """Put one decision on disk, then in the index. Raises LedgerFull, leaving neither."""
+        line = _encoder.encode(entry) + b"\n"
+        try:
+            written = os.write(self._file, line)
+        except OSError as error:
+            raise LedgerFull(str(error)) from error
+        if written != len(line):
+            os.ftruncate(self._file, self._size)
+            raise LedgerFull(f"{written} of {len(line)} bytes written")
+        self._size += written
+        self._index(entry)
+
+    def of_order(self, order_id: str) -> list[Entry]:
+        return self._by_order.get(order_id, [])
+
+    def captures_json(self) -> bytes:
+        """Every capture line as physically on disk, as one JSON array; reads the file, so call it in a thread."""
+        lines = self.path.read_bytes().split(b"\n")[:-1]
+        return b"[" + b",".join(line for line in lines if line.startswith(_CAPTURE_PREFIX)) + b"]"
+
+    def close(self) -> None:
+        os.close(self._file)
+
+    def _load(self) -> int:
+        content = self.path.read_bytes()
+        whole = content.rfind(b"\n") + 1  # a kill can tear the last line only; what is torn was never answered
+        if whole != len(content):
+            os.ftruncate(self._file, whole)
+        for line in content[:whole].splitlines():
+            self._index(_decoder.decode(line))
+        return whole
+
+    def _index(self, entry: Entry) -> None:
+        self.by_key.setdefault(entry.key, entry)
+        self._by_order.setdefault(entry.order_id, []).append(entry)
+        if entry.kind == CAPTURE:
+            self.captures += 1
+        else:
+            self.declines += 1

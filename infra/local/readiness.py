@@ -1,0 +1,110 @@
+"""Ready means: the gateway says so and every stage's group holds all its partitions with members of this run."""
+
+import asyncio
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import aiohttp
+from aiokafka.admin import AIOKafkaAdminClient
+from aiokafka.coordinator.protocol import ConsumerProtocolMemberAssignment
+from aiokafka.errors import KafkaError
+
+from infra import registry
+from infra.local.kafka import bootstrap
+from infra.local.ports import StackConfig, StackError
+from infra.local.process import tail
+from schemas.topics import CONSUMED_BY
+
+READY_DEADLINE_S = 60.0
+LOOK_EVERY_S = 0.25
+STABLE = "Stable"
+
+
+async def group_members(config: StackConfig) -> dict[str, tuple[str, dict[str, int]]]:
+    """Group -> (state, member id -> partitions of the group's topic that it holds). Raises KafkaError."""
+    admin = AIOKafkaAdminClient(bootstrap_servers=bootstrap(config), request_timeout_ms=3_000)
+    await admin.start()
+    try:
+        # One by one: aiokafka 0.14 reads version 3 of the answer with version 2's layout, right for one group only.
+        answers = [(await admin.describe_consumer_groups([group]))[0] for group in CONSUMED_BY]
+    finally:
+        await admin.close()
+    groups = {}
+    for answer in answers:
+        for _error, group, state, _type, _protocol, members, *_ in answer.groups:
+            topic = CONSUMED_BY[group].name
+            groups[group] = (state, {member[0]: _partitions_of(topic, member[4]) for member in members})
+    return groups
+
+
+async def wait_ready(
+    config: StackConfig, state_dir: Path, say: Callable[[str], None], deadline_s: float = READY_DEADLINE_S
+) -> None:
+    """Return when ready. Raises StackError naming what is not, with the log's end of a process that keeps dying."""
+    told = ""
+    until = time.monotonic() + deadline_s
+    former = former_members(state_dir)
+    while missing := await _missing(config, former):
+        if time.monotonic() > until:
+            raise StackError(f"not ready after {deadline_s:.0f} s: {missing}{_log_of(missing, state_dir)}")
+        if not any(row["role"] == "supervisor" for row in registry.live_rows(state_dir)):
+            raise StackError(f"the supervisor ended:\n{tail(state_dir / 'logs' / 'supervisor-1.log')}")
+        if missing != told:
+            told = missing
+            say(f"waiting: {missing}")
+        await asyncio.sleep(LOOK_EVERY_S)
+
+
+async def note_former_members(config: StackConfig, state_dir: Path) -> None:
+    """Remember who is in the groups before our processes start: members that were killed seem alive for a while."""
+    try:
+        members = [member for _state, held in (await group_members(config)).values() for member in held]
+    except KafkaError:
+        members = []  # a new cluster has no group coordinator yet, so no members either
+    (state_dir / "run" / "former-members").write_text("\n".join(members))
+
+
+def former_members(state_dir: Path) -> frozenset[str]:
+    try:
+        return frozenset((state_dir / "run" / "former-members").read_text().splitlines())
+    except FileNotFoundError:
+        return frozenset()
+
+
+async def _missing(config: StackConfig, former: frozenset[str]) -> str:
+    """The first thing that is not ready, as `process: why`; empty when all is."""
+    try:
+        groups = await group_members(config)
+    except (KafkaError, OSError, TimeoutError) as error:
+        return f"kafka: {type(error).__name__}"
+    for group, topic in CONSUMED_BY.items():
+        state, held = groups.get(group, ("absent", {}))
+        count = sum(partitions for member, partitions in held.items() if member not in former)
+        if state != STABLE or count < topic.partitions:
+            return f"{group}: {count} of {topic.partitions} partitions of {topic.name} ({state.lower() or 'absent'})"
+    return await _gateway_missing(config.port)
+
+
+async def _gateway_missing(port: int) -> str:
+    try:
+        async with (
+            aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=2)) as session,
+            session.get(f"http://127.0.0.1:{port}/health/ready") as response,
+        ):
+            return "" if response.status == 200 else f"gateway: /health/ready answers {response.status}"
+    except (aiohttp.ClientError, TimeoutError) as error:
+        return f"gateway: {type(error).__name__}"
+
+
+def _log_of(missing: str, state_dir: Path) -> str:
+    role = missing.partition(":")[0].replace("status-projector", "projector")
+    logs = sorted((state_dir / "logs").glob(f"{role}-*.log"))
+    return "".join(f"\nthe end of {log}:\n{tail(log)}" for log in logs[:1])
+
+
+def _partitions_of(topic: str, assignment: bytes) -> int:
+    if not assignment:
+        return 0
+    decoded = ConsumerProtocolMemberAssignment.decode(assignment)
+    return sum(len(partitions) for name, partitions in decoded.assignment if name == topic)

@@ -1,0 +1,193 @@
+"""A local stack as a whole: up, down, reset and its environment. Every function is safe to repeat in any state."""
+
+import os
+import shutil
+import signal
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import psutil
+
+from infra import registry
+from infra.local.jars import fetch_kafka
+from infra.local.phase import SERVERS_ONLY, TIED, Phase, read_phase, write_phase
+from infra.local.place import REPOSITORY, default_state_dir
+from infra.local.ports import (
+    StackConfig,
+    StackError,
+    free_ports,
+    is_free,
+    listen,
+    load_config,
+    make_config,
+    named_ports,
+    owner_of,
+)
+from infra.local.process import python, tail
+from infra.local.specs import process_env, stack_env
+from infra.local.supervisor import end_leftovers
+
+Say = Callable[[str], None]
+BOOT_DEADLINE_S = 90.0
+STOP_DEADLINE_S = 60.0  # applications 25 s, then servers 25 s
+POLL_S = 0.1
+
+
+def start_servers(state_dir: Path, *, tied: bool = False, say: Say = lambda _: None) -> dict[str, str]:
+    """Kafka, Redis and Postgres under a supervisor; returns the environment that reaches them.
+
+    `tied` ends them when the calling process ends (for test fixtures). Already running: only the environment.
+    """
+    return start(state_dir, servers_only=True, tied=tied, say=say)
+
+
+def start(state_dir: Path, *, servers_only: bool = False, tied: bool = False, say: Say = print) -> dict[str, str]:
+    """Launch the supervisor and wait until everything is started. Raises StackError with the reason if it cannot be.
+
+    Started is not ready: see `readiness.wait_ready`.
+    """
+    state_dir = state_dir.absolute()
+    state_dir.mkdir(parents=True, exist_ok=True)
+    if supervisor_pid(state_dir) is None:
+        fetch_kafka(say)
+        if end_leftovers(state_dir, ask=False):
+            say("waited for processes of a former supervisor to end")
+        config = _settle_config(state_dir, servers_only, say)
+        write_phase(state_dir, Phase("starting"))
+        _launch(config, state_dir, servers_only, tied)
+    _wait_started(state_dir, say)
+    settled = load_config(state_dir)
+    assert settled is not None  # written before the supervisor was launched
+    return stack_env(settled)
+
+
+def stop(state_dir: Path, say: Say = print) -> None:
+    """End everything that belongs to this state, in order where a supervisor lives, else one by one."""
+    state_dir = state_dir.absolute()
+    pid = supervisor_pid(state_dir)
+    if pid is not None:
+        _stop_supervisor(pid, say)
+    left = end_leftovers(state_dir, ask=True)
+    say("stopped" if pid is not None or left else "nothing was running")
+
+
+def reset(state_dir: Path, say: Say = print) -> None:
+    """Stop and delete the state. Caches (Kafka's jars) are elsewhere and stay."""
+    stop(state_dir, say)
+    if state_dir.exists():
+        shutil.rmtree(state_dir, ignore_errors=True)
+        say(f"deleted {state_dir}")
+
+
+def use_stack_env(state_dir: Path | None = None) -> bool:
+    """Let this process speak to the local stack, if there is one: its environment becomes the default of ours."""
+    state_dir = state_dir or default_state_dir()
+    os.environ.setdefault("THRONES_STATE_DIR", str(state_dir))
+    config = load_config(state_dir)
+    if config is None:
+        return False
+    for key, value in process_env(config, state_dir).items():
+        os.environ.setdefault(key, value)
+    return True
+
+
+def supervisor_pid(state_dir: Path) -> int | None:
+    return next(
+        (row["pid"] for row in registry.live_rows(state_dir) if row["role"] == "supervisor"),
+        None,
+    )
+
+
+def _settle_config(state_dir: Path, servers_only: bool, say: Say) -> StackConfig:
+    brokers = int(os.environ.get("BROKERS") or 0)
+    config = load_config(state_dir) or make_config(brokers or 1)
+    if brokers and brokers != config.brokers:
+        raise StackError(f"this state has {config.brokers} broker(s), not {brokers}; `make reset` first")
+    config.jwt_secret = os.environ.get("JWT_SECRET") or config.jwt_secret
+    _settle_server_ports(config, say)
+    if not servers_only:
+        _settle_port(config)
+    config.save(state_dir)
+    return config
+
+
+def _settle_server_ports(config: StackConfig, say: Say) -> None:
+    """Remembered ports are kept; one that somebody took meanwhile is named, and replaced unless it was asked for."""
+    asked = set(named_ports(config.brokers).values())
+    for field in ("redis_port", "postgres_port", "payment_gateway_port"):
+        port = getattr(config, field)
+        if not is_free(port):
+            setattr(config, field, _replacement(port, port in asked, say))
+    for ports in (config.kafka_ports, config.controller_ports):
+        ports[:] = [port if is_free(port) else _replacement(port, port in asked, say) for port in ports]
+
+
+def _replacement(port: int, asked_for: bool, say: Say) -> int:
+    other = free_ports(1)[0]
+    if asked_for:
+        raise StackError(f"port {port} is in use by {owner_of(port)}; {other} is free")
+    say(f"port {port} is in use by {owner_of(port)}; taking {other}")
+    return other
+
+
+def _settle_port(config: StackConfig) -> None:
+    """PORT if given (0: a free one), else the remembered one. Raises StackError naming who has it."""
+    asked = os.environ.get("PORT")
+    if asked == "0":
+        config.port = config.port if config.port >= 20_000 and is_free(config.port) else free_ports(1)[0]
+    elif asked:
+        config.port = int(asked)
+    listen(config.port).close()
+
+
+def _launch(config: StackConfig, state_dir: Path, servers_only: bool, tied: bool) -> None:
+    log = state_dir / "logs" / "supervisor-1.log"
+    log.parent.mkdir(parents=True, exist_ok=True)
+    arguments = [flag for flag, wanted in ((SERVERS_ONLY, servers_only), (TIED, tied)) if wanted]
+    with log.open("ab") as output:
+        process = subprocess.Popen(
+            python("-m", "infra.local", *arguments),
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=output,
+            cwd=REPOSITORY,
+            env={**os.environ, **process_env(config, state_dir)},
+            start_new_session=True,
+        )
+    until = time.monotonic() + 15
+    while supervisor_pid(state_dir) is None:
+        if process.poll() is not None or time.monotonic() > until:
+            raise StackError(f"the supervisor does not start; the end of {log}:\n{tail(log)}")
+        time.sleep(POLL_S)
+
+
+def _wait_started(state_dir: Path, say: Say) -> None:
+    told = ""
+    until = time.monotonic() + BOOT_DEADLINE_S
+    while (phase := read_phase(state_dir)).name != "running":
+        if phase.name == "failed":
+            raise StackError(phase.detail)
+        if supervisor_pid(state_dir) is None:
+            log = state_dir / "logs" / "supervisor-1.log"
+            raise StackError(f"the supervisor ended; the end of {log}:\n{tail(log)}")
+        if time.monotonic() > until:
+            raise StackError(f"still {phase.name} after {BOOT_DEADLINE_S:.0f} s; see {state_dir / 'logs'}")
+        if phase.name != told:
+            told = phase.name
+            say(told)
+        time.sleep(POLL_S)
+
+
+def _stop_supervisor(pid: int, say: Say) -> None:
+    process = psutil.Process(pid)
+    say("stopping")
+    try:
+        process.send_signal(signal.SIGTERM)
+        process.wait(STOP_DEADLINE_S)
+    except psutil.NoSuchProcess:
+        pass  # it ended by itself
+    except psutil.TimeoutExpired:
+        say("the supervisor does not stop: killing it")
+        process.kill()

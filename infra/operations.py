@@ -1,0 +1,177 @@
+"""An operator's wishes in, rows and books changed out: deploy, products, operators, settling by hand, bulk tokens.
+
+Every one may be repeated: what is done already is found done, never done twice.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Literal
+
+import asyncpg
+import bcrypt
+
+from schemas.events import StockOpened
+from schemas.ids import OrderId, ProductId
+from schemas.money import to_decimal
+from schemas.order_state import TERMINAL, Status
+
+from .inventory.inventory import Inventory
+from .inventory.rebuild import rebuild
+from .kafka import Publisher
+from .orders import read_rows
+from .postgres.pool import connect_postgres
+from .postgres.queries import SQL
+from .redis_client import Redis, connect_redis
+from .settings import Settings, SigningSettings
+from .settlement import SettlementDesk, Verdict
+from .tokens import sign_all
+
+USERS_PER_STATEMENT = 20_000  # well inside the statement timeout
+PASSWORD_MIN_BYTES, PASSWORD_MAX_BYTES = 8, 72  # bcrypt reads no further than 72
+SETTLE_TIMEOUT_S = 30.0
+Outcome = Literal[Status.CONFIRMED, Status.PAYMENT_FAILED]
+NO_LOGIN = "!"  # stands where the hash would; no bcrypt hash looks like this
+
+
+class Refused(Exception):
+    """The wish cannot be granted; the text says why. Nothing was changed."""
+
+
+@dataclass(frozen=True, slots=True)
+class NewProduct:
+    """A product as an operator describes it."""
+
+    id: ProductId
+    name: str
+    price_cents: int
+    stock: int
+    currency: str = "USD"
+    per_user_limit: int | None = None
+    opens_at: datetime | None = None
+    closes_at: datetime | None = None
+
+
+REFERENCE_PRODUCT = NewProduct(ProductId(1), "iPhone 15 Pro - Flash Sale", 99_999, 1_000)
+
+
+@dataclass(slots=True)
+class Connections:
+    """The three stores, for as long as one command runs."""
+
+    settings: Settings
+    redis: Redis
+    pool: asyncpg.Pool
+    publisher: Publisher = field(repr=False)
+
+
+@asynccontextmanager
+async def connected(settings: Settings) -> AsyncIterator[Connections]:
+    """Redis, Postgres and Kafka; closed at the end, after what was published has been acknowledged."""
+    redis = connect_redis(settings, timeout_s=5.0)
+    pool = await connect_postgres(settings)
+    publisher = await Publisher.start(settings)
+    try:
+        yield Connections(settings, redis, pool, publisher)
+    finally:
+        await publisher.stop()
+        await pool.close()
+        await redis.aclose()
+
+
+async def deploy(to: Connections) -> StockOpened | None:
+    """The reference's product with its stock on sale. None where it is there already: its stock is never loaded again.
+
+    Migrations and topics come first (infra/provision.py).
+    """
+    await _insert(to.pool, REFERENCE_PRODUCT)
+    row = await to.pool.fetchrow(SQL.product, REFERENCE_PRODUCT.id)
+    assert row is not None
+    # No verified books: it is new, or an earlier deploy was cut short between the row and its stock.
+    return await open_stock(to, REFERENCE_PRODUCT.id, "deploy") if row["verified_at"] is None else None
+
+
+async def create_product(to: Connections, product: NewProduct) -> StockOpened:
+    """A new product, buyable when this returns. Raises Refused where the id is taken."""
+    if not await _insert(to.pool, product):
+        raise Refused(f"product {product.id} exists")
+    return await open_stock(to, product.id, "product created")
+
+
+async def open_stock(to: Connections, product: ProductId, reason: str) -> StockOpened:
+    """Make a product's books anew from Postgres, the log and Redis. Raises Refused for an unknown one."""
+    if await to.pool.fetchrow(SQL.product, product) is None:
+        raise Refused(f"there is no product {product}")
+    return await rebuild(product, reason, redis=to.redis, pool=to.pool, settings=to.settings, publisher=to.publisher)
+
+
+async def _insert(pool: asyncpg.Pool, product: NewProduct) -> bool:
+    created = await pool.fetchval(
+        SQL.create_product,
+        product.id,
+        product.name,
+        product.price_cents,
+        product.currency,
+        product.stock,
+        product.opens_at,
+        product.closes_at,
+        product.per_user_limit,
+    )
+    return created is not None
+
+
+async def settle(to: Connections, order_id: OrderId, outcome: Outcome, why: str) -> Status:
+    """An operator's answer for an order whose charge nobody else can answer for; the status it then has.
+
+    The reconciler's path with the operator's words as the reason. An order that has ended this way already is only
+    announced again. Raises Refused for one that Postgres does not know or that ended the other way.
+    """
+    await _refuse_other_end(to.pool, order_id, outcome)
+    desk = SettlementDesk(to.pool, Inventory(to.redis), to.publisher)
+    async with asyncio.timeout(SETTLE_TIMEOUT_S):
+        await desk.settle([Verdict(order_id, outcome, reason=f"operator: {why}")])
+    return await _refuse_other_end(to.pool, order_id, outcome)  # the provider's answer may have come first
+
+
+async def _refuse_other_end(pool: asyncpg.Pool, order_id: OrderId, outcome: Outcome) -> Status:
+    row = (await read_rows(pool, [order_id])).get(order_id)
+    if row is None:
+        raise Refused(f"there is no order {order_id}")
+    if row.status in TERMINAL and row.status is not outcome:
+        raise Refused(f"order {order_id} is {row.status} already")
+    return row.status
+
+
+async def create_operator(to: Connections, name: str, email: str, password: str) -> int:
+    """A user with the operator's role. Raises Refused for a taken email or a password that cannot be one."""
+    secret = password.encode()
+    if not PASSWORD_MIN_BYTES <= len(secret) <= PASSWORD_MAX_BYTES or b"\0" in secret:
+        raise Refused(f"a password has {PASSWORD_MIN_BYTES} to {PASSWORD_MAX_BYTES} bytes and no NUL")
+    hashed = bcrypt.hashpw(secret, bcrypt.gensalt(to.settings.bcrypt_cost)).decode()
+    user_id = await to.pool.fetchval(SQL.create_user, name, email.strip().lower(), hashed, "operator")
+    if user_id is None:
+        raise Refused(f"{email} is taken")
+    return int(user_id)
+
+
+async def bulk_tokens(pool: asyncpg.Pool, users: int, settings: SigningSettings) -> list[str]:
+    """Tokens of `users` stable users, who are written where they are missing. Raises Refused outside development."""
+    if not settings.development:
+        raise Refused("bulk users exist in the development profile only (THRONES_PROFILE=development)")
+    ids: list[int] = []
+    for first in range(1, users + 1, USERS_PER_STATEMENT):
+        last = min(first + USERS_PER_STATEMENT - 1, users)
+        await pool.execute(SQL.create_bulk_users, first, last, NO_LOGIN)
+        ids += [row["id"] for row in await pool.fetch(SQL.bulk_user_ids, first, last)]
+    return list(sign_all(ids, "user", settings))
+
+
+def describe(opened: StockOpened, product: NewProduct | None = None) -> str:
+    """One line for people."""
+    name = f' "{product.name}" at {to_decimal(product.price_cents)} {product.currency}' if product else ""
+    return (
+        f"product {opened.product_id}{name}: {opened.available} of {opened.initial} on sale, "
+        f"{opened.held} held, {opened.sold} sold (epoch {opened.epoch})"
+    )

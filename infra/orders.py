@@ -1,0 +1,98 @@
+"""An order's row as every room reads it: a Postgres record in, typed facts out, and the events that announce it."""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+
+import asyncpg
+from msgspec import UNSET
+
+from infra.inventory.inventory import Settlement
+from infra.postgres.queries import SQL
+from schemas.events import OrderStatusChanged, Step
+from schemas.ids import OrderId, ProductId, UserId
+from schemas.order_state import Status
+
+
+def now_ms() -> int:
+    return time.time_ns() // 1_000_000
+
+
+@dataclass(frozen=True, slots=True)
+class OrderRow:
+    """One row of `orders`, as the statements of queries.sql select it."""
+
+    id: OrderId
+    product_id: ProductId
+    user_id: UserId
+    quantity: int
+    unit_price_cents: int
+    currency: str
+    status: Status
+    reason: str | None
+    placed_at_ms: int
+    created_at: datetime
+    updated_at: datetime
+    charge_started_at_ms: int | None
+    charge_answered_at_ms: int | None
+
+    @property
+    def total_cents(self) -> int:
+        return self.unit_price_cents * self.quantity
+
+    @classmethod
+    def of(cls, record: asyncpg.Record) -> "OrderRow":
+        fields = dict(record)
+        fields["status"] = Status(fields["status"])
+        return cls(**fields)
+
+
+async def read_rows(pool: asyncpg.Pool, ids: Sequence[OrderId]) -> dict[OrderId, OrderRow]:
+    """The rows that exist. Read entries first: a row read later can only be further on."""
+    if not ids:
+        return {}
+    return {row.id: row for row in map(OrderRow.of, await pool.fetch(SQL.orders_by_id, list(ids)))}
+
+
+def status_event(row: OrderRow, *, status: Status, steps: tuple[Step, ...], at_ms: int) -> OrderStatusChanged:
+    """A status that is not terminal."""
+    return OrderStatusChanged(
+        order_id=row.id,
+        product_id=row.product_id,
+        user_id=row.user_id,
+        quantity=row.quantity,
+        total_cents=row.total_cents,
+        currency=row.currency,
+        status=status,
+        placed_at_ms=row.placed_at_ms,
+        at_ms=at_ms,
+        steps=steps,
+        reason=row.reason or UNSET,
+    )
+
+
+def terminal_event(row: OrderRow, settlement: Settlement | None) -> OrderStatusChanged:
+    """The news that an order ended; `settlement` is None only where no units were ever held by the books in force."""
+    at_ms = int(row.updated_at.timestamp() * 1000)
+    started = row.charge_started_at_ms
+    steps = (Step(row.status, at_ms),)
+    return OrderStatusChanged(
+        order_id=row.id,
+        product_id=row.product_id,
+        user_id=row.user_id,
+        quantity=row.quantity,
+        total_cents=row.total_cents,
+        currency=row.currency,
+        status=row.status,
+        placed_at_ms=row.placed_at_ms,
+        at_ms=at_ms,
+        steps=(Step(Status.PROCESSING_PAYMENT, started), *steps) if started else steps,
+        reason=row.reason or UNSET,
+        charge_started_at_ms=started or UNSET,
+        charge_answered_at_ms=row.charge_answered_at_ms or UNSET,
+        epoch=settlement.epoch if settlement else UNSET,
+        version=settlement.version if settlement else UNSET,
+        available=settlement.available if settlement else UNSET,
+        returned=settlement.returned if settlement else UNSET,
+    )

@@ -1,0 +1,228 @@
+"""One charge attempt in, what is known about it out: captured, declined, never sent, or unknown. Nothing is guessed.
+
+The order id is the provider's idempotency key, so asking again cannot charge twice.
+"""
+
+import asyncio
+import time
+from collections.abc import Iterable
+from email.utils import parsedate_to_datetime
+from types import TracebackType
+from typing import Protocol, Self
+
+import aiohttp
+import msgspec
+from yarl import URL
+
+from schemas.money import to_cents, to_decimal
+
+ATTEMPT_TIMEOUT_S = 5.0
+CONNECT_TIMEOUT_S = 2.0
+ANSWER_MAX_BYTES = 64 * 1024
+RETRY_AFTER_MAX_S = 60.0
+IDLE_CONNECTION_S = 20.0  # less than the provider's keep-alive, or its close races our next request
+
+
+class Captured(msgspec.Struct, frozen=True):
+    """The money was taken: the provider said so, for this order and this amount."""
+
+    charge_id: str
+
+
+class Declined(msgspec.Struct, frozen=True):
+    """The provider refused for good (402)."""
+
+    reason: str
+
+
+class NotSent(msgspec.Struct, frozen=True):
+    """Certainly not processed: 429, or no connection was ever made. `retry_after_s` is the provider's wish."""
+
+    retry_after_s: float | None
+    reached: bool  # False when nobody answered at all
+
+
+class Unknown(msgspec.Struct, frozen=True):
+    """The money may have been taken. Only a definite answer under the same key ends this."""
+
+    reason: str
+
+
+Definite = Captured | Declined
+ChargeOutcome = Captured | Declined | NotSent | Unknown
+
+
+class PaymentProvider(Protocol):
+    """Takes money for orders."""
+
+    async def charge(self, order_id: str, amount_cents: int, currency: str) -> ChargeOutcome:
+        """One attempt, given up after 5 s. Raises nothing but CancelledError, whatever the provider does."""
+
+
+class HttpPaymentProvider:
+    """The provider over HTTP (`async with`): follows no redirect, bounds the answer, checks it against the question."""
+
+    def __init__(self, base_url: str, attempt_timeout_s: float = ATTEMPT_TIMEOUT_S) -> None:
+        self._url = URL(base_url) / "charges"
+        self._timeout = aiohttp.ClientTimeout(total=attempt_timeout_s, sock_connect=CONNECT_TIMEOUT_S)
+
+    async def __aenter__(self) -> Self:
+        self._session = aiohttp.ClientSession(
+            # no limit: the stage bounds its charges in flight, and queueing in the pool would eat the attempt's time
+            connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=IDLE_CONNECTION_S),
+            cookie_jar=aiohttp.DummyCookieJar(),
+            timeout=self._timeout,
+            headers={"Content-Type": "application/json", "Accept-Encoding": "identity"},
+            skip_auto_headers=("User-Agent", "Accept"),
+            auto_decompress=False,  # we ask for plain bytes; a bomb stays small and is nonsense
+        )
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self._session.close()
+
+    async def charge(self, order_id: str, amount_cents: int, currency: str) -> ChargeOutcome:
+        question = _Question(order_id, to_decimal(amount_cents), currency)
+        try:
+            async with self._session.post(
+                self._url,
+                data=_encoder.encode(question),
+                headers={"Idempotency-Key": order_id},
+                allow_redirects=False,
+            ) as response:
+                body = await _bounded_body(response)
+        except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError):
+            return NotSent(None, reached=False)
+        except TimeoutError:
+            return Unknown("timeout")
+        except (aiohttp.ClientError, OSError, ValueError) as error:
+            return Unknown(type(error).__name__)
+        if body is None:
+            return Unknown("answer too large")
+        return read_answer(response.status, response.headers.get("Retry-After"), body, order_id, amount_cents)
+
+
+class _Question(msgspec.Struct, frozen=True, rename="camel"):
+    order_id: str
+    amount: str
+    currency: str
+
+
+class _Receipt(msgspec.Struct, frozen=True, rename="camel"):
+    charge_id: str
+    order_id: str
+    amount: str | int | float
+
+
+class _Refusal(msgspec.Struct, frozen=True, rename="camel"):
+    error: str = "declined"
+    order_id: str | None = None
+
+
+_encoder = msgspec.json.Encoder()
+_receipt = msgspec.json.Decoder(_Receipt)
+_refusal = msgspec.json.Decoder(_Refusal)
+
+
+async def _bounded_body(response: aiohttp.ClientResponse) -> bytes | None:
+    if (response.content_length or 0) > ANSWER_MAX_BYTES:
+        response.close()
+        return None
+    body = b""
+    while chunk := await response.content.readany():
+        body += chunk
+        if len(body) > ANSWER_MAX_BYTES:
+            response.close()
+            return None
+    return body
+
+
+def read_answer(status: int, retry_after: str | None, body: bytes, order_id: str, amount_cents: int) -> ChargeOutcome:
+    """What one HTTP answer says about the charge of `amount_cents` for `order_id`; pure."""
+    if status == 200:
+        return _captured(body, order_id, amount_cents)
+    if status == 402:
+        return _declined(body, order_id)
+    if status == 429:
+        return NotSent(_seconds(retry_after), reached=True)
+    return Unknown(f"status {status}")
+
+
+def _captured(body: bytes, order_id: str, amount_cents: int) -> ChargeOutcome:
+    try:
+        receipt = _receipt.decode(body)
+        answered_cents = to_cents(str(receipt.amount))
+    except (ValueError, RecursionError):
+        return Unknown("unreadable receipt")
+    if receipt.order_id != order_id:
+        return Unknown("receipt of another order")
+    if answered_cents != amount_cents:
+        return Unknown("receipt over another amount")
+    if not 0 < len(receipt.charge_id) <= 255:
+        return Unknown("receipt without a charge id")
+    return Captured(receipt.charge_id)
+
+
+def _declined(body: bytes, order_id: str) -> ChargeOutcome:
+    try:
+        refusal = _refusal.decode(body)
+    except (ValueError, RecursionError):
+        return Declined("declined")  # the status alone is definite; a body is only asked whose refusal it is
+    if refusal.order_id is not None and refusal.order_id != order_id:
+        return Unknown("refusal of another order")
+    return Declined(refusal.error[:100])
+
+
+def _seconds(retry_after: str | None) -> float | None:
+    """Both forms of RFC 9110 section 10.2.3, bounded; None for nonsense."""
+    if retry_after is None:
+        return None
+    if retry_after.isascii() and retry_after.isdigit():
+        return min(float(retry_after), RETRY_AFTER_MAX_S)
+    try:
+        wait_s = parsedate_to_datetime(retry_after).timestamp() - time.time()
+    except (ValueError, OverflowError):
+        return None
+    return min(max(wait_s, 0.0), RETRY_AFTER_MAX_S)
+
+
+class FakePaymentProvider:
+    """In memory, for tests: captures unless told otherwise; a key's definite outcome is fixed like the real one's."""
+
+    def __init__(self, latency_s: float = 0.0) -> None:
+        self.latency_s = latency_s
+        self.attempts: list[str] = []
+        self.captures: list[tuple[str, int, str]] = []
+        self._script: dict[str, list[ChargeOutcome]] = {}
+        self._decided: dict[str, tuple[int, str, Definite]] = {}
+
+    def will(self, order_id: str, outcomes: Iterable[ChargeOutcome]) -> None:
+        """The next attempts for `order_id` come to these; after them it captures, unless already decided."""
+        self._script[order_id] = list(outcomes)
+
+    def decide(self, order_id: str, amount_cents: int, currency: str) -> Definite:
+        """Take the money behind the caller's back, as a provider does whose answer gets lost."""
+        if order_id not in self._decided:
+            self._settle(order_id, amount_cents, currency, Captured(f"ch_{order_id}"))
+        return self._decided[order_id][2]
+
+    async def charge(self, order_id: str, amount_cents: int, currency: str) -> ChargeOutcome:
+        self.attempts.append(order_id)
+        await asyncio.sleep(self.latency_s)
+        script = self._script.get(order_id)
+        outcome = script.pop(0) if script else None
+        if isinstance(outcome, NotSent | Unknown):
+            return outcome
+        if outcome is not None and order_id not in self._decided:
+            self._settle(order_id, amount_cents, currency, outcome)
+        definite = self.decide(order_id, amount_cents, currency)
+        if self._decided[order_id][:2] != (amount_cents, currency):
+            return Unknown("status 422")
+        return definite
+
+    def _settle(self, order_id: str, amount_cents: int, currency: str, outcome: Definite) -> None:
+        self._decided[order_id] = (amount_cents, currency, outcome)
+        if isinstance(outcome, Captured):
+            self.captures.append((order_id, amount_cents, currency))

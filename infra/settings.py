@@ -1,0 +1,116 @@
+"""Environment in, one frozen `Settings` out; a process with a bad setting refuses to start and names every fault at once."""
+
+from functools import lru_cache
+from pathlib import Path
+from typing import Annotated, Literal, Self, TypeVar
+from urllib.parse import quote
+
+from pydantic import Field, SecretStr, ValidationError, model_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+JWT_SECRET_MIN_BYTES = 32  # RFC 7518 section 3.2: an HS256 key is at least as long as its hash
+KNOWN_BAD_SECRETS = frozenset({"your-secret-key-change-in-production", "changeme", "secret"})
+
+
+class SettingsError(SystemExit):
+    """The environment cannot be served with; carries the text for the operator and a non-zero exit code."""
+
+
+class Settings(BaseSettings):
+    """Names are the environment's; units are in the names or said beside them."""
+
+    model_config = SettingsConfigDict(frozen=True, extra="ignore", case_sensitive=False)
+
+    thrones_profile: Literal["production", "development"] = "production"
+    thrones_state_dir: Path = Path(".thrones")
+    thrones_role: str = "tool"
+    thrones_member: str = "1"
+
+    kafka_bootstrap_servers: str = "127.0.0.1:9092"
+    brokers: Annotated[int, Field(ge=1, le=3)] = 1
+
+    redis_url: str = "redis://127.0.0.1:6379/0"
+    redis_timeout_s: float = 0.5
+
+    db_host: str = "127.0.0.1"
+    db_port: int = 5432
+    postgres_user: str = "postgres"
+    postgres_password: SecretStr = SecretStr("")
+    postgres_db: str = "flashsale"
+    db_pool_min: Annotated[int, Field(ge=0)] = 1
+    db_pool_max: Annotated[int, Field(ge=1)] = 8
+
+    payment_gateway_url: str = "http://127.0.0.1:9090"
+    worker_concurrency: Annotated[int, Field(ge=1)] = 4_000  # charges in flight a payment-stage member
+
+    port: Annotated[int, Field(ge=0, le=65535)] = 8080
+    api_workers: Annotated[int, Field(ge=1, le=64)] = 2
+    order_workers: Annotated[int, Field(ge=0, le=64)] = 1
+    payment_workers: Annotated[int, Field(ge=0, le=64)] = 1
+    trusted_proxies: Annotated[tuple[str, ...], NoDecode] = ()
+
+    jwt_secret: SecretStr = SecretStr("")
+    bcrypt_cost: Annotated[int, Field(ge=10, le=16)] = 12
+
+    max_held: Annotated[int, Field(ge=1)] = 100_000  # units a product may hold before reserve answers `busy`
+    buys_per_second_per_user: Annotated[int, Field(ge=1)] = 50
+    max_unpublished: Annotated[int, Field(ge=1)] = 10_000  # orders a gateway worker may owe Kafka
+
+    @model_validator(mode="before")
+    @classmethod
+    def _split_proxies(cls, values: dict[str, object]) -> dict[str, object]:
+        raw = values.get("trusted_proxies")
+        if isinstance(raw, str):
+            values["trusted_proxies"] = tuple(part.strip() for part in raw.split(",") if part.strip())
+        return values
+
+    @property
+    def development(self) -> bool:
+        return self.thrones_profile == "development"
+
+    @property
+    def postgres_dsn(self) -> str:
+        password = quote(self.postgres_password.get_secret_value(), safe="")
+        return f"postgresql://{quote(self.postgres_user)}:{password}@{self.db_host}:{self.db_port}/{self.postgres_db}"
+
+    @property
+    def replication_factor(self) -> int:
+        return min(self.brokers, 3)
+
+
+class SigningSettings(Settings):
+    """What a process that signs or checks tokens needs; only the development stack generates its secret."""
+
+    @model_validator(mode="after")
+    def _refuse_weak_secret(self) -> Self:
+        secret = self.jwt_secret.get_secret_value()
+        if len(secret.encode()) < JWT_SECRET_MIN_BYTES:
+            raise ValueError(f"JWT_SECRET must have at least {JWT_SECRET_MIN_BYTES} bytes")
+        if secret in KNOWN_BAD_SECRETS:
+            raise ValueError("JWT_SECRET is a published default")
+        return self
+
+
+S = TypeVar("S", bound=Settings)
+
+
+def _load(kind: type[S]) -> S:
+    try:
+        return kind()
+    except ValidationError as error:
+        faults = "\n".join(
+            f"  {'.'.join(map(str, e['loc'])).upper() or 'SETTINGS'}: {e['msg']}" for e in error.errors()
+        )
+        raise SettingsError(f"these settings cannot be used:\n{faults}") from None
+
+
+@lru_cache(maxsize=1)
+def get_settings() -> Settings:
+    """The process' settings, read once. Raises SettingsError (exit 1) listing every fault."""
+    return _load(Settings)
+
+
+@lru_cache(maxsize=1)
+def get_signing_settings() -> SigningSettings:
+    """As `get_settings`, and refuses a missing, short or published JWT_SECRET."""
+    return _load(SigningSettings)

@@ -1,0 +1,101 @@
+"""Definite answers in; rows, units and the news of them out, in that order. The one path by which an order ends.
+
+Used by the payment stage, the reconciler, the relay and the operator. Every step is idempotent, so whoever is killed
+half-way, anyone may take all steps again: the row's guard, the entry's version and the order id make them the same.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import asyncpg
+
+from infra.inventory.inventory import Inventory, NotVerified, SettledOtherwise, Settlement
+from infra.kafka import Publisher
+from infra.logs import get_logger
+from infra.orders import OrderRow, now_ms, status_event, terminal_event
+from infra.postgres.pool import UNAVAILABLE
+from infra.postgres.queries import SQL
+from infra.redis_client import RedisError
+from infra.waits import until_it_works
+from schemas.codec import encode
+from schemas.events import OrderStatusChanged, Step
+from schemas.ids import OrderId, ProductId
+from schemas.order_state import TERMINAL, Status, outcome_of
+from schemas.topics import ORDER_STATUS
+
+BOOKS_AWAY = (NotVerified, RedisError, OSError)
+log = get_logger()
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What became of one payment; times are milliseconds since the epoch."""
+
+    order_id: OrderId
+    status: Literal[Status.CONFIRMED, Status.PAYMENT_FAILED, Status.NEEDS_RECONCILIATION]
+    reason: str | None = None
+    charge_id: str | None = None
+    started_at_ms: int | None = None
+    answered_at_ms: int | None = None
+
+
+class SettlementDesk:
+    """Settles what finished together, together: one SQL function, one pipeline of settle.lua, one send."""
+
+    def __init__(self, pool: asyncpg.Pool, inventory: Inventory, publisher: Publisher) -> None:
+        self._pool = pool
+        self._inventory = inventory
+        self._publisher = publisher
+
+    async def settle(self, verdicts: Sequence[Verdict]) -> None:
+        """Returns when every verdict's effects are acknowledged. Waits through Postgres, Redis and Kafka being away."""
+        if not verdicts:
+            return
+        rows = await until_it_works("postgres", UNAVAILABLE, self._record, verdicts)
+        await self.announce([row for row in rows if row.status in TERMINAL])
+        await self._publish([_unresolved(row) for row in rows if row.status is Status.NEEDS_RECONCILIATION])
+
+    async def announce(self, rows: Sequence[OrderRow]) -> None:
+        """Move the units of terminal rows (once) and publish their end with the version that drew (again, if need be)."""
+        if not rows:
+            return
+        settlements = await until_it_works("verified books", BOOKS_AWAY, self._move_units, rows)
+        await self._publish(
+            [terminal_event(row, moved) for row, moved in zip(rows, settlements, strict=True) if moved is not None]
+        )
+
+    async def announce_unheld(self, rows: Sequence[OrderRow]) -> None:
+        """Publish the end of failed orders that no books hold: nothing to move, so no version."""
+        await self._publish([terminal_event(row, None) for row in rows])
+
+    async def _record(self, verdicts: Sequence[Verdict]) -> list[OrderRow]:
+        records = await self._pool.fetch(
+            SQL.settle_orders,
+            [v.order_id for v in verdicts],
+            [v.status for v in verdicts],
+            [v.reason for v in verdicts],
+            [v.charge_id for v in verdicts],
+            [v.started_at_ms for v in verdicts],
+            [v.answered_at_ms for v in verdicts],
+        )
+        return [OrderRow.of(record) for record in records]
+
+    async def _move_units(self, rows: Sequence[OrderRow]) -> list[Settlement | None]:
+        try:
+            return await self._inventory.settle([(row.product_id, row.id, outcome_of(row.status)) for row in rows])
+        except SettledOtherwise as error:
+            # Postgres is the truth of how an order ended: new books are made from it, and settle waits for them.
+            log.error("redis settled an order the other way", error=str(error))
+            for product in {row.product_id for row in rows}:
+                await self._inventory.close(ProductId(product))
+            raise NotVerified from error
+
+    async def _publish(self, events: Sequence[OrderStatusChanged]) -> None:
+        await self._publisher.publish_all((ORDER_STATUS, event.order_id, encode(event)) for event in events)
+
+
+def _unresolved(row: OrderRow) -> OrderStatusChanged:
+    at_ms = now_ms()
+    steps = (Step(Status.NEEDS_RECONCILIATION, at_ms),)
+    return status_event(row, status=Status.NEEDS_RECONCILIATION, steps=steps, at_ms=at_ms)

@@ -1,0 +1,56 @@
+"""Trying again until it works, and saying so: a process that waits for a dependency is alive, not stuck.
+
+The watchdog asks `waiting_for()`; what it names is a declared wait.
+"""
+
+import asyncio
+import random
+from collections import Counter
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
+from typing import ParamSpec, TypeVar
+
+from .logs import get_logger
+
+FIRST_PAUSE_S = 0.05
+LONGEST_PAUSE_S = 2.0
+
+T = TypeVar("T")
+P = ParamSpec("P")
+log = get_logger()
+_waits: Counter[str] = Counter()
+
+
+def waiting_for() -> list[str]:
+    """What this process has declared to be waiting for now."""
+    return sorted(name for name, count in _waits.items() if count)
+
+
+@contextmanager
+def declared_wait(name: str) -> Iterator[None]:
+    _waits[name] += 1
+    try:
+        yield
+    finally:
+        _waits[name] -= 1
+
+
+async def until_it_works(
+    what: str, on: tuple[type[Exception], ...], attempt: Callable[P, Awaitable[T]], *args: P.args, **kwargs: P.kwargs
+) -> T:
+    """Repeat `attempt` through errors of the kinds `on`, with jittered pauses of at most 2 s; others are raised.
+
+    Only for what may be repeated without harm. Ends with the task: a stage that drains cancels it.
+    """
+    try:
+        return await attempt(*args, **kwargs)
+    except on as error:
+        log.warning("waiting", what=what, error=repr(error))
+    pause_s = FIRST_PAUSE_S
+    with declared_wait(what):
+        while True:
+            await asyncio.sleep(pause_s * random.uniform(0.5, 1.0))
+            try:
+                return await attempt(*args, **kwargs)
+            except on:
+                pause_s = min(pause_s * 2, LONGEST_PAUSE_S)

@@ -1,0 +1,103 @@
+"""The facts on the log, in the past tense. Every value is JSON with a `type`; times are milliseconds since the epoch, money integer cents.
+
+`epoch` numbers the books of a product (a new one each opening, restock or rebuild); `version` counts the script calls that
+changed them, 1..V without a gap; `available` is the stock on sale after that call. They are compared in that order everywhere.
+"""
+
+from typing import Annotated
+
+import msgspec
+from msgspec import UNSET, Meta, UnsetType
+
+from .order_state import Status
+
+Count = Annotated[int, Meta(ge=0)]
+Positive = Annotated[int, Meta(ge=1)]
+
+
+class Event(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", omit_defaults=True):
+    """Base of all events. Unknown fields are ignored on reading, so a newer writer stays readable (see schemas/README.md)."""
+
+
+class OrderPlaced(Event, frozen=True, kw_only=True, tag="order.placed"):
+    """A reservation was accepted. Topic `orders`, key order id."""
+
+    order_id: str
+    product_id: Positive
+    user_id: Positive
+    quantity: Positive
+    unit_price_cents: Count
+    currency: str
+    placed_at_ms: Count
+    epoch: Positive
+    version: Positive
+    available: Count
+    key_hash: str | UnsetType = UNSET  # SHA-256 of the Idempotency-Key: a rebuild restores the key record from it
+    redriven_from: str | UnsetType = UNSET
+
+
+class StockOpened(Event, frozen=True, kw_only=True, tag="stock.opened"):
+    """A product's books were written anew under `epoch`. Topic `orders`, key product id; initial = available + held + sold."""
+
+    product_id: Positive
+    epoch: Positive
+    initial: Count
+    available: Count
+    held: Count
+    sold: Count
+    opened_at_ms: Count
+    reason: str
+
+
+class PaymentRequested(Event, frozen=True, kw_only=True, tag="payment.requested"):
+    """The order stage stored the order; it may be charged. Topic `payments`, key order id. The amount is the row's."""
+
+    order_id: str
+    product_id: Positive
+    requested_at_ms: Count
+
+
+class Step(msgspec.Struct, frozen=True):
+    """One passed status and when."""
+
+    status: Status
+    at_ms: Count
+
+
+class OrderStatusChanged(Event, frozen=True, kw_only=True, tag="order.status"):
+    """An order reached a status. Topic `order-status`, key order id.
+
+    A terminal one carries the settlement's epoch, version, available and `returned` (units that went back on sale); they are
+    absent only for an order that failed without ever being held by the books in force.
+    """
+
+    order_id: str
+    product_id: Positive
+    user_id: Positive
+    quantity: Positive
+    total_cents: Count
+    currency: str
+    status: Status
+    placed_at_ms: Count
+    at_ms: Count
+    steps: tuple[Step, ...] = ()
+    reason: str | UnsetType = UNSET
+    charge_started_at_ms: Count | UnsetType = UNSET
+    charge_answered_at_ms: Count | UnsetType = UNSET
+    epoch: Positive | UnsetType = UNSET
+    version: Positive | UnsetType = UNSET
+    available: Count | UnsetType = UNSET
+    returned: Count | UnsetType = UNSET
+
+
+class StockChanged(Event, frozen=True, kw_only=True, tag="stock.changed"):
+    """A sample of a product's stock. Topic `stock-changes`, key product id."""
+
+    product_id: Positive
+    epoch: Positive
+    version: Count
+    available: Count
+    at_ms: Count
+
+
+AnyEvent = OrderPlaced | StockOpened | PaymentRequested | OrderStatusChanged | StockChanged

@@ -1,0 +1,95 @@
+"""The states of an order and the one table that says what is owed to it next. Pure: facts in, decision out, no I/O."""
+
+from enum import Enum, StrEnum
+
+
+class Status(StrEnum):
+    """What an order's owner sees. Postgres stores `STORED` only; the others live in the read model and in events."""
+
+    QUEUED = "queued"
+    PROCESSING = "processing"
+    PENDING = "pending"
+    AWAITING_PAYMENT = "awaiting_payment"
+    PROCESSING_PAYMENT = "processing_payment"
+    NEEDS_RECONCILIATION = "needs_reconciliation"
+    CONFIRMED = "confirmed"
+    PAYMENT_FAILED = "payment_failed"
+    FAILED = "failed"
+
+
+TERMINAL = frozenset({Status.CONFIRMED, Status.PAYMENT_FAILED, Status.FAILED})
+UNPAID = frozenset({Status.AWAITING_PAYMENT, Status.NEEDS_RECONCILIATION})
+STORED = UNPAID | TERMINAL
+
+# The three terminal states share one rank: none of them replaces another.
+RANK: dict[Status, int] = {
+    Status.QUEUED: 10,
+    Status.PROCESSING: 20,
+    Status.PENDING: 30,
+    Status.AWAITING_PAYMENT: 40,
+    Status.PROCESSING_PAYMENT: 50,
+    Status.NEEDS_RECONCILIATION: 60,
+    Status.CONFIRMED: 100,
+    Status.PAYMENT_FAILED: 100,
+    Status.FAILED: 100,
+}
+
+
+def replaces(new: Status, old: Status) -> bool:
+    """A reader takes `new` for `old` only when it ranks higher; so a terminal status stays, in whatever order events come."""
+    return RANK[new] > RANK[old]
+
+
+class Entry(StrEnum):
+    """What Redis holds for an order: nothing, units held, or units moved and the news of it still on its way."""
+
+    NONE = "none"
+    HELD = "held"
+    SOLD = "sold"
+    RELEASED = "released"
+
+
+SETTLED = frozenset({Entry.SOLD, Entry.RELEASED})
+
+
+def outcome_of(status: Status) -> Entry:
+    """Where an order's units go once it is terminal: to the buyer, or back on sale."""
+    return Entry.SOLD if status is Status.CONFIRMED else Entry.RELEASED
+
+
+class Next(Enum):
+    """What is owed to an order now. Who does it is in `advance`'s docstring."""
+
+    PLACE = "publish order.placed, or insert where order.placed has just been read"
+    INSERT = "insert the row: the reservation is vouched for by its epoch"
+    RESERVE_AGAIN = "reserve again by id through the same script, or fail the order uncharged"
+    PAY = "publish payment.requested, or charge where payment.requested has just been read"
+    REBUILD = "close the product and rebuild its books"
+    RECONCILE = "leave it to the reconciler"
+    SETTLE = "move the units (settle.lua), then announce"
+    ANNOUNCE = "publish the terminal status with the version settling drew"
+    DONE = "nothing: acknowledge"
+
+
+def advance(row: Status | None, entry: Entry, *, current_epoch: bool = True) -> Next:
+    """The next step of an order, from its Postgres row and its entry in Redis.
+
+    Used by the stages (for redeliveries and older epochs), the relay and the reconciler, so that no two of them can
+    differ. A guard that matched no row means: read both again and ask here, never skip. `current_epoch` says whether
+    the record or entry in hand was made by the books that are in force; it matters only where neither row nor entry is.
+    Raises ValueError for a row status that Postgres never stores.
+    """
+    if row is None:
+        if entry is Entry.NONE:
+            return Next.INSERT if current_epoch else Next.RESERVE_AGAIN
+        # A settled entry without a row cannot come from a settlement (it needs the row): the books disagree.
+        return Next.PLACE if entry is Entry.HELD else Next.REBUILD
+    if row is Status.NEEDS_RECONCILIATION:
+        return Next.RECONCILE
+    if row is Status.AWAITING_PAYMENT:
+        return Next.PAY if entry is Entry.HELD else Next.REBUILD
+    if row in TERMINAL:
+        if entry is Entry.HELD:
+            return Next.SETTLE
+        return Next.ANNOUNCE if entry in SETTLED else Next.DONE
+    raise ValueError(f"Postgres never stores {row.value}")

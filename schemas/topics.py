@@ -1,0 +1,35 @@
+"""The topics: key, partitions, retention, and where what cannot be processed goes. The one place their names are written."""
+
+from dataclasses import dataclass
+
+DAY_MS = 86_400_000
+FOR_EVER = -1
+
+
+@dataclass(frozen=True, slots=True)
+class Topic:
+    """One topic as it is created. Times in it are the broker's append times; nothing is compacted."""
+
+    name: str
+    key: str
+    partitions: int
+    retention_ms: int
+
+
+ORDERS = Topic("orders", "order id (stock.opened: product id)", 6, FOR_EVER)
+PAYMENTS = Topic("payments", "order id", 6, 7 * DAY_MS)
+ORDER_STATUS = Topic("order-status", "order id", 6, FOR_EVER)
+STOCK_CHANGES = Topic("stock-changes", "product id", 3, 7 * DAY_MS)
+DEAD_LETTERS = Topic("dead-letters", "as in the source topic", 3, 30 * DAY_MS)
+
+ALL = (ORDERS, PAYMENTS, ORDER_STATUS, STOCK_CHANGES, DEAD_LETTERS)
+
+ORDER_STAGE_GROUP = "order-stage"
+PAYMENT_STAGE_GROUP = "payment-stage"
+PROJECTOR_GROUP = "status-projector"
+
+CONSUMED_BY: dict[str, Topic] = {
+    ORDER_STAGE_GROUP: ORDERS,
+    PAYMENT_STAGE_GROUP: PAYMENTS,
+    PROJECTOR_GROUP: ORDER_STATUS,
+}

@@ -1,0 +1,190 @@
+"""What both stages share: a Faust app of one actor that feeds a stage, acknowledges in order and drains before it stops.
+
+Faust reads, rebalances and commits; batching, effects and acknowledgements are the stage's (see acks.py for why).
+"""
+
+import asyncio
+import sys
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import asyncpg
+import faust
+from faust.app.base import BootStrategy
+from faust.types import TP
+
+from infra import registry
+from infra.inventory.inventory import Inventory
+from infra.kafka import Publisher
+from infra.lifecycle import DRAIN_DEADLINE_S
+from infra.logs import configure, get_logger
+from infra.postgres.pool import connect_postgres
+from infra.redis_client import connect_redis
+from infra.settings import Settings, get_settings
+from infra.settlement import SettlementDesk
+from schemas.codec import Undecodable, decode
+from schemas.events import AnyEvent
+from schemas.topics import Topic
+
+from .acks import InOrderAcks, Ticket
+from .dead_letters import DeadLetters
+
+log = get_logger()
+Record = Ticket["faust.Event"]
+Acks = InOrderAcks["faust.Event", TP]
+
+
+@dataclass(slots=True)
+class Resources:
+    """What a stage works with; opened when the app starts, closed when it has drained."""
+
+    settings: Settings
+    pool: asyncpg.Pool
+    inventory: Inventory
+    publisher: Publisher
+    desk: SettlementDesk
+    dead_letters: DeadLetters
+
+    @classmethod
+    async def open(cls, settings: Settings) -> "Resources":
+        pool = await connect_postgres(settings)
+        inventory = Inventory(connect_redis(settings, timeout_s=2.0))
+        publisher = await Publisher.start(settings)
+        desk = SettlementDesk(pool, inventory, publisher)
+        return cls(settings, pool, inventory, publisher, desk, DeadLetters(publisher))
+
+    async def close(self) -> None:
+        await self.publisher.stop()
+        await self.inventory.redis.aclose()
+        with suppress(TimeoutError):
+            await asyncio.wait_for(self.pool.close(), 3.0)
+
+
+class Stage(Protocol):
+    """One stage's work. `take` is given records in offset order per partition; `run` does the work until cancelled."""
+
+    def take(self, record: Record) -> None: ...
+
+    async def run(self) -> None: ...
+
+    async def drain(self) -> None:
+        """Finish what has begun; what has not begun is left in the log."""
+        ...
+
+
+MakeStage = Callable[[Resources, Acks], Stage]
+
+
+async def decode_or_bury(record: Record, dead_letters: DeadLetters) -> AnyEvent | None:
+    """The event of a record, or None after its dead letter has been acknowledged."""
+    message = record.record.message
+    headers: Any = message.headers
+    try:
+        return decode(message.value, tuple(headers.items() if isinstance(headers, dict) else headers or ()))
+    except Undecodable as error:
+        await bury(record, dead_letters, str(error))
+        return None
+
+
+async def bury(record: Record, dead_letters: DeadLetters, reason: str) -> None:
+    message = record.record.message
+    await dead_letters.bury(message.topic, message.partition, message.offset, message.key, message.value, reason)
+
+
+class _NoWebServer(BootStrategy):
+    """Faust's own server would serve data on 6066, and its command line starts it whatever the settings say."""
+
+    enable_web = False
+
+
+class StageApp(faust.App):
+    """A Faust app around one stage: opened before the first record, drained before the consumer leaves the group."""
+
+    BootStrategy = _NoWebServer
+
+    make_stage: MakeStage
+    stage: Stage
+    resources: Resources | None = None
+    taking = False
+
+    async def on_start(self) -> None:
+        settings = get_settings()
+        self.resources = await Resources.open(settings)
+        self.acks: Acks = InOrderAcks(
+            pause=lambda tp: self.consumer.pause_partitions({tp}),
+            resume=lambda tp: self.consumer.resume_partitions({tp}),
+        )
+        self.stage = self.make_stage(self.resources, self.acks)
+        self._work = asyncio.create_task(self.stage.run(), name="stage")
+        self._work.add_done_callback(self._on_work_done)
+        self.taking = True
+        registry.register(settings.thrones_role, settings.thrones_member)
+        await super().on_start()
+
+    async def on_stop(self) -> None:
+        self.taking = False
+        if self.resources is not None and not self._work.done():
+            with suppress(TimeoutError):
+                async with asyncio.timeout(DRAIN_DEADLINE_S - 5.0):
+                    await self.stage.drain()
+        await super().on_stop()
+        if self.resources is not None:
+            self._work.cancel()
+            await asyncio.gather(self._work, return_exceptions=True)
+            await self.resources.close()
+
+    def _on_work_done(self, work: "asyncio.Task[None]") -> None:
+        if not work.cancelled() and (error := work.exception()) is not None:
+            log.error("stage stopped", error=repr(error))
+            asyncio.get_running_loop().create_task(self.crash(error))
+
+
+def stage_app(group: str, topic: Topic, make_stage: MakeStage) -> StageApp:
+    """The Faust app of consumer group `group` on `topic`."""
+    settings = get_settings()
+    datadir = settings.thrones_state_dir / "faust" / f"{group}-{settings.thrones_member}"
+    datadir.parent.mkdir(parents=True, exist_ok=True)
+    app = StageApp(
+        group,
+        broker=[f"kafka://{address}" for address in settings.kafka_bootstrap_servers.split(",")],
+        store="memory://",
+        datadir=datadir,
+        autodiscover=False,
+        web_enabled=False,
+        topic_disable_leader=True,
+        topic_allow_declare=False,
+        worker_redirect_stdouts=False,
+        stream_wait_empty=False,  # InOrderAcks: late work of a revoked partition acknowledges nothing
+        consumer_auto_offset_reset="earliest",
+        broker_session_timeout=10.0,
+        broker_heartbeat_interval=3.0,
+        broker_rebalance_timeout=30.0,
+        broker_request_timeout=15.0,
+        broker_commit_interval=1.0,
+        broker_max_poll_records=2_000,
+        broker_check_crcs=False,
+    )
+    app.make_stage = make_stage
+    source = app.topic(topic.name, key_serializer="raw", value_serializer="raw")
+
+    async def feed(stream: Any) -> None:
+        async for event in stream.noack().events():
+            if app.taking:
+                app.stage.take(app.acks.take(event.message.tp, event))
+
+    async def forget(_app: Any, revoked: set[TP], *, signal: Any = None, **_: Any) -> None:
+        app.acks.revoke(revoked)
+
+    app.agent(source, name=group)(feed)
+    app.on_partitions_revoked.connect(forget, weak=False)  # type: ignore[arg-type]  # its Protocol fits no function
+    return app
+
+
+def run_worker(app: StageApp) -> None:
+    """Run the stage as this process' only work; returns never (SystemExit), non-zero when the stage crashed."""
+    settings = get_settings()
+    configure(settings.thrones_role, settings.thrones_member)
+    worker = faust.Worker(app, loglevel="WARNING", override_logging=False, redirect_stdouts=False, quiet=True)
+    sys.exit(worker.execute_from_commandline())

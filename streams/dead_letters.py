@@ -1,0 +1,56 @@
+"""What can never be processed: its original bytes to the dead-letter topic, with where it came from and why.
+
+A stage that dead-letters too much is itself the fault, so beyond a limit it stops with nothing acknowledged.
+"""
+
+import time
+from collections import deque
+from collections.abc import Callable
+
+from infra.kafka import Publisher
+from infra.logs import get_logger
+from schemas.topics import DEAD_LETTERS
+
+LIMIT = 2_000  # letters within WINDOW_S
+WINDOW_S = 60.0
+MAX_REASON_BYTES = 500
+
+log = get_logger()
+
+
+class DeadLetterLimitExceeded(Exception):
+    """More is being dead-lettered than can be an accident of single records: a human should look first."""
+
+
+class DeadLetters:
+    """Raises DeadLetterLimitExceeded from `bury`; nothing may catch it but the process' end."""
+
+    def __init__(self, publisher: Publisher, limit: int = LIMIT, clock: Callable[[], float] = time.monotonic) -> None:
+        self._publisher = publisher
+        self._limit = limit
+        self._clock = clock
+        self._recent: deque[float] = deque()
+        self.buried = 0
+
+    async def bury(
+        self, topic: str, partition: int, offset: int, key: bytes | None, value: bytes | None, reason: str
+    ) -> None:
+        """Returns when the letter is acknowledged; only then may its source record be."""
+        self._count()
+        headers = (
+            ("source-topic", topic.encode()),
+            ("source-partition", str(partition).encode()),
+            ("source-offset", str(offset).encode()),
+            ("reason", reason.encode()[:MAX_REASON_BYTES]),
+        )
+        log.warning("dead letter", topic=topic, partition=partition, offset=offset, reason=reason[:200])
+        await self._publisher.publish(DEAD_LETTERS, key or b"", value or b"", headers)
+        self.buried += 1
+
+    def _count(self) -> None:
+        now = self._clock()
+        self._recent.append(now)
+        while self._recent[0] < now - WINDOW_S:
+            self._recent.popleft()
+        if len(self._recent) > self._limit:
+            raise DeadLetterLimitExceeded(f"{len(self._recent)} dead letters within {WINDOW_S:.0f} s")

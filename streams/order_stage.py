@@ -1,0 +1,245 @@
+"""Topic `orders` in; rows in Postgres, then topics `payments` and `order-status` out. At least once, every step idempotent.
+
+`faust -A streams.order_stage worker`, or `thrones stage order`.
+"""
+
+import asyncio
+
+import asyncpg
+from msgspec import UNSET
+
+from infra.inventory.entry import HeldEntry
+from infra.inventory.inventory import Held, Known, Refused, Reservation
+from infra.orders import OrderRow, now_ms, read_rows
+from infra.postgres.pool import UNAVAILABLE
+from infra.postgres.queries import SQL
+from infra.settlement import BOOKS_AWAY
+from infra.waits import until_it_works
+from schemas.codec import encode
+from schemas.events import OrderPlaced, OrderStatusChanged, PaymentRequested, Step, StockOpened
+from schemas.ids import OrderId, ProductId, UserId
+from schemas.order_state import TERMINAL, Entry, Next, Status, advance
+from schemas.topics import ORDER_STAGE_GROUP, ORDER_STATUS, ORDERS, PAYMENTS
+
+from .app import Acks, Record, Resources, bury, decode_or_bury, stage_app
+from .inbox import Inbox
+
+MAX_BATCH = 500  # rows in one statement: about 11 ms of Postgres
+Placement = tuple[Record, OrderPlaced]
+
+
+class OrderStage:
+    """One batch at a time: whatever arrived while the last one was being written is the next."""
+
+    def __init__(self, resources: Resources, acks: Acks) -> None:
+        self._pool = resources.pool
+        self._inventory = resources.inventory
+        self._publisher = resources.publisher
+        self._desk = resources.desk
+        self._dead_letters = resources.dead_letters
+        self._acks = acks
+        self._inbox: Inbox[Record] = Inbox()
+        self._idle = asyncio.Event()
+        self._idle.set()
+        self._draining = False
+
+    def take(self, record: Record) -> None:
+        self._inbox.put(record)
+
+    async def run(self) -> None:
+        while not self._draining:
+            batch = await self._inbox.take(MAX_BATCH)
+            self._idle.clear()
+            await self._process(batch)
+            self._acks.finish(batch)
+            self._idle.set()
+
+    async def drain(self) -> None:
+        self._draining = True
+        await self._idle.wait()
+
+    async def _process(self, batch: list[Record]) -> None:
+        placements: list[Placement] = []
+        for record in batch:
+            event = await decode_or_bury(record, self._dead_letters)
+            if isinstance(event, OrderPlaced):
+                placements.append((record, event))
+            elif event is not None and not isinstance(event, StockOpened):
+                await bury(record, self._dead_letters, f"a {type(event).__name__} does not belong on {ORDERS.name}")
+        await self._place(placements, vouched=False)
+
+    async def _place(self, placements: list[Placement], *, vouched: bool) -> None:
+        """Insert, then do what each outcome owes. A batch that fails for good is halved, down to the row that does."""
+        if not placements:
+            return
+        try:
+            outcomes = await until_it_works("postgres", UNAVAILABLE, self._insert, placements, vouched)
+        except asyncpg.PostgresError as error:
+            if len(placements) == 1:
+                await bury(placements[0][0], self._dead_letters, f"postgres: {error}")
+                return
+            half = len(placements) // 2
+            await self._place(placements[:half], vouched=vouched)
+            await self._place(placements[half:], vouched=vouched)
+            return
+        by_outcome: dict[str, list[Placement]] = {"new": [], "known": [], "stale": [], "no_product": []}
+        refused: set[int] = set()
+        for placement in placements:
+            outcome, status = outcomes[placement[1].order_id]
+            by_outcome[outcome].append(placement)
+            if outcome == "new" and status == Status.FAILED:
+                refused.add(placement[1].product_id)
+        await self._refuse(refused)
+        await self._request_payment(
+            [event for _, event in by_outcome["new"] if outcomes[event.order_id][1] != Status.FAILED]
+        )
+        await self._advance_known([event for _, event in by_outcome["known"]])
+        await self._vouch(by_outcome["stale"])
+        for record, event in by_outcome["no_product"]:
+            await bury(record, self._dead_letters, f"product {event.product_id} is not in postgres")
+
+    async def _insert(self, placements: list[Placement], vouched: bool) -> dict[str, tuple[str, str | None]]:
+        events = [event for _, event in placements]
+        records = await self._pool.fetch(
+            SQL.place_orders,
+            [e.order_id for e in events],
+            [e.product_id for e in events],
+            [e.user_id for e in events],
+            [e.quantity for e in events],
+            [e.epoch for e in events],
+            [e.version for e in events],
+            [e.available for e in events],
+            [e.placed_at_ms for e in events],
+            [None if e.key_hash is UNSET else e.key_hash for e in events],
+            [vouched] * len(events),
+        )
+        return {record["order_id"]: (record["outcome"], record["status"]) for record in records}
+
+    async def _refuse(self, products: set[int]) -> None:
+        """The database refused a unit that Redis had given: Redis was too high, so its books are made anew.
+
+        The refused order is `failed` already; the rebuild keeps an entry for it, through which its end is announced.
+        """
+        for product in products:
+            await until_it_works("redis", BOOKS_AWAY, self._inventory.close, ProductId(product))
+
+    async def _request_payment(self, events: list[OrderPlaced]) -> None:
+        at_ms = now_ms()
+        records = []
+        for event in events:
+            request = PaymentRequested(order_id=event.order_id, product_id=event.product_id, requested_at_ms=at_ms)
+            records.append((PAYMENTS, event.order_id, encode(request)))
+            records.append((ORDER_STATUS, event.order_id, encode(_awaiting_payment(event, at_ms))))
+        await self._publisher.publish_all(records)
+
+    async def _advance_known(self, events: list[OrderPlaced]) -> None:
+        """Redeliveries: read the entry, then the row, and do what the order is owed now."""
+        if not events:
+            return
+        entries: dict[OrderId, HeldEntry] = {}
+        for product in {event.product_id for event in events}:
+            ids = [OrderId(event.order_id) for event in events if event.product_id == product]
+            entries |= await until_it_works("redis", BOOKS_AWAY, self._inventory.entries, ProductId(product), ids)
+        ids = [OrderId(event.order_id) for event in events]
+        rows = await until_it_works("postgres", UNAVAILABLE, read_rows, self._pool, ids)
+        ended: list[OrderRow] = []
+        unheld: list[OrderRow] = []
+        unpaid: list[OrderPlaced] = []
+        for event in events:
+            row = rows[OrderId(event.order_id)]
+            entry = entries[row.id].state if row.id in entries else Entry.NONE
+            match advance(row.status, entry):
+                case Next.PAY | Next.REBUILD:
+                    # Without an entry the relay decides whether the books are wrong; asking for payment is right anyway.
+                    unpaid.append(event)
+                case Next.SETTLE | Next.ANNOUNCE:
+                    ended.append(row)
+                case Next.DONE if row.status is Status.FAILED:
+                    unheld.append(row)  # a failed order that was never held may have died before its announcement
+                case _:
+                    pass
+        await self._desk.announce(ended)
+        await self._desk.announce_unheld(unheld)
+        await self._request_payment(unpaid)
+
+    async def _vouch(self, placements: list[Placement]) -> None:
+        """Records of books that a rebuild has replaced: believed where an entry holds the units, else reserved again."""
+        if not placements:
+            return
+        held: list[Placement] = []
+        for record, event in placements:
+            product, order_id = ProductId(event.product_id), OrderId(event.order_id)
+            entries = await until_it_works("redis", BOOKS_AWAY, self._inventory.entries, product, [order_id])
+            if order_id in entries:
+                held.append((record, event))
+            else:
+                await self._reserve_again(event)
+        await self._place(held, vouched=True)
+
+    async def _reserve_again(self, event: OrderPlaced) -> None:
+        match await until_it_works("verified books", BOOKS_AWAY, self._reserve, event):
+            case Held(value=value):
+                await self._publisher.publish(ORDERS, event.order_id, value)  # comes back here under the new epoch
+            case Known(order_id=order_id) if order_id != event.order_id:
+                await self._fail(event, f"its key was used again for order {order_id} after the books were lost")
+            case Known():
+                await self._fail(event, "its reservation was lost with the books")
+            case Refused(reason=reason):
+                await self._fail(event, f"its reservation was lost with the books, and then: {reason}")
+
+    async def _reserve(self, event: OrderPlaced) -> Held | Known | Refused:
+        answer = await self._inventory.reserve(
+            Reservation(
+                order_id=OrderId(event.order_id),
+                user_id=UserId(event.user_id),
+                product_id=ProductId(event.product_id),
+                quantity=event.quantity,
+                unit_price_cents=event.unit_price_cents,
+                currency=event.currency,
+                hashed_key=None if event.key_hash is UNSET else event.key_hash,
+            )
+        )
+        if isinstance(answer, Refused) and answer.reason in ("unverified", "busy", "paused"):
+            raise OSError(f"reserve: {answer.reason}")  # says nothing about the order: wait
+        return answer
+
+    async def _fail(self, event: OrderPlaced, reason: str) -> None:
+        """Uncharged and without units; the row first, so that a second reading of the record announces it again."""
+        await until_it_works(
+            "postgres",
+            UNAVAILABLE,
+            self._pool.execute,
+            SQL.fail_order,
+            event.order_id,
+            event.product_id,
+            event.user_id,
+            event.quantity,
+            reason,
+            event.epoch,
+            event.version,
+            event.available,
+            None if event.key_hash is UNSET else event.key_hash,
+            event.placed_at_ms,
+        )
+        ids = [OrderId(event.order_id)]
+        rows = await until_it_works("postgres", UNAVAILABLE, read_rows, self._pool, ids)
+        await self._desk.announce_unheld([row for row in rows.values() if row.status in TERMINAL])
+
+
+def _awaiting_payment(event: OrderPlaced, at_ms: int) -> OrderStatusChanged:
+    steps = tuple(Step(status, at_ms) for status in (Status.PROCESSING, Status.PENDING, Status.AWAITING_PAYMENT))
+    return OrderStatusChanged(
+        order_id=event.order_id,
+        product_id=event.product_id,
+        user_id=event.user_id,
+        quantity=event.quantity,
+        total_cents=event.unit_price_cents * event.quantity,
+        currency=event.currency,
+        status=Status.AWAITING_PAYMENT,
+        placed_at_ms=event.placed_at_ms,
+        at_ms=at_ms,
+        steps=steps,
+    )
+
+
+app = stage_app(ORDER_STAGE_GROUP, ORDERS, OrderStage)

@@ -1,0 +1,168 @@
+"""Topic `payments` in; charges, then rows, units and the news of them out. Thousands in flight, settled in batches.
+
+`faust -A streams.payment_stage worker`, or `thrones stage payment`.
+"""
+
+import asyncio
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import assert_never
+
+from infra.charging import Charge, Charged, Unsettled, charge_until_definite
+from infra.circuit_breaker import CircuitBreaker
+from infra.orders import OrderRow, now_ms, read_rows, status_event
+from infra.payment_provider import Captured, Declined, HttpPaymentProvider, PaymentProvider
+from infra.postgres.pool import UNAVAILABLE
+from infra.settlement import Verdict
+from infra.waits import until_it_works
+from schemas.codec import encode
+from schemas.events import PaymentRequested, Step
+from schemas.ids import OrderId
+from schemas.order_state import TERMINAL, Status
+from schemas.topics import ORDER_STATUS, PAYMENT_STAGE_GROUP, PAYMENTS
+
+from .app import Acks, Record, Resources, bury, decode_or_bury, stage_app
+from .inbox import Inbox
+
+MAX_BATCH = 500
+KEY_LIFETIME = timedelta(hours=24)  # how long the provider remembers a key: past it only an operator settles
+
+
+@dataclass(frozen=True, slots=True)
+class Finished:
+    """A verdict to settle, or (without one) a row that is terminal already; with the records it answers."""
+
+    records: list[Record]
+    verdict: Verdict | None = None
+    row: OrderRow | None = None
+
+
+class PaymentStage:
+    """Three loops: gather (what arrived, in one query), charge (a task an order), settle (what finished, together)."""
+
+    def __init__(
+        self, resources: Resources, acks: Acks, provider: AbstractAsyncContextManager[PaymentProvider] | None = None
+    ) -> None:
+        self._pool = resources.pool
+        self._publisher = resources.publisher
+        self._desk = resources.desk
+        self._dead_letters = resources.dead_letters
+        self._connect = provider or HttpPaymentProvider(resources.settings.payment_gateway_url)
+        self._breaker = CircuitBreaker()
+        self._acks = acks
+        self._arrived: Inbox[Record] = Inbox()
+        self._finished: Inbox[Finished] = Inbox()
+        self._charging: dict[OrderId, list[Record]] = {}
+        self._slots = asyncio.Semaphore(resources.settings.worker_concurrency)
+        self._begun = 0  # records gathered and not yet acknowledged
+        self._idle = asyncio.Event()
+        self._idle.set()
+        self._draining = False
+
+    def take(self, record: Record) -> None:
+        self._arrived.put(record)
+
+    async def run(self) -> None:
+        async with self._connect as provider, asyncio.TaskGroup() as group:
+            group.create_task(self._gather(provider, group))
+            group.create_task(self._settle())
+
+    async def drain(self) -> None:
+        self._draining = True
+        await self._idle.wait()
+
+    async def _gather(self, provider: PaymentProvider, group: asyncio.TaskGroup) -> None:
+        """Only rows say what to charge: status and amount of everything that arrived, in one query."""
+        while not self._draining:
+            batch = await self._arrived.take(MAX_BATCH)
+            self._begin(len(batch))
+            requests: dict[OrderId, list[Record]] = {}
+            for record in batch:
+                event = await decode_or_bury(record, self._dead_letters)
+                if isinstance(event, PaymentRequested):
+                    requests.setdefault(OrderId(event.order_id), []).append(record)
+                    continue
+                if event is not None:
+                    await bury(
+                        record, self._dead_letters, f"a {type(event).__name__} does not belong on {PAYMENTS.name}"
+                    )
+                self._done([record])
+            rows = await until_it_works("postgres", UNAVAILABLE, read_rows, self._pool, list(requests))
+            for order_id, records in requests.items():
+                await self._dispatch(order_id, rows.get(order_id), records, provider, group)
+
+    async def _dispatch(
+        self,
+        order_id: OrderId,
+        row: OrderRow | None,
+        records: list[Record],
+        provider: PaymentProvider,
+        group: asyncio.TaskGroup,
+    ) -> None:
+        if row is None:
+            for record in records:
+                await bury(record, self._dead_letters, "no such order in postgres")
+            self._done(records)
+        elif row.status in TERMINAL:
+            self._finished.put(Finished(records, row=row))
+        elif row.status is Status.NEEDS_RECONCILIATION:
+            self._done(records)  # the reconciler's
+        elif row.created_at < datetime.now(UTC) - KEY_LIFETIME:
+            reason = "older than the provider remembers keys: an operator must settle it"
+            self._finished.put(Finished(records, Verdict(row.id, Status.NEEDS_RECONCILIATION, reason)))
+        elif row.id in self._charging:
+            self._charging[row.id] += records  # a copy of a request whose charge is under way
+        else:
+            await self._slots.acquire()
+            self._charging[row.id] = records
+            group.create_task(self._charge(row, provider))
+
+    async def _charge(self, row: OrderRow, provider: PaymentProvider) -> None:
+        try:
+            charge = Charge(row.id, row.total_cents, row.currency)
+            charged = await charge_until_definite(provider, self._breaker, charge, on_slow=lambda: self._tell_slow(row))
+        finally:
+            self._slots.release()
+            records = self._charging.pop(row.id)
+        self._finished.put(Finished(records, verdict_of(row.id, charged)))
+
+    def _tell_slow(self, row: OrderRow) -> None:
+        at_ms = now_ms()
+        step = Step(Status.PROCESSING_PAYMENT, at_ms)
+        event = status_event(row, status=Status.PROCESSING_PAYMENT, steps=(step,), at_ms=at_ms)
+        self._publisher.publish(ORDER_STATUS, row.id, encode(event))
+
+    async def _settle(self) -> None:
+        while True:
+            finished = await self._finished.take(MAX_BATCH)
+            await self._desk.settle([item.verdict for item in finished if item.verdict is not None])
+            await self._desk.announce([item.row for item in finished if item.row is not None])
+            self._done([record for item in finished for record in item.records])
+
+    def _begin(self, count: int) -> None:
+        self._begun += count
+        self._idle.clear()
+
+    def _done(self, records: list[Record]) -> None:
+        self._acks.finish(records)
+        self._begun -= len(records)
+        if not self._begun:
+            self._idle.set()
+
+
+def verdict_of(order_id: OrderId, charged: Charged) -> Verdict:
+    """How an answer of the provider ends an order; an unknown one never does."""
+    times = (charged.started_at_ms, charged.answered_at_ms)
+    match charged.outcome:
+        case Captured(charge_id=charge_id):
+            return Verdict(order_id, Status.CONFIRMED, None, charge_id, *times)
+        case Declined(reason=reason):
+            return Verdict(order_id, Status.PAYMENT_FAILED, reason, None, *times)
+        case Unsettled(reason=reason):
+            return Verdict(order_id, Status.NEEDS_RECONCILIATION, reason, None, *times)
+        case never:
+            assert_never(never)
+
+
+app = stage_app(PAYMENT_STAGE_GROUP, PAYMENTS, PaymentStage)

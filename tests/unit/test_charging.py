@@ -1,0 +1,173 @@
+"""A charge is pursued until the provider is definite; only money that may have moved ever ends in `Unsettled`."""
+
+import asyncio
+from collections.abc import Callable, Coroutine, Sequence
+from typing import Any
+
+import pytest
+
+from infra.charging import BUDGET_S, SLOW_AFTER_S, Charge, Charged, Unsettled, backoff_s, charge_until_definite
+from infra.circuit_breaker import MIN_CALLS, CircuitBreaker, State
+from infra.payment_provider import (
+    ATTEMPT_TIMEOUT_S,
+    Captured,
+    ChargeOutcome,
+    Declined,
+    FakePaymentProvider,
+    NotSent,
+    Unknown,
+)
+
+Run = Callable[[Coroutine[Any, Any, None]], None]
+REFUSED = NotSent(None, reached=False)
+ORDER = Charge("order-1", 99_999, "USD")
+
+
+class Pursuit:
+    """One charge of ORDER on a fake, with everything worth asserting."""
+
+    def __init__(self, outcomes: Sequence[ChargeOutcome], latency_s: float = 0.5) -> None:
+        self.provider = FakePaymentProvider(latency_s)
+        self.provider.will(ORDER.order_id, outcomes)
+        self.breaker = CircuitBreaker()
+        self.slow_at: list[float] = []
+
+    async def run(self) -> Charged:
+        return await charge_until_definite(
+            self.provider,
+            self.breaker,
+            ORDER,
+            on_slow=lambda: self.slow_at.append(now()),
+            wall_ms=lambda: int(now() * 1000),
+        )
+
+
+def now() -> float:
+    return asyncio.get_running_loop().time()
+
+
+@pytest.mark.parametrize("outcome", [Captured("ch_1"), Declined("card_declined")])
+def test_a_definite_answer_ends_it_at_once(in_virtual_time: Run, outcome: Captured | Declined) -> None:
+    async def scenario() -> None:
+        await asyncio.sleep(3)
+        pursuit = Pursuit([outcome])
+        assert await pursuit.run() == Charged(outcome, started_at_ms=3_000, answered_at_ms=3_500, attempts=1)
+        assert pursuit.slow_at == []
+
+    in_virtual_time(scenario())
+
+
+def test_an_unknown_outcome_is_asked_again_and_money_is_taken_once(in_virtual_time: Run) -> None:
+    async def scenario() -> None:
+        pursuit = Pursuit([Unknown("timeout"), Unknown("status 503")])
+        pursuit.provider.decide(ORDER.order_id, ORDER.amount_cents, ORDER.currency)
+        charged = await pursuit.run()
+        assert charged.outcome == Captured("ch_order-1")
+        assert charged.attempts == 3
+        assert len(pursuit.provider.captures) == 1
+
+    in_virtual_time(scenario())
+
+
+def test_unknown_for_the_whole_budget_is_unsettled_exactly_then(in_virtual_time: Run) -> None:
+    async def scenario() -> None:
+        pursuit = Pursuit([Unknown("timeout")] * 99, latency_s=ATTEMPT_TIMEOUT_S)
+        charged = await pursuit.run()
+        assert charged.outcome == Unsettled("timeout")
+        assert now() == pytest.approx(BUDGET_S)
+        assert charged.started_at_ms == 0
+
+    in_virtual_time(scenario())
+
+
+def test_a_provider_that_is_never_reached_unsettles_nobody_however_long_it_takes(in_virtual_time: Run) -> None:
+    async def scenario() -> None:
+        pursuit = Pursuit([REFUSED, NotSent(1.0, reached=True)] * 500, latency_s=0.01)
+        charged = await pursuit.run()
+        assert charged.outcome == Captured("ch_order-1")
+        assert charged.attempts == 1_001
+        assert now() > 100 * BUDGET_S
+        assert pursuit.slow_at == []
+
+    in_virtual_time(scenario())
+
+
+def test_the_budget_runs_from_the_first_attempt_that_ended_unknown(in_virtual_time: Run) -> None:
+    async def scenario() -> None:
+        pursuit = Pursuit([NotSent(30.0, reached=True)] + [Unknown("timeout")] * 99)
+        assert isinstance((await pursuit.run()).outcome, Unsettled)
+        assert 30.0 + BUDGET_S <= now() <= 30.0 + BUDGET_S + 1.0
+
+    in_virtual_time(scenario())
+
+
+def test_being_told_to_slow_down_after_an_unknown_outcome_does_not_make_it_known(in_virtual_time: Run) -> None:
+    async def scenario() -> None:
+        pursuit = Pursuit([Unknown("timeout")] + [NotSent(1.0, reached=True)] * 99)
+        assert (await pursuit.run()).outcome == Unsettled("timeout")
+        assert now() == pytest.approx(BUDGET_S)
+
+    in_virtual_time(scenario())
+
+
+def test_retry_after_is_never_undercut(in_virtual_time: Run) -> None:
+    async def scenario() -> None:
+        for retry_after_s in (0.0, 1.0, 7.0):
+            began = now()
+            await Pursuit([NotSent(retry_after_s, reached=True)], latency_s=0.0).run()
+            assert retry_after_s < now() - began < retry_after_s + 1.0
+
+    in_virtual_time(scenario())
+
+
+def test_a_charge_unanswered_after_two_seconds_is_reported_once(in_virtual_time: Run) -> None:
+    async def scenario() -> None:
+        pursuit = Pursuit([Unknown("timeout")] * 2, latency_s=3.0)
+        await pursuit.run()
+        assert pursuit.slow_at == [SLOW_AFTER_S]
+
+    in_virtual_time(scenario())
+
+
+def test_an_open_breaker_holds_a_fresh_charge_until_the_provider_lives(in_virtual_time: Run) -> None:
+    async def scenario() -> None:
+        pursuit = Pursuit([REFUSED] * 20, latency_s=0.0)
+        for _ in range(MIN_CALLS):
+            pursuit.breaker.record(await pursuit.breaker.acquire(), False)
+        charged = await pursuit.run()
+        assert charged.outcome == Captured("ch_order-1")
+        assert pursuit.breaker.state is State.CLOSED
+        assert charged.started_at_ms > 0
+
+    in_virtual_time(scenario())
+
+
+def test_an_open_breaker_does_not_stretch_the_budget_of_an_unknown_charge(in_virtual_time: Run) -> None:
+    async def scenario() -> None:
+        pursuit = Pursuit([Unknown("timeout")] * 999, latency_s=0.0)
+        for _ in range(MIN_CALLS - 1):
+            pursuit.breaker.record(await pursuit.breaker.acquire(), False)
+        assert (await pursuit.run()).outcome == Unsettled("timeout")
+        assert pursuit.breaker.state is not State.CLOSED
+        assert now() == pytest.approx(BUDGET_S)
+        assert pursuit.breaker.waiting == 0
+
+    in_virtual_time(scenario())
+
+
+def test_cancelling_a_charge_frees_its_place_in_the_breaker(in_virtual_time: Run) -> None:
+    async def scenario() -> None:
+        pursuit = Pursuit([Unknown("timeout")] * 99)
+        task = asyncio.create_task(pursuit.run())
+        await asyncio.sleep(3.1)
+        task.cancel()
+        await asyncio.wait([task])
+        assert task.cancelled()
+        assert pursuit.breaker.state is State.CLOSED
+
+    in_virtual_time(scenario())
+
+
+def test_backoff_grows_with_jitter_to_a_cap() -> None:
+    for attempt, most_s in ((1, 0.2), (2, 0.4), (3, 0.8), (4, 1.6), (5, 3.0), (9_999, 3.0)):
+        assert most_s / 2 <= backoff_s(attempt) <= most_s

@@ -1,0 +1,193 @@
+"""The command line: one command in, a room's function called. The only module that knows every room; decides nothing.
+
+Rooms are imported inside their commands, so that `thrones --help` and every process load only what they use.
+"""
+
+import asyncio
+from collections.abc import Callable, Coroutine
+from enum import StrEnum
+from typing import Annotated, Any
+
+import typer
+
+from consumers.cli import app as consumers_app
+from infra.local.cli import app as local_app
+from infra.operator_cli import app as operator_app
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,  # its tracebacks print local variables, secrets among them
+    help="Backend of Thrones: a flash sale that never oversells, loses nothing it accepted and charges nobody twice.",
+)
+app.add_typer(local_app)
+app.add_typer(operator_app)
+app.add_typer(consumers_app)
+
+Runner = Callable[[Any, Any], Coroutine[Any, Any, None]]  # (settings, stop), until stopped
+
+
+class Stage(StrEnum):
+    """The two stages of the pipeline."""
+
+    ORDER = "order"
+    PAYMENT = "payment"
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        from importlib.metadata import version
+
+        typer.echo(f"thrones {version('backend-of-thrones')}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Show the version and exit.")
+    ] = False,
+) -> None:
+    pass
+
+
+@app.command(rich_help_panel="Processes")
+def gateway(
+    fd: Annotated[int | None, typer.Option("--fd", help="Be one worker on this inherited listening socket.")] = None,
+) -> None:
+    """Serve HTTP on PORT with API_WORKERS processes.
+
+    Example: PORT=8080 API_WORKERS=4 thrones gateway
+    """
+    from infra.settings import get_signing_settings
+
+    settings = get_signing_settings()  # refuses to start without a secret worth the name
+    if fd is None:
+        from gateway.cluster import run as run_cluster
+
+        _serve("gateway-cluster", settings, run_cluster)
+        return
+    from gateway.worker import run_worker
+
+    sock = _inherited(fd)
+
+    async def serve(settings: Any, stop: Any) -> None:
+        await run_worker(settings, sock, stop)
+
+    _serve("gateway", settings, serve, port=settings.port)
+
+
+@app.command(rich_help_panel="Processes")
+def stage(name: Stage) -> None:
+    """One member of a stage: `order` (orders into Postgres) or `payment` (charges). Start as many as there is work for.
+
+    Example: THRONES_MEMBER=2 thrones stage payment
+    """
+    from infra.settings import get_settings
+    from streams.app import run_stage
+
+    _prepare(f"{name.value}-stage", get_settings().thrones_member, metrics_port=_serve_metrics())
+    run_stage(name.value)
+
+
+@app.command(rich_help_panel="Processes")
+def relay() -> None:
+    """Push stranded orders on, publish stock changes, rebuild after a new Redis run; one leads, others stand by.
+
+    Example: thrones relay
+    """
+    from consumers.relay import run
+
+    from infra.settings import get_settings
+
+    _serve("relay", get_settings(), run)
+
+
+@app.command(rich_help_panel="Processes")
+def projector() -> None:
+    """Write order statuses into the read model.
+
+    Example: thrones projector
+    """
+    from consumers.projector import run
+    from infra.settings import get_settings
+
+    _serve("projector", get_settings(), run)
+
+
+@app.command(rich_help_panel="Processes")
+def reconciler() -> None:
+    """Keep asking the provider about payments whose outcome is unknown.
+
+    Example: thrones reconciler
+    """
+    from consumers.reconciler import run
+    from infra.settings import get_settings
+
+    _serve("reconciler", get_settings(), run)
+
+
+@app.command(rich_help_panel="Processes")
+def payment_gateway() -> None:
+    """The mock payment provider, on the port of PAYMENT_GATEWAY_URL.
+
+    Example: PAYMENT_GATEWAY_URL=http://127.0.0.1:9090 thrones payment-gateway
+    """
+    from infra.local.payment_gateway import run
+    from infra.settings import get_settings
+
+    settings = get_settings()
+    port = int(settings.payment_gateway_url.rsplit(":", 1)[-1].strip("/"))
+    _prepare("payment-gateway", settings.thrones_member, port)
+    run(settings)
+
+
+def _serve(role: str, settings: Any, run: Runner, port: int | None = None) -> None:
+    """Run one process of `role` until a signal. Any error ends it loudly: the supervisor starts it again."""
+    import uvloop
+
+    from infra.lifecycle import stop_on_signals
+
+    _prepare(role, settings.thrones_member, port or _serve_metrics())
+
+    async def main() -> None:
+        await run(settings, stop_on_signals())
+
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(main())
+
+
+def _prepare(role: str, member: str, metrics_port: int) -> None:
+    import resource
+
+    from infra.logs import configure
+    from infra.registry import register
+
+    configure(role, member)
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+    register(role, member, metrics_port)
+
+
+def _serve_metrics() -> int:
+    """Prometheus metrics of this process on a free loopback port, which is returned."""
+    from prometheus_client import start_http_server
+
+    server, _ = start_http_server(0, addr="127.0.0.1")
+    return int(server.server_port)
+
+
+def _inherited(fd: int) -> Any:
+    import socket
+
+    sock = socket.socket(fileno=fd)
+    sock.setblocking(False)
+    return sock
+
+
+def main() -> None:
+    app()
+
+
+if __name__ == "__main__":
+    main()
