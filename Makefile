@@ -11,6 +11,7 @@ STAMP := $(VENV)/.stamp
 PINS := $(shell cat requirements.lock pyproject.toml 2>/dev/null | sha256sum | cut -d' ' -f1)
 ARGS ?=
 THRONES := $(BIN)/thrones
+WORKS := $(THRONES) --version >/dev/null 2>&1
 
 help: ## This list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -34,10 +35,10 @@ up: setup ## Everything in the background; returns when ready
 	@$(THRONES) up
 
 down: ## Stop everything, keep the state
-	@if [ -x $(THRONES) ]; then $(THRONES) down; else echo "nothing was running"; fi
+	@if $(WORKS); then $(THRONES) down; else echo "not set up, so nothing runs"; fi
 
 reset: ## Stop everything, delete the state, keep downloads
-	@if [ -x $(THRONES) ]; then $(THRONES) reset; else rm -rf "$${THRONES_STATE_DIR:-.thrones}"; fi
+	@if $(WORKS); then $(THRONES) reset; else rm -rf "$${THRONES_STATE_DIR:-.thrones}"; fi
 
 demo: up ## A whole sale, the audit and a summary; exit 0 only when the books balance (ARGS=--down stops afterwards)
 	@$(THRONES) demo $(ARGS)

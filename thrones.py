@@ -4,6 +4,7 @@ Rooms are imported inside their commands, so that `thrones --help` and every pro
 """
 
 import asyncio
+import os
 from collections.abc import Callable, Coroutine
 from enum import StrEnum
 from typing import Annotated, Any
@@ -59,6 +60,7 @@ def gateway(
 
     Example: PORT=8080 API_WORKERS=4 thrones gateway
     """
+    _be("gateway")
     from infra.settings import get_signing_settings
 
     settings = get_signing_settings()  # refuses to start without a secret worth the name
@@ -83,10 +85,10 @@ def stage(name: Stage) -> None:
 
     Example: THRONES_MEMBER=2 thrones stage payment
     """
-    from infra.settings import get_settings
-    from streams.app import run_stage
+    settings = _be(f"{name.value}-stage")
+    from streams.run import run_stage
 
-    _prepare(f"{name.value}-stage", get_settings().thrones_member, metrics_port=_serve_metrics())
+    _prepare(f"{name.value}-stage", settings.thrones_member, _serve_metrics())
     run_stage(name.value)
 
 
@@ -96,11 +98,10 @@ def relay() -> None:
 
     Example: thrones relay
     """
+    settings = _be("relay")
     from consumers.relay import run
 
-    from infra.settings import get_settings
-
-    _serve("relay", get_settings(), run)
+    _serve("relay", settings, run)
 
 
 @app.command(rich_help_panel="Processes")
@@ -109,10 +110,10 @@ def projector() -> None:
 
     Example: thrones projector
     """
+    settings = _be("projector")
     from consumers.projector import run
-    from infra.settings import get_settings
 
-    _serve("projector", get_settings(), run)
+    _serve("projector", settings, run)
 
 
 @app.command(rich_help_panel="Processes")
@@ -121,10 +122,10 @@ def reconciler() -> None:
 
     Example: thrones reconciler
     """
+    settings = _be("reconciler")
     from consumers.reconciler import run
-    from infra.settings import get_settings
 
-    _serve("reconciler", get_settings(), run)
+    _serve("reconciler", settings, run)
 
 
 @app.command(rich_help_panel="Processes")
@@ -133,13 +134,21 @@ def payment_gateway() -> None:
 
     Example: PAYMENT_GATEWAY_URL=http://127.0.0.1:9090 thrones payment-gateway
     """
+    settings = _be("payment-gateway")
+    from urllib.parse import urlsplit
+
     from infra.local.payment_gateway import run
+
+    _prepare("payment-gateway", settings.thrones_member, urlsplit(settings.payment_gateway_url).port)
+    run(settings)
+
+
+def _be(role: str) -> Any:
+    """This process' settings, under its role. The environment alone counts here: no local stack's is borrowed."""
+    os.environ["THRONES_ROLE"] = role
     from infra.settings import get_settings
 
-    settings = get_settings()
-    port = int(settings.payment_gateway_url.rsplit(":", 1)[-1].strip("/"))
-    _prepare("payment-gateway", settings.thrones_member, port)
-    run(settings)
+    return get_settings()
 
 
 def _serve(role: str, settings: Any, run: Runner, port: int | None = None) -> None:
@@ -157,7 +166,7 @@ def _serve(role: str, settings: Any, run: Runner, port: int | None = None) -> No
         runner.run(main())
 
 
-def _prepare(role: str, member: str, metrics_port: int) -> None:
+def _prepare(role: str, member: str, port: int | None) -> None:
     import resource
 
     from infra.logs import configure
@@ -166,7 +175,7 @@ def _prepare(role: str, member: str, metrics_port: int) -> None:
     configure(role, member)
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
-    register(role, member, metrics_port)
+    register(role, member, port)
 
 
 def _serve_metrics() -> int:

@@ -10,7 +10,7 @@ from schemas.order_state import Entry, Next, Status, advance
 from schemas.topics import ORDER_STAGE_GROUP, PAYMENT_STAGE_GROUP, PROJECTOR_GROUP
 
 STRANDED_AFTER_MS = 2_000  # the last push is older by this than the watermark: clocks, and the publisher's own linger
-FIRST_LOOK_AGAIN_MS = 200
+FIRST_LOOK_AGAIN_MS = 100
 FIRST_PUSH_AGAIN_MS = 2_000
 LOOK_AGAIN_MOST_MS = 60_000
 
@@ -71,7 +71,7 @@ def decide(standing: Standing, memory: Memory, watermarks: Watermarks) -> Decisi
 
 
 def _backoff_ms(first_ms: int, times: int) -> int:
-    """200, 400, 800 ... for looks and 2,000, 4,000, 8,000 ... for pushes; at most a minute."""
+    """100, 200, 400 ... for looks and 2,000, 4,000, 8,000 ... for pushes; at most a minute."""
     return int(min(first_ms * 2 ** min(times, 16), LOOK_AGAIN_MOST_MS))
 
 

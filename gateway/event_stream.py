@@ -62,8 +62,8 @@ class EventStream:
         _limit(transport.get_extra_info("socket"))
         stream = cls(response, transport, response.headers.get("Transfer-Encoding") == "chunked")
         connection.on_lost = stream.finish
-        # Clients that were closed together come back apart.
-        stream.push(Frame(f"retry: {random.randint(1_000, 5_000)}\n\n"))
+        # Clients that were closed together come back apart. The line belongs to the first event, which follows.
+        stream.push(Frame(f"retry: {random.randint(1_000, 5_000)}\n"))
         return stream
 
     def push(self, frame: Frame) -> bool:

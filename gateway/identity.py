@@ -54,7 +54,12 @@ class Identity:
     def _decode(self, token: str) -> User:
         try:
             decoded = jwt.decode_complete(
-                token, self._secret, algorithms=[ALGORITHM], issuer=ISSUER, audience=AUDIENCE, options={"require": CLAIMS}
+                token,
+                self._secret,
+                algorithms=[ALGORITHM],
+                issuer=ISSUER,
+                audience=AUDIENCE,
+                options={"require": CLAIMS},
             )
         except (jwt.PyJWTError, ValueError, RecursionError):  # RecursionError: a header of deeply nested JSON
             raise Problem("unauthorized") from None

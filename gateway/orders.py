@@ -31,7 +31,11 @@ from .wire import answer_bytes, iso_ms, read_json, reason
 
 PUBLISH_WAIT_S = 0.25
 KEY_MAX_CHARACTERS = 255
-DEFINITE = (ResponseError, BusyLoadingError, NotSent)  # Redis answered with an error, or was never asked: nothing was taken
+DEFINITE = (
+    ResponseError,
+    BusyLoadingError,
+    NotSent,
+)  # Redis answered with an error, or was never asked: nothing was taken
 
 REFUSALS = {
     "unverified": "stock_not_verified",

@@ -3,9 +3,9 @@
 import asyncio
 import os
 import threading
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
-from collections.abc import Callable
 
 import bcrypt
 

@@ -52,7 +52,10 @@ KINDS: dict[str, Kind] = {
     ),
     "sale_paused": Kind(503, "Sale paused", "The sale is paused; nothing was reserved.", True, (5, 10)),
     "outcome_unknown": Kind(
-        504, "Outcome unknown", "The order may or may not be placed; ask for its status, or repeat with the same key.", True
+        504,
+        "Outcome unknown",
+        "The order may or may not be placed; ask for its status, or repeat with the same key.",
+        True,
     ),
 }
 
@@ -110,4 +113,4 @@ class Problem(Exception):
 
 def _spread(kind: Kind) -> int:
     low, high = kind.retry_after_s or (1, 1)
-    return random.randint(low, high)  # noqa: S311 - jitter, not a secret
+    return random.randint(low, high)

@@ -61,13 +61,17 @@ class StockHub:
         self._again = asyncio.Event()
         self.count = 0
 
-    def join(self, product: ProductId, stream: EventStream) -> _Watcher:
+    def join(self, product: ProductId, stream: EventStream, read: tuple[Version, int]) -> _Watcher:
+        """Add a watcher, who gets the newest value at once: the one `read` for it, or a newer one known here."""
         watcher = _Watcher(stream)
         watched = self._products.setdefault(str(product).encode(), _Watched())
+        if not watched.watchers:
+            self._again.set()  # what changed since `read` was told to nobody
         watched.watchers.add(watcher)
         self._tail.join()
         self.count += 1
         self._metrics.streams.inc()
+        self.offer(product, *read)
         _deliver(watched, watcher)
         return watcher
 
@@ -183,15 +187,12 @@ class StockStream:
         await self._catalogue.find(product)
         if self._hub.count >= STREAMS_MAX:
             raise Problem("busy")
-        if await self._snapshot(product) is None:
+        read = await self._snapshot(product)
+        if read is None:
             raise Problem("stock_not_verified")
         stream = await EventStream.open(request)
-        watcher = self._hub.join(product, stream)
+        watcher = self._hub.join(product, stream, read)
         try:
-            # Read after joining: a change between the two cannot be missed.
-            found = await self._snapshot(product)
-            if found is not None:
-                self._hub.offer(product, *found)
             await stream.closed
         finally:
             self._hub.leave(product, watcher)

@@ -3,7 +3,7 @@
 import asyncio
 import sys
 from collections.abc import Callable, Coroutine
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, NoReturn, TypeVar
 
 import typer
 
@@ -49,7 +49,7 @@ def _log_to_stderr() -> None:
     )
 
 
-def fail(text: str) -> Any:
+def fail(text: str) -> NoReturn:
     """Say why on stderr and exit 1."""
     print(text, file=sys.stderr)
     raise SystemExit(1)

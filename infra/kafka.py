@@ -263,6 +263,7 @@ class Offsets:
                 except (KafkaError, OSError):
                     await admin.close()
                     raise
+                consumer.pause(*consumer.assignment())  # a fetch that waits for data would hold up every question
                 self._admin, self._consumer = admin, consumer
             return self._consumer
 

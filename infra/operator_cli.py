@@ -207,8 +207,10 @@ def _price(text: str) -> int:
     try:
         cents = to_cents(text)
     except ValueError as error:
-        return int(fail(f"--price: {error}"))
-    return cents if cents > 0 else int(fail("--price must be above zero: the provider charges no less than a cent"))
+        fail(f"--price: {error}")
+    if cents == 0:
+        fail("--price must be above zero: the provider charges no less than a cent")
+    return cents
 
 
 def _currency(text: str) -> str:
@@ -223,5 +225,5 @@ def _time(text: str | None) -> datetime | None:
     try:
         moment = datetime.fromisoformat(text)
     except ValueError:
-        return datetime.fromisoformat(str(fail(f"not a time: {text} (like 2026-12-24T18:00:00Z)")))
+        fail(f"not a time: {text} (like 2026-12-24T18:00:00Z)")
     return moment if moment.tzinfo else moment.replace(tzinfo=UTC)

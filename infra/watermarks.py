@@ -20,7 +20,7 @@ from .kafka import Offsets, make_consumer
 from .logs import get_logger
 from .settings import Settings
 
-CACHED_S = 0.3
+CACHED_S = 0.2
 ANSWER_TIMEOUT_S = 3.0
 AWAY = (KafkaError, OSError, TimeoutError)
 
@@ -39,7 +39,7 @@ async def unprocessed_from(offsets: Offsets, group: str, topic: Topic) -> dict[i
 
 
 class Watermarks:
-    """Asked often: answers are cached for 0.3 s, and an append time is fetched again only when the group has moved."""
+    """Asked often: answers are cached for 0.2 s, and an append time is fetched again only when the group has moved."""
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings

@@ -4,7 +4,6 @@ Faust reads, rebalances and commits; batching, effects and acknowledgements are 
 """
 
 import asyncio
-import sys
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
@@ -19,7 +18,7 @@ from infra import registry
 from infra.inventory.inventory import Inventory
 from infra.kafka import Publisher
 from infra.lifecycle import DRAIN_DEADLINE_S
-from infra.logs import configure, get_logger
+from infra.logs import get_logger
 from infra.postgres.pool import connect_postgres
 from infra.redis_client import connect_redis
 from infra.settings import Settings, get_settings
@@ -108,6 +107,7 @@ class StageApp(faust.App):
     stage: Stage
     resources: Resources | None = None
     taking = False
+    by_faust = True  # started by `faust -A ... worker`: nobody else has entered this process in the registry
 
     async def on_start(self) -> None:
         settings = get_settings()
@@ -120,7 +120,8 @@ class StageApp(faust.App):
         self._work = asyncio.create_task(self.stage.run(), name="stage")
         self._work.add_done_callback(self._on_work_done)
         self.taking = True
-        registry.register(settings.thrones_role, settings.thrones_member)
+        if self.by_faust:
+            registry.register(self.conf.id, settings.thrones_member)
         await super().on_start()
 
     async def on_stop(self) -> None:
@@ -180,11 +181,3 @@ def stage_app(group: str, topic: Topic, make_stage: MakeStage) -> StageApp:
     app.agent(source, name=group)(feed)
     app.on_partitions_revoked.connect(forget, weak=False)  # type: ignore[arg-type]  # its Protocol fits no function
     return app
-
-
-def run_worker(app: StageApp) -> None:
-    """Run the stage as this process' only work; returns never (SystemExit), non-zero when the stage crashed."""
-    settings = get_settings()
-    configure(settings.thrones_role, settings.thrones_member)
-    worker = faust.Worker(app, loglevel="WARNING", override_logging=False, redirect_stdouts=False, quiet=True)
-    sys.exit(worker.execute_from_commandline())

@@ -113,7 +113,7 @@ class Auditor:
             other_problems=[f"not quiet: {text}" for text in restless] + missing,
         )
 
-    async def _versions(self, products: Sequence[ProductId]) -> list[list[bytes | None]]:
+    async def _versions(self, products: Sequence[ProductId]) -> list[list[bytes | str | None]]:
         return [await self._redis.hmget(keys.stock(product), ["epoch", "version"]) for product in products]
 
 

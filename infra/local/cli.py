@@ -5,6 +5,7 @@ Every process passes here as it starts, so what only a command needs is imported
 
 import asyncio
 import json
+import logging
 import time
 from typing import Annotated, NoReturn
 
@@ -18,15 +19,18 @@ app = typer.Typer(no_args_is_help=True, help="The local stack: real servers and 
 Json = Annotated[bool, typer.Option("--json", help="Machine-readable output.")]
 
 
-@app.command()
+@app.command(rich_help_panel="Local stack")
 def setup() -> None:
     """Fetch what the Python packages do not bring (Kafka's jars) and prepare its fast start. Does nothing when done.
 
     Example: thrones setup
     """
+    import structlog
+
     from infra.local.jars import fetch_kafka
     from infra.local.warmup import warm_up
 
+    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.WARNING))
     try:
         fetch_kafka(typer.echo)
         warm_up(typer.echo)
@@ -34,7 +38,7 @@ def setup() -> None:
         _fail(error)
 
 
-@app.command()
+@app.command(rich_help_panel="Local stack")
 def up(
     servers_only: Annotated[bool, typer.Option("--servers-only", help="Kafka, Redis and Postgres only.")] = False,
 ) -> None:
@@ -65,7 +69,7 @@ def up(
         _fail(error)
 
 
-@app.command()
+@app.command(rich_help_panel="Local stack")
 def down() -> None:
     """Stop everything; the state stays. Nothing running is fine.
 
@@ -76,7 +80,7 @@ def down() -> None:
     stop(default_state_dir(), typer.echo)
 
 
-@app.command()
+@app.command(rich_help_panel="Local stack")
 def reset() -> None:
     """Stop everything and delete all state (orders, stock, logs). Downloads are kept. Asks nothing.
 
@@ -87,7 +91,7 @@ def reset() -> None:
     delete(default_state_dir(), typer.echo)
 
 
-@app.command()
+@app.command(rich_help_panel="Local stack")
 def status(as_json: Json = False) -> None:
     """The running processes: role, member, pid and port.
 
@@ -109,7 +113,7 @@ def status(as_json: Json = False) -> None:
     Console().print(table)
 
 
-@app.command()
+@app.command(rich_help_panel="Local stack")
 def env(as_json: Json = False) -> None:
     """Where the stack's servers are, as KEY=value lines for outside tools.
 
@@ -124,7 +128,7 @@ def env(as_json: Json = False) -> None:
     typer.echo(json.dumps(values) if as_json else "\n".join(f"{key}={value}" for key, value in values.items()))
 
 
-@app.command()
+@app.command(rich_help_panel="Local stack")
 def logs(
     role: Annotated[str | None, typer.Argument(help="A role or one member: kafka, order-stage, gateway-2.")] = None,
     following: Annotated[bool, typer.Option("--follow", "-f", help="Go on with what is written.")] = False,
@@ -151,7 +155,7 @@ def logs(
         raise typer.Exit(0) from None
 
 
-@app.command()
+@app.command(rich_help_panel="Local stack")
 def doctor(as_json: Json = False) -> None:
     """Check the machine, the downloads and the running servers' settings, and say what to do. Changes nothing.
 

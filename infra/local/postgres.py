@@ -121,16 +121,14 @@ async def _answers(config: StackConfig) -> bool:
     """True once it takes connections; makes the database when it is not there yet."""
     try:
         connection = await asyncpg.connect(postgres_dsn(config, "postgres"), timeout=2, command_timeout=5)
-    except (OSError, TimeoutError, asyncpg.PostgresError):
-        return False
-    try:
-        if not await connection.fetchval("SELECT 1 FROM pg_database WHERE datname = $1", config.postgres_db):
-            name = config.postgres_db.replace('"', '""')
-            await connection.execute(f'CREATE DATABASE "{name}"')
-        return True
+        try:
+            if not await connection.fetchval("SELECT 1 FROM pg_database WHERE datname = $1", config.postgres_db):
+                name = config.postgres_db.replace('"', '""')
+                await connection.execute(f'CREATE DATABASE "{name}"')
+        finally:
+            await connection.close(timeout=2)
     except asyncpg.DuplicateDatabaseError:
         return True
-    except (OSError, TimeoutError, asyncpg.PostgresError):
+    except (OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError):
         return False
-    finally:
-        await connection.close(timeout=2)
+    return True

@@ -1,5 +1,6 @@
 """A local stack as a whole: up, down, reset and its environment. Every function is safe to repeat in any state."""
 
+import contextlib
 import os
 import shutil
 import signal
@@ -64,7 +65,7 @@ def start(state_dir: Path, *, servers_only: bool = False, tied: bool = False, sa
 
 
 def stop(state_dir: Path, say: Say = print) -> None:
-    """End everything that belongs to this state, in order where a supervisor lives, else one by one."""
+    """End everything that belongs to this state, in order where a supervisor lives, else all at once."""
     state_dir = state_dir.absolute()
     pid = supervisor_pid(state_dir)
     if pid is not None:
@@ -78,7 +79,7 @@ def reset(state_dir: Path, say: Say = print) -> None:
     stop(state_dir, say)
     if state_dir.exists():
         shutil.rmtree(state_dir, ignore_errors=True)
-        say(f"deleted {state_dir}")
+        say(f"{'could not delete all of' if state_dir.exists() else 'deleted'} {state_dir}")
 
 
 def use_stack_env(state_dir: Path | None = None) -> bool:
@@ -181,13 +182,12 @@ def _wait_started(state_dir: Path, say: Say) -> None:
 
 
 def _stop_supervisor(pid: int, say: Say) -> None:
-    process = psutil.Process(pid)
     say("stopping")
-    try:
+    with contextlib.suppress(psutil.NoSuchProcess):  # it ended by itself
+        process = psutil.Process(pid)
         process.send_signal(signal.SIGTERM)
-        process.wait(STOP_DEADLINE_S)
-    except psutil.NoSuchProcess:
-        pass  # it ended by itself
-    except psutil.TimeoutExpired:
-        say("the supervisor does not stop: killing it")
-        process.kill()
+        try:
+            process.wait(STOP_DEADLINE_S)
+        except psutil.TimeoutExpired:
+            say("the supervisor does not stop: killing it")
+            process.kill()

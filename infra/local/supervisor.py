@@ -83,10 +83,6 @@ class Supervisor:
                 rotate(log)
             await asyncio.sleep(ROTATE_EVERY_S)
 
-    def crash_loop(self) -> ProcessSpec | None:
-        """Some spec that died more than twice without a steady run between, if there is one."""
-        return next((child.spec for child in self._children.values() if child.deaths > 2), None)
-
     async def _keep(self, child: Child) -> None:
         while not child.stopping.is_set():
             started = time.monotonic()
@@ -105,9 +101,9 @@ class Supervisor:
             if child.spec.prepare:
                 await child.spec.prepare()
             child.process = await spawn(child.spec, self.log_of(child.spec))
-        except (OSError, StackError) as error:
+        except Exception as error:  # a supervisor that gave up would be worse: said, and tried again
             child.error = str(error)
-            return f"not started: {error}"
+            return f"not started: {type(error).__name__}: {error}"
         self._note_start(child.spec, child.process.pid)
         child.created = registry.created(child.process.pid)
         self._record()
@@ -181,23 +177,28 @@ def end_leftovers(state_dir: Path, ask: bool) -> int:
 
     Those that take longer than 15 s are killed. Returns how many there were.
     """
-    processes = [psutil.Process(pid) for pid in leftovers(state_dir) if psutil.pid_exists(pid)]
+    processes = [process for process in map(_process, leftovers(state_dir)) if process]
     if ask:
         for process in processes:
-            _end(
-                process,
-                signal.SIGINT if process.name() == "postgres" else signal.SIGTERM,
-            )
+            _end(process)
     _, stubborn = psutil.wait_procs(processes, timeout=LEFTOVERS_S)
     for process in stubborn:
-        _end(process, signal.SIGKILL)
+        with contextlib.suppress(psutil.Error):
+            process.kill()
     psutil.wait_procs(stubborn, timeout=5)
     return len(processes)
 
 
-def _end(process: psutil.Process, number: signal.Signals) -> None:
-    with contextlib.suppress(psutil.NoSuchProcess):  # gone already is what was wanted
-        process.send_signal(number)
+def _process(pid: int) -> psutil.Process | None:
+    try:
+        return psutil.Process(pid)
+    except psutil.NoSuchProcess:
+        return None
+
+
+def _end(process: psutil.Process) -> None:
+    with contextlib.suppress(psutil.Error):  # gone already is what was wanted; another user's is not ours to end
+        process.send_signal(signal.SIGINT if process.name() == "postgres" else signal.SIGTERM)
 
 
 def _signal(process: asyncio.subprocess.Process, number: signal.Signals) -> None:

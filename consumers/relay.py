@@ -1,0 +1,112 @@
+"""Books, rows and watermarks in; stranded orders pushed on, stock.changed published, books rebuilt. One leads, others wait.
+
+Nothing is owed by this process: whoever leads next finds all of it in Redis, Postgres and Kafka.
+"""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from contextlib import AsyncExitStack
+
+import asyncpg
+from aiokafka.errors import KafkaError
+from prometheus_client import Gauge
+
+from infra.inventory.inventory import Inventory
+from infra.kafka import Publisher
+from infra.leadership import RELAY_LOCK, lead
+from infra.lifecycle import Stop
+from infra.logs import get_logger
+from infra.openings import Log
+from infra.postgres.pool import UNAVAILABLE, connect_postgres
+from infra.redis_client import Redis, RedisError, connect_redis
+from infra.settings import Settings
+from infra.settlement import SettlementDesk
+from infra.watermarks import Watermarks
+
+from .relay_books import LOG_EVERY_S, Keeper
+from .relay_pushes import Pusher
+from .relay_samples import SAMPLE_EVERY_S, Sampler
+
+BOOKS_EVERY_S = 0.2
+PUSH_EVERY_S = 0.1
+PAUSE_S = 0.5  # after a store could not be reached
+AWAY = (*UNAVAILABLE, RedisError, KafkaError)
+REDIS_TIMEOUT_S = 5.0
+
+LEADING = Gauge("relay_leading", "1 while this process leads.")
+log = get_logger()
+
+
+async def run(settings: Settings, stop: Stop) -> None:
+    """Lead whenever nobody else does, until asked to stop."""
+
+    async def work() -> None:
+        LEADING.set(1)
+        try:
+            await _lead(settings)
+        finally:
+            LEADING.set(0)
+
+    await lead(settings, RELAY_LOCK, stop, work)
+
+
+async def _lead(settings: Settings) -> None:
+    async with AsyncExitStack() as stack:
+        redis = connect_redis(settings, timeout_s=REDIS_TIMEOUT_S)
+        stack.push_async_callback(redis.aclose)
+        pool = await connect_postgres(settings)
+        stack.push_async_callback(_close_pool, pool)
+        publisher = await Publisher.start(settings)
+        stack.push_async_callback(publisher.stop)
+        watermarks, the_log = Watermarks(settings), Log(settings)
+        stack.push_async_callback(watermarks.close)
+        stack.push_async_callback(the_log.close)
+        keeper = Keeper(settings, redis, pool, publisher, the_log)
+        stack.push_async_callback(keeper.stop)
+        await _loops(redis, pool, publisher, watermarks, keeper)
+
+
+async def _loops(
+    redis: Redis, pool: asyncpg.Pool, publisher: Publisher, watermarks: Watermarks, keeper: Keeper
+) -> None:
+    """Apart from each other, because the pushes may wait for the very books that the keeper has to rebuild."""
+    inventory = Inventory(redis)
+    pusher = Pusher(inventory, pool, publisher, SettlementDesk(pool, inventory, publisher), watermarks)
+    sampler = Sampler(redis, publisher)
+
+    async def push() -> None:
+        await pusher.turn(keeper.in_force)
+
+    async def sample() -> None:
+        await sampler.turn(keeper.in_force)
+
+    async with asyncio.TaskGroup() as group:
+        group.create_task(_repeat("books", BOOKS_EVERY_S, keeper.turn))
+        group.create_task(_repeat("log", LOG_EVERY_S, keeper.check_log))
+        group.create_task(_repeat("pushes", PUSH_EVERY_S, push))
+        group.create_task(_repeat("samples", SAMPLE_EVERY_S, sample))
+
+
+async def _repeat(what: str, every_s: float, turn: Callable[[], Awaitable[object]]) -> None:
+    """For ever; a store that is away is waited for, anything else ends the process."""
+    away = False
+    while True:
+        try:
+            await turn()
+        except AWAY as error:
+            if not away:
+                log.warning("waiting", what=what, error=repr(error))
+            away = True
+            await asyncio.sleep(PAUSE_S)
+        else:
+            if away:
+                log.info("goes on", what=what)
+            away = False
+            await asyncio.sleep(every_s)
+
+
+async def _close_pool(pool: asyncpg.Pool) -> None:
+    try:
+        await asyncio.wait_for(pool.close(), 2.0)
+    except TimeoutError:
+        pool.terminate()

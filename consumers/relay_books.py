@@ -1,0 +1,201 @@
+"""Products in; each one's books in force for the present Redis run and announced on the present log, rebuilt where they are not.
+
+Only rebuilds open stock. One at a time per product (whoever holds its lock), a few products at once, with backoff.
+"""
+
+import asyncio
+import random
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+
+import asyncpg
+from aiokafka.errors import KafkaError
+from prometheus_client import Counter
+
+from infra.inventory import keys
+from infra.inventory.rebuild import RebuildImpossible, rebuild_if_needed
+from infra.kafka import Publisher, create_topics
+from infra.logs import get_logger
+from infra.openings import Log
+from infra.postgres.pool import UNAVAILABLE
+from infra.postgres.queries import SQL
+from infra.redis_client import Redis, RedisError
+from infra.settings import Settings
+from schemas.ids import ProductId
+
+PRODUCTS_EVERY_S = 0.5
+LOG_EVERY_S = 1.0
+QUIET_EVERY_S = 10.0
+GRACE_S = 5.0  # who creates a product opens its stock; afterwards it is ours to do
+BACKOFF_FIRST_S = 0.5
+BACKOFF_MOST_S = 10.0
+AT_ONCE = 4
+FAILURES = (*UNAVAILABLE, asyncpg.PostgresError, RedisError, KafkaError, RebuildImpossible)
+
+REBUILDS = Counter("relay_rebuilds", "Books made anew by the relay.", ["reason"])
+log = get_logger()
+
+
+@dataclass(frozen=True, slots=True)
+class Product:
+    """What the keeper knows of a product from Postgres and from its stock hash."""
+
+    id: ProductId
+    epoch: int
+    fresh: bool  # just created, its stock not opened yet
+    run: str | None = None
+    state: str | None = None
+    books_epoch: int = 0
+    version: int = 0
+    opened_ms: int = 0
+
+    def fault(self, run: str) -> str | None:
+        """Why the books are not in force, in words for the log; None where they are."""
+        if self.run is None:
+            return "no books"
+        if self.run != run:
+            return "new redis run"
+        if self.state == "closed":
+            return "closed"
+        return None if self.books_epoch == self.epoch else "a newer rebuild was begun"
+
+
+@dataclass(slots=True)
+class Keeper:
+    """`in_force` are the products whose entries may be looked at, by the epoch of their books."""
+
+    settings: Settings
+    redis: Redis
+    pool: asyncpg.Pool
+    publisher: Publisher
+    log: Log
+    in_force: dict[ProductId, int] = field(default_factory=dict)
+    _rows: list[Product] = field(default_factory=list)
+    _rows_read_at: float = -PRODUCTS_EVERY_S
+    _log_checked_at: float = -LOG_EVERY_S
+    _quiet_checked_at: float = -QUIET_EVERY_S
+    _marked: dict[ProductId, tuple[int, int]] = field(default_factory=dict)
+    _announced: dict[ProductId, int] = field(default_factory=dict)  # epoch whose stock.opened was seen on the log
+    _rebuilding: dict[ProductId, asyncio.Task[None]] = field(default_factory=dict)
+    _failures: dict[ProductId, tuple[int, float]] = field(default_factory=dict)  # how many, not again before
+    _slots: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(AT_ONCE))
+
+    async def turn(self) -> None:
+        """Read how things stand and start what rebuilds are due. Raises when a store cannot be read."""
+        run = str((await self.redis.info("server"))["run_id"])
+        products = await self._read_products()
+        self.in_force = {p.id: p.books_epoch for p in products if p.fault(run) is None}
+        for product in products:
+            fault = product.fault(run)
+            if fault is not None and not product.fresh:
+                self._start_rebuild(product.id, fault)
+        if len(self.in_force) == len(products) and await self.redis.get(keys.BOOKS_RUN) != run.encode():
+            await self.redis.set(keys.BOOKS_RUN, run)
+        await self._check_quiet(products)
+
+    async def check_log(self) -> None:
+        """Create missing topics; close products whose opening the log has lost. Raises KafkaError when it cannot say."""
+        if await self.log.was_wiped():
+            log.error("the log was wiped: every product gets a new epoch")
+            await create_topics(self.settings)
+            self._announced.clear()
+        for product in await self._read_products():
+            epoch = self.in_force.get(product.id)
+            if epoch is None or self._announced.get(product.id) == epoch:
+                continue
+            if not await self.log.has_opening(product.id, epoch, product.opened_ms):
+                if self.in_force.get(product.id) == epoch:  # and not rebuilt while we searched
+                    log.error("stock.opened is not on the log: closing", product=product.id, epoch=epoch)
+                    await self.redis.hset(keys.stock(product.id), "state", "closed")
+            else:
+                self._announced[product.id] = epoch
+
+    async def stop(self) -> None:
+        tasks = list(self._rebuilding.values())
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def _read_products(self) -> list[Product]:
+        if time.monotonic() - self._rows_read_at >= PRODUCTS_EVERY_S:
+            records = await self.pool.fetch(SQL.products)
+            self._rows = [Product(ProductId(r["id"]), r["epoch"], _is_fresh(r)) for r in records]
+            self._rows_read_at = time.monotonic()
+        async with self.redis.pipeline(transaction=False) as pipe:
+            for row in self._rows:
+                pipe.hmget(keys.stock(row.id), ["run", "state", "epoch", "version", "opened_ms"])
+            hashes = await pipe.execute()
+        return [_with_books(row, fields) for row, fields in zip(self._rows, hashes, strict=True)]
+
+    def _start_rebuild(self, product: ProductId, reason: str) -> None:
+        _, not_before = self._failures.get(product, (0, 0.0))
+        if product not in self._rebuilding and time.monotonic() >= not_before:
+            self._rebuilding[product] = asyncio.create_task(self._rebuild(product, reason))
+
+    async def _rebuild(self, product: ProductId, reason: str) -> None:
+        try:
+            async with self._slots:
+                opened = await rebuild_if_needed(
+                    product, reason, redis=self.redis, pool=self.pool, settings=self.settings, publisher=self.publisher
+                )
+            if opened is not None:
+                REBUILDS.labels(reason).inc()
+                self._announced[product] = opened.epoch
+            self._failures.pop(product, None)
+        except FAILURES as error:
+            failures = self._failures.get(product, (0, 0.0))[0] + 1
+            pause_s = min(BACKOFF_FIRST_S * 2 ** min(failures - 1, 8), BACKOFF_MOST_S) * random.uniform(0.5, 1.0)
+            self._failures[product] = (failures, time.monotonic() + pause_s)
+            log.error("rebuild failed", product=product, reason=reason, failures=failures, error=repr(error))
+        finally:
+            self._rows_read_at = -PRODUCTS_EVERY_S  # its epoch has changed
+            del self._rebuilding[product]
+
+    async def _check_quiet(self, products: Iterable[Product]) -> None:
+        """Where nothing is held, all that ended is announced: the next rebuild need not announce it again."""
+        if time.monotonic() - self._quiet_checked_at < QUIET_EVERY_S:
+            return
+        self._quiet_checked_at = time.monotonic()
+        moved = [p for p in products if p.id in self.in_force and self._marked.get(p.id) != (p.books_epoch, p.version)]
+        if not moved:
+            return
+        now: datetime = await self.pool.fetchval("SELECT clock_timestamp()")  # before the look
+        for product in moved:
+            if not await self.redis.hlen(keys.held(product.id)) and product.version:
+                await self.pool.execute(SQL.mark_verified, product.id, now)
+            self._marked[product.id] = (product.books_epoch, product.version)
+            await self._restore_looks(product.id)
+
+    async def _restore_looks(self, product: ProductId) -> None:
+        """An entry that nobody is to look at would be stranded for ever; there is none unless Redis was meddled with."""
+        if await self.redis.hlen(keys.held(product)) == await self.redis.zcard(keys.due(product)):
+            return
+        cursor = 0
+        while True:
+            cursor, found = await self.redis.hscan(keys.held(product), cursor, count=1_000)
+            looks = {key.decode() if isinstance(key, bytes) else key: time.time() * 1000 for key in found}
+            if looks:
+                await self.redis.zadd(keys.due(product), dict(looks), nx=True)
+            if not cursor:
+                return
+
+
+def _is_fresh(row: asyncpg.Record) -> bool:
+    age_s = (datetime.now(UTC) - row["created_at"]).total_seconds()
+    return row["verified_at"] is None and age_s < GRACE_S
+
+
+def _with_books(row: Product, fields: list[bytes | None]) -> Product:
+    run, state, epoch, version, opened_ms = (None if f is None else f.decode() for f in fields)
+    return Product(
+        id=row.id,
+        epoch=row.epoch,
+        fresh=row.fresh,
+        run=run,
+        state=state,
+        books_epoch=int(epoch or 0),
+        version=int(version or 0),
+        opened_ms=int(opened_ms or 0),
+    )

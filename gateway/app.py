@@ -1,0 +1,143 @@
+"""The gateway's routes and what each is made of; requests in, answers out, every refusal a problem."""
+
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+
+import asyncpg
+from aiohttp import web
+from aiohttp.typedefs import Middleware
+
+from infra.inventory.inventory import Inventory
+from infra.inventory.pipeliner import Pipeliner
+from infra.kafka import Publisher
+from infra.logs import get_logger
+from infra.redis_client import Redis
+from infra.settings import SigningSettings
+
+from .accounts import Accounts
+from .catalogue import Catalogue
+from .health import Health
+from .identity import Identity
+from .login_attempts import LoginAttempts
+from .metrics import Metrics
+from .order_status import OrderReader, OrderStatus
+from .order_stream import OrderStream
+from .order_updates import OrderUpdates
+from .orders import Orders
+from .passwords import Passwords
+from .problems import Problem
+from .products import Products
+from .stock_stream import StockHub, StockStream
+from .tickets import Tickets
+
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+log = get_logger()
+
+
+@dataclass(frozen=True, slots=True)
+class Gateway:
+    """The application and the parts of it that a worker starts, drains and closes."""
+
+    app: web.Application
+    health: Health
+    hub: StockHub
+    updates: OrderUpdates
+    passwords: Passwords
+
+
+def make_gateway(
+    settings: SigningSettings,
+    redis: Redis,
+    reads_redis: Redis,
+    pool: asyncpg.Pool,
+    publisher: Publisher,
+    metrics: Metrics,
+) -> Gateway:
+    """`reads_redis` has connections of its own, so that reading never delays a reservation."""
+    reads = Pipeliner(reads_redis)
+    identity = Identity(settings)
+    catalogue = Catalogue(reads, pool)
+    passwords = Passwords(settings.bcrypt_cost)
+    updates = OrderUpdates(settings)
+    hub = StockHub(settings, reads, metrics)
+    health = Health(settings, reads_redis, pool, publisher, metrics)
+    reader = OrderReader(reads, pool)
+    tickets = Tickets(identity, reads_redis)
+    orders = Orders(settings, identity, catalogue, Inventory(redis), publisher, metrics)
+    accounts = Accounts(settings, identity, pool, passwords, LoginAttempts(reads_redis), metrics)
+    products = Products(catalogue, reads, pool)
+    status = OrderStatus(identity, catalogue, reader, pool, updates)
+    app = web.Application(middlewares=[_problems(health, metrics)])
+    routes: list[tuple[str, str, Handler]] = [
+        ("POST", "/api/auth/register", accounts.register),
+        ("POST", "/api/auth/login", accounts.login),
+        ("GET", "/api/auth/me", accounts.me),
+        ("POST", "/api/auth/ticket", tickets.issue),
+        ("GET", "/api/products", products.all),
+        ("GET", "/api/products/{id}", products.one),
+        ("POST", "/api/order/buy-flash", orders.buy),
+        ("GET", "/api/order/{id}/status", status.one),
+        ("GET", "/api/orders", status.mine),
+        ("GET", "/sse/stock/{id}", StockStream(hub, catalogue).stream),
+        ("GET", "/sse/order/{id}", OrderStream(tickets, reader, updates, metrics).stream),
+        ("GET", "/health", health.overall),
+        ("GET", "/health/live", health.live),
+        ("GET", "/health/ready", health.ready),
+        ("GET", "/metrics", health.metrics),
+    ]
+    for method, path, handler in routes:
+        resource = app.router.add_resource(path)
+        resource.add_route(method, handler, expect_handler=_expect)
+        if method == "GET" and not path.startswith("/sse/"):
+            resource.add_route("HEAD", handler, expect_handler=_expect)
+    return Gateway(app, health, hub, updates, passwords)
+
+
+def _problems(health: Health, metrics: Metrics) -> Middleware:
+    @web.middleware
+    async def middleware(request: web.Request, handler: Handler) -> web.StreamResponse:
+        try:
+            response = await handler(request)
+        except Problem as problem:
+            response = _refuse(problem, metrics)
+        except web.HTTPException as error:
+            response = _refuse(_problem_of(error), metrics)
+        except ConnectionError:
+            raise  # the client has gone: aiohttp ends the connection
+        except Exception:
+            # A fault of ours. Whether it is safe to repeat is the same question as after a lost answer.
+            log.exception("unhandled error", path=request.path)
+            response = _refuse(Problem("unavailable", "Something went wrong here.", close=True), metrics)
+        if health.draining and not response.prepared:
+            response.force_close()
+        return response
+
+    return middleware
+
+
+def _refuse(problem: Problem, metrics: Metrics) -> web.Response:
+    metrics.refused.labels(problem.code).inc()
+    return problem.answer()
+
+
+def _problem_of(error: web.HTTPException) -> Problem:
+    match error:
+        case web.HTTPMethodNotAllowed():
+            return Problem("method_not_allowed", headers={"Allow": ", ".join(sorted(error.allowed_methods))})
+        case web.HTTPNotFound():
+            return Problem("not_found")
+        case web.HTTPRequestEntityTooLarge():
+            return Problem("too_large", close=True)
+        case _:
+            return Problem("invalid_request", close=True)
+
+
+async def _expect(request: web.Request) -> web.StreamResponse | None:
+    """`Expect: 100-continue` gets its 100, anything else 400."""
+    if request.headers.get("Expect", "").lower() != "100-continue":
+        return Problem("invalid_request", "This Expect cannot be met.", close=True).answer()
+    if (request.content_length or 0) > 16 * 1024:
+        return Problem("too_large", close=True).answer()
+    await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+    request.writer.output_size = 0  # the answer itself has not begun
+    return None

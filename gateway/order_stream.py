@@ -1,0 +1,80 @@
+"""GET /sse/order/{id}: an order's states to its owner, the present one first, until the terminal one."""
+
+import asyncio
+
+import orjson
+from aiohttp import web
+
+from schemas.order_state import Status, replaces
+
+from .event_stream import KEEP_ALIVE, KEEP_ALIVE_EVERY_S, EventStream, Frame
+from .metrics import Metrics
+from .order_status import LOOK_EVERY_S, LOOK_SOON_S, OrderReader, OrderView
+from .order_updates import News, OrderUpdates
+from .problems import Problem
+from .tickets import Tickets
+from .wire import iso_ms
+
+STREAMS_MAX = 10_000  # a worker
+
+
+class OrderStream:
+    def __init__(self, tickets: Tickets, reader: OrderReader, updates: OrderUpdates, metrics: Metrics) -> None:
+        self._tickets = tickets
+        self._reader = reader
+        self._updates = updates
+        self._metrics = metrics
+        self._open = 0
+
+    async def stream(self, request: web.Request) -> web.StreamResponse:
+        owner = await self._tickets.user_of(request)
+        view = await self._reader.of_owner(request.match_info["id"], owner)
+        if self._open >= STREAMS_MAX:
+            raise Problem("busy")
+        self._open += 1
+        self._metrics.streams.inc()
+        try:
+            stream = await EventStream.open(request)
+            with self._updates.listen(view.id) as news:
+                await self._follow(stream, view, news)
+            if stream.cut:
+                self._metrics.streams_cut.inc()
+            return await stream.end()
+        finally:
+            self._open -= 1
+            self._metrics.streams.dec()
+
+    async def _follow(self, stream: EventStream, view: OrderView, news: News) -> None:
+        loop = asyncio.get_running_loop()
+        shown: Status | None = None
+        alive_at = loop.time()
+        while not stream.closed.done() and not self._updates.closed:
+            if (shown is None or replaces(view.status, shown)) and stream.push(_frame(view)):
+                shown = view.status
+                alive_at = loop.time()
+                if view.terminal:
+                    return
+            elif loop.time() - alive_at > KEEP_ALIVE_EVERY_S:
+                stream.push(KEEP_ALIVE)
+                alive_at = loop.time()
+            await self._next_look(stream, news)
+            view = await self._reread(view)
+
+    async def _next_look(self, stream: EventStream, news: News) -> None:
+        if news.terminal:
+            await asyncio.sleep(LOOK_SOON_S)
+            return
+        look = asyncio.ensure_future(news.wait(LOOK_EVERY_S))
+        await asyncio.wait((look, stream.closed), return_when=asyncio.FIRST_COMPLETED)
+        look.cancel()
+
+    async def _reread(self, view: OrderView) -> OrderView:
+        try:
+            return await self._reader.of_owner(view.id, view.user_id)
+        except Problem:
+            return view  # nobody can say just now; the stream stays open
+
+
+def _frame(view: OrderView) -> Frame:
+    data = orjson.dumps({"orderId": view.id, "status": view.status, "updatedAt": iso_ms(view.updated_at_ms)})
+    return Frame(f"event: status\ndata: {data.decode()}\n\n")

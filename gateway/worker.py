@@ -1,0 +1,87 @@
+"""One gateway process: an inherited listening socket in, requests served until told to stop, then drained.
+
+Drain: readiness says 503, nothing more is accepted (the other workers accept from the same socket), every answer closes its
+connection, streams end, what is under way is finished, what Kafka has not acknowledged is waited for; exit 0.
+"""
+
+import asyncio
+import socket
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from aiohttp import web
+
+from infra import registry
+from infra.kafka import Publisher
+from infra.lifecycle import Stop, background
+from infra.logs import get_logger
+from infra.postgres.pool import connect_postgres
+from infra.redis_client import connect_redis
+from infra.settings import SigningSettings
+
+from . import metrics as metrics_of_worker
+from .app import Gateway, make_gateway
+from .server import connection_factory
+
+RESERVE_CONNECTIONS = 4
+READ_CONNECTIONS = 8
+BACKLOG = 4_096
+LAST_REQUESTS_S = 3.0  # connections are kept open this long for requests that were sent before their client knew
+IN_FLIGHT_S = 8.0
+POLL_S = 0.05
+
+log = get_logger()
+
+
+async def run_worker(settings: SigningSettings, sock: socket.socket, stop: Stop) -> None:
+    """Serve until `stop`; returns drained within 25 s."""
+    async with _gateway(settings) as gateway:
+        runner = web.AppRunner(gateway.app, shutdown_timeout=IN_FLIGHT_S, handle_signals=False)
+        await runner.setup()
+        listener = await asyncio.get_running_loop().create_server(
+            connection_factory(runner), sock=sock, backlog=BACKLOG
+        )
+        registry.register(
+            "gateway", settings.thrones_member, sock.getsockname()[1], state_dir=settings.thrones_state_dir
+        )
+        log.info("serving", port=sock.getsockname()[1])
+        async with background(gateway.hub.run()):
+            await stop.wait()
+            log.info("draining")
+            await _drain(gateway, runner, listener)
+    log.info("drained")
+
+
+async def _drain(gateway: Gateway, runner: web.AppRunner, listener: asyncio.Server) -> None:
+    gateway.health.draining = True
+    listener.close()
+    gateway.updates.drain()
+    gateway.hub.drain()
+    # A keep-alive connection is not closed under a request that may be on its way: it gets its answer, which closes it.
+    loop = asyncio.get_running_loop()
+    until = loop.time() + LAST_REQUESTS_S
+    while runner.server and runner.server.connections and loop.time() < until:  # noqa: ASYNC110 - aiohttp tells nobody
+        await asyncio.sleep(POLL_S)
+    await runner.cleanup()
+
+
+@asynccontextmanager
+async def _gateway(settings: SigningSettings) -> AsyncIterator[Gateway]:
+    """Everything a worker holds; it starts, and says so in its health, while any of the servers is away."""
+    metrics = metrics_of_worker.opened(settings.thrones_state_dir)
+    redis = connect_redis(settings, connections=RESERVE_CONNECTIONS)
+    reads = connect_redis(settings, connections=READ_CONNECTIONS)
+    pool = await connect_postgres(settings)
+    publisher = await Publisher.start(settings)
+    gateway = make_gateway(settings, redis, reads, pool, publisher, metrics)
+    try:
+        yield gateway
+    finally:
+        gateway.passwords.close()
+        await gateway.updates.close()
+        await gateway.hub.close()
+        await publisher.stop()
+        pool.terminate()
+        await redis.aclose()
+        await reads.aclose()
+        metrics_of_worker.closed(metrics)

@@ -1,0 +1,18 @@
+"""A stage's name in, its process out: the Faust worker under our logging and uvloop."""
+
+from importlib import import_module
+from typing import NoReturn
+
+import faust
+import uvloop
+
+
+def run_stage(name: str) -> NoReturn:
+    """Be one member of stage `order` or `payment` until a signal. Exits 0 when drained, non-zero when it crashed."""
+    uvloop.install()  # before the app is made: faust asks for the loop early
+    app = import_module(f"streams.{name}_stage").app
+    app.by_faust = False
+    faust.Worker(
+        app, loglevel="WARNING", override_logging=False, redirect_stdouts=False, quiet=True
+    ).execute_from_commandline()
+    raise SystemExit(0)

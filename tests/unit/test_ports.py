@@ -1,0 +1,49 @@
+"""Ports are remembered, named when taken, and chosen where no outgoing connection can take them."""
+
+import socket
+from pathlib import Path
+
+import pytest
+
+from infra.local.ports import SERVER_PORTS, StackError, free_ports, is_free, listen, load_config, make_config
+
+
+def test_a_taken_port_is_named_with_its_owner_and_another_is_offered() -> None:
+    (port,) = free_ports(1)
+    holder = listen(port)
+    with holder, pytest.raises(StackError, match=rf"port {port} is in use by .*pid.*PORT=\d+"):
+        listen(port)
+
+
+def test_free_ports_are_distinct_and_below_the_ephemeral_range() -> None:
+    ports = free_ports(20)
+    assert len(set(ports)) == 20
+    assert all(port in SERVER_PORTS for port in ports)
+
+
+def test_a_listener_can_be_handed_down() -> None:
+    with listen(0) as listener:
+        assert listener.get_inheritable()
+        with socket.create_connection(("127.0.0.1", listener.getsockname()[1])):
+            assert not is_free(listener.getsockname()[1])
+
+
+def test_a_stack_is_remembered_with_its_secrets_readable_by_its_owner_only(tmp_path: Path) -> None:
+    config = make_config(brokers=3)
+    config.save(tmp_path)
+    assert load_config(tmp_path) == config
+    assert (tmp_path / "stack.json").stat().st_mode & 0o077 == 0
+
+
+def test_ports_named_by_the_environment_are_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DB_PORT", "25432")
+    monkeypatch.setenv("REDIS_URL", "redis://127.0.0.1:26379/0")
+    monkeypatch.setenv("KAFKA_BOOTSTRAP_SERVERS", "127.0.0.1:29092")
+    config = make_config(brokers=1)
+    assert (config.postgres_port, config.redis_port, config.kafka_ports) == (25_432, 26_379, [29_092])
+
+
+def test_an_unreadable_memory_is_said_not_guessed(tmp_path: Path) -> None:
+    (tmp_path / "stack.json").write_text("{")
+    with pytest.raises(StackError, match="make reset"):
+        load_config(tmp_path)

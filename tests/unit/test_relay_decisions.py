@@ -1,0 +1,133 @@
+"""The relay's decisions, without servers: what counts as stranded, and how often an order is looked at and pushed."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from consumers.relay_decisions import (
+    LOOK_AGAIN_MOST_MS,
+    MOVED_BY,
+    STRANDED_AFTER_MS,
+    Allowance,
+    Memory,
+    Standing,
+    decide,
+    pushed,
+)
+from schemas.order_state import STORED, Entry, Next, Status
+from schemas.topics import CONSUMED_BY, ORDER_STAGE_GROUP, PAYMENT_STAGE_GROUP, PROJECTOR_GROUP
+
+T = 1_000_000
+HELD_SINCE_T = Standing(entry=Entry.HELD, entry_at_ms=T, row=None, row_updated_ms=0)
+
+
+def all_at(watermark: int | None) -> dict[str, int | None]:
+    return dict.fromkeys(CONSUMED_BY, watermark)
+
+
+def test_an_order_is_pushed_once_who_should_move_it_is_two_seconds_past_it() -> None:
+    assert not decide(HELD_SINCE_T, Memory(), all_at(T + STRANDED_AFTER_MS - 1)).push
+    assert decide(HELD_SINCE_T, Memory(), all_at(T + STRANDED_AFTER_MS)).push
+
+
+def test_nothing_is_pushed_while_kafka_cannot_say_how_far_the_stages_are() -> None:
+    assert not decide(HELD_SINCE_T, Memory(), all_at(None)).push
+
+
+@pytest.mark.parametrize(
+    ("row", "entry", "step", "group"),
+    [
+        (None, Entry.HELD, Next.PLACE, ORDER_STAGE_GROUP),
+        (Status.AWAITING_PAYMENT, Entry.HELD, Next.PAY, PAYMENT_STAGE_GROUP),
+        (Status.CONFIRMED, Entry.HELD, Next.SETTLE, PROJECTOR_GROUP),
+        (Status.PAYMENT_FAILED, Entry.RELEASED, Next.ANNOUNCE, PROJECTOR_GROUP),
+    ],
+)
+def test_only_the_watermark_of_who_should_move_the_order_counts(
+    row: Status | None, entry: Entry, step: Next, group: str
+) -> None:
+    standing = Standing(entry=entry, entry_at_ms=T, row=row, row_updated_ms=T)
+    others = all_at(T + 60_000) | {group: T}
+    assert decide(standing, Memory(), others).step is step
+    assert not decide(standing, Memory(), others).push
+    assert decide(standing, Memory(), all_at(T) | {group: T + 60_000}).push
+
+
+def test_a_row_that_has_just_changed_starts_the_wait_anew() -> None:
+    standing = Standing(entry=Entry.HELD, entry_at_ms=T, row=Status.AWAITING_PAYMENT, row_updated_ms=T + 50_000)
+    assert not decide(standing, Memory(), all_at(T + 51_999)).push
+    assert decide(standing, Memory(), all_at(T + 52_000)).push
+
+
+def test_unknown_payments_are_left_to_the_reconciler() -> None:
+    standing = Standing(entry=Entry.HELD, entry_at_ms=T, row=Status.NEEDS_RECONCILIATION, row_updated_ms=T)
+    decision = decide(standing, Memory(), all_at(T + 10**9))
+    assert decision.step is Next.RECONCILE
+    assert not decision.push
+
+
+def test_books_that_disagree_with_postgres_are_acted_on_wherever_the_watermarks_are() -> None:
+    standing = Standing(entry=Entry.SOLD, entry_at_ms=T, row=Status.AWAITING_PAYMENT, row_updated_ms=T)
+    decision = decide(standing, Memory(), all_at(None))
+    assert decision.step is Next.REBUILD
+    assert decision.push
+
+
+def test_an_outage_is_not_multiplied_by_pushing() -> None:
+    """The watermark stands still for ten minutes: not one push, and fewer than twenty looks."""
+    memory, now, looks = Memory(), T, 0
+    while now < T + 600_000:
+        decision = decide(HELD_SINCE_T, memory, all_at(T))
+        assert not decision.push
+        memory.looks += 1
+        looks += 1
+        now += decision.look_again_ms
+    assert looks < 20
+
+
+def test_pushes_of_one_order_grow_rarer() -> None:
+    """Nobody moves it although all stages are at the present: within ten minutes it is pushed about fifteen times."""
+    memory, now, pushes = Memory(), T + STRANDED_AFTER_MS, 0
+    while now < T + 600_000:
+        decision = decide(HELD_SINCE_T, memory, all_at(now))
+        memory.looks += 1
+        if decision.push:
+            pushed(memory, now)
+            pushes += 1
+        now += decision.look_again_ms
+    assert 10 <= pushes <= 16
+
+
+@given(
+    row=st.sampled_from([None, *sorted(STORED)]),
+    entry=st.sampled_from([Entry.HELD, Entry.SOLD, Entry.RELEASED]),
+    at=st.integers(0, 2 * T),
+    updated=st.integers(0, 2 * T),
+    memory=st.builds(Memory, st.integers(0, 2 * T), st.integers(0, 100), st.integers(0, 100)),
+    watermark=st.none() | st.integers(0, 4 * T),
+)
+def test_a_push_is_never_early_and_a_look_never_forgotten(
+    row: Status | None, entry: Entry, at: int, updated: int, memory: Memory, watermark: int | None
+) -> None:
+    decision = decide(Standing(entry, at, row, updated), memory, all_at(watermark))
+    assert 0 < decision.look_again_ms
+    assert decision.look_again_ms <= max(LOOK_AGAIN_MOST_MS, 2 * T + STRANDED_AFTER_MS)
+    if decision.push and decision.step in MOVED_BY:
+        assert watermark is not None
+        assert watermark >= max(at, updated, memory.last_push_ms) + STRANDED_AFTER_MS
+
+
+def test_pushes_are_limited_by_the_second() -> None:
+    allowance = Allowance(1_000)
+    total = 0
+    for now in range(T, T + 5_000, 100):
+        allowed = allowance.refill(now)
+        allowance.spend(allowed)
+        total += allowed
+    assert 4_900 <= total <= 5_100
+
+
+def test_what_was_not_pushed_is_not_saved_up() -> None:
+    allowance = Allowance(1_000)
+    allowance.refill(T)
+    assert allowance.refill(T + 60_000) == 1_000
