@@ -67,7 +67,8 @@ def gateway(
     if fd is None:
         from gateway.cluster import run as run_cluster
 
-        _serve("gateway-cluster", settings, run_cluster)
+        _prepare("gateway", "parent")
+        _run(settings, run_cluster)
         return
     from gateway.worker import run_worker
 
@@ -86,9 +87,11 @@ def stage(name: Stage) -> None:
     Example: THRONES_MEMBER=2 thrones stage payment
     """
     settings = _be(f"{name.value}-stage")
+    from infra.registry import register
     from streams.run import run_stage
 
-    _prepare(f"{name.value}-stage", settings.thrones_member, _serve_metrics())
+    _prepare(f"{name.value}-stage", settings.thrones_member)
+    register(f"{name.value}-stage", settings.thrones_member, _serve_metrics())
     run_stage(name.value)
 
 
@@ -138,8 +141,10 @@ def payment_gateway() -> None:
     from urllib.parse import urlsplit
 
     from infra.local.payment_gateway import run
+    from infra.registry import register
 
-    _prepare("payment-gateway", settings.thrones_member, urlsplit(settings.payment_gateway_url).port)
+    _prepare("payment-gateway", settings.thrones_member)
+    register("payment-gateway", settings.thrones_member, urlsplit(settings.payment_gateway_url).port)
     run(settings)
 
 
@@ -152,12 +157,19 @@ def _be(role: str) -> Any:
 
 
 def _serve(role: str, settings: Any, run: Runner, port: int | None = None) -> None:
-    """Run one process of `role` until a signal. Any error ends it loudly: the supervisor starts it again."""
+    """Be one registered process of `role` until a signal."""
+    from infra.registry import register
+
+    _prepare(role, settings.thrones_member)
+    register(role, settings.thrones_member, port or _serve_metrics())
+    _run(settings, run)
+
+
+def _run(settings: Any, run: Runner) -> None:
+    """Any error ends the process loudly: the supervisor starts it again."""
     import uvloop
 
     from infra.lifecycle import stop_on_signals
-
-    _prepare(role, settings.thrones_member, port or _serve_metrics())
 
     async def main() -> None:
         await run(settings, stop_on_signals())
@@ -166,16 +178,14 @@ def _serve(role: str, settings: Any, run: Runner, port: int | None = None) -> No
         runner.run(main())
 
 
-def _prepare(role: str, member: str, port: int | None) -> None:
+def _prepare(role: str, member: str) -> None:
     import resource
 
     from infra.logs import configure
-    from infra.registry import register
 
     configure(role, member)
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
-    register(role, member, port)
 
 
 def _serve_metrics() -> int:

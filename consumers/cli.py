@@ -58,3 +58,30 @@ def lag(as_json: Json = False) -> None:
 
     by_group = run_command(lambda: read_lags(get_settings()))
     report(by_group, show(by_group), as_json)
+
+
+@app.command()
+def demo(
+    down: Annotated[bool, typer.Option("--down", help="Stop the stack afterwards.")] = False,
+) -> None:
+    """A whole sale on the running stack: 3,000 buyers, 1,000 units; then the audit. Exit 0 only if the books balance.
+
+    Example: thrones demo --down
+    """
+    import resource
+
+    from rich.console import Console
+
+    from consumers.demo.sale import demo as hold_sale
+    from infra.local.place import default_state_dir
+    from infra.local.stack import stop
+    from infra.settings import get_signing_settings
+
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+    try:
+        ok = run_command(lambda: hold_sale(get_signing_settings(), Console()))
+    finally:
+        if down:
+            stop(default_state_dir())
+    raise typer.Exit(0 if ok else 1)

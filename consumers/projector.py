@@ -3,6 +3,8 @@
 Plain batches, one pipeline each. At least once: a lower or equal rank never replaces a higher one, so reading again is harmless.
 """
 
+import asyncio
+
 from aiokafka import ConsumerRecord
 from aiokafka.errors import CommitFailedError, IllegalGenerationError, KafkaError
 
@@ -13,6 +15,7 @@ from infra.logs import get_logger
 from infra.redis_client import RedisError, connect_redis
 from infra.settings import Settings
 from infra.waits import until_it_works
+from infra.watchdog import Watchdog
 from schemas.codec import Undecodable, decode
 from schemas.events import OrderStatusChanged
 from schemas.topics import ORDER_STATUS, PROJECTOR_GROUP
@@ -32,6 +35,7 @@ async def run(settings: Settings, stop: Stop) -> None:
     )
     await until_it_works("kafka", (KafkaError, OSError), consumer.start)
     inventory = Inventory(redis)
+    watching = asyncio.create_task(Watchdog(settings, PROJECTOR_GROUP, idle=lambda: True).run())
     try:
         while not stop.stopping:
             batches = await consumer.getmany(timeout_ms=POLL_MS, max_records=MAX_BATCH)
@@ -41,6 +45,7 @@ async def run(settings: Settings, stop: Stop) -> None:
             if batches:
                 await _commit(consumer)
     finally:
+        watching.cancel()
         await consumer.stop()
         await redis.aclose()
 

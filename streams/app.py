@@ -23,6 +23,7 @@ from infra.postgres.pool import connect_postgres
 from infra.redis_client import connect_redis
 from infra.settings import Settings, get_settings
 from infra.settlement import SettlementDesk
+from infra.watchdog import Watchdog
 from schemas.codec import Undecodable, decode
 from schemas.events import AnyEvent
 from schemas.topics import Topic
@@ -117,6 +118,8 @@ class StageApp(faust.App):
             resume=lambda tp: self.consumer.resume_partitions({tp}),
         )
         self.stage = self.make_stage(self.resources, self.acks)
+        watchdog = Watchdog(settings, self.conf.id, idle=lambda: self.taking and not self.acks.open)
+        self._watching = asyncio.create_task(watchdog.run(), name="watchdog")
         self._work = asyncio.create_task(self.stage.run(), name="stage")
         self._work.add_done_callback(self._on_work_done)
         self.taking = True
@@ -133,7 +136,8 @@ class StageApp(faust.App):
         await super().on_stop()
         if self.resources is not None:
             self._work.cancel()
-            await asyncio.gather(self._work, return_exceptions=True)
+            self._watching.cancel()
+            await asyncio.gather(self._work, self._watching, return_exceptions=True)
             await self.resources.close()
 
     def _on_work_done(self, work: "asyncio.Task[None]") -> None:

@@ -110,7 +110,7 @@ def test_a_push_is_never_early_and_a_look_never_forgotten(
     row: Status | None, entry: Entry, at: int, updated: int, memory: Memory, watermark: int | None
 ) -> None:
     decision = decide(Standing(entry, at, row, updated), memory, all_at(watermark))
-    assert 0 < decision.look_again_ms
+    assert decision.look_again_ms > 0
     assert decision.look_again_ms <= max(LOOK_AGAIN_MOST_MS, 2 * T + STRANDED_AFTER_MS)
     if decision.push and decision.step in MOVED_BY:
         assert watermark is not None

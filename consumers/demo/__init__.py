@@ -1,0 +1,1 @@
+"""`make demo`: a whole sale seen from outside, then the books."""

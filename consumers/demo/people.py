@@ -1,0 +1,51 @@
+"""Who buys: a handful who register and log in like anybody, the rest with tokens written in bulk; the same ones every time."""
+
+import random
+
+import aiohttp
+import asyncpg
+
+from infra.operations import bulk_tokens
+from infra.settings import SigningSettings
+
+from .buyers import Buyer
+
+NAMED = ("Arya Stark", "Tyrion Lannister", "Brienne of Tarth")
+PHRASE = "valar morghulis"  # of the three above: this stack is on loopback, and theirs to buy with alone
+CLICKS_WITHIN_S = 5.0
+DOUBLE_CLICKERS = 0.2
+PATIENT = 0.1
+PATIENT_FOR_S = 12.0
+
+
+async def tokens(
+    session: aiohttp.ClientSession, base_url: str, pool: asyncpg.Pool, settings: SigningSettings, people: int
+) -> list[str]:
+    """One token a buyer. Raises aiohttp.ClientError when registering or logging in is refused."""
+    named = [await _register_and_log_in(session, base_url, name) for name in NAMED]
+    return named + await bulk_tokens(pool, people - len(named), settings)
+
+
+async def _register_and_log_in(session: aiohttp.ClientSession, base_url: str, name: str) -> str:
+    email = f"{name.split()[0].lower()}@demo.invalid"
+    credentials = {"email": email, "password": PHRASE}
+    async with session.post(f"{base_url}/api/auth/register", json={"name": name, **credentials}) as response:
+        if response.status != 409:  # 409: registered by an earlier demo
+            response.raise_for_status()
+    async with session.post(f"{base_url}/api/auth/login", json=credentials) as response:
+        response.raise_for_status()
+        return str((await response.json())["token"])
+
+
+def timetable(tokens_: list[str], product_id: int) -> list[Buyer]:
+    """Most come at the opening, the rest soon after; some click twice, some stay when it is sold out."""
+    return [
+        Buyer(
+            token=token,
+            key=f"demo-{product_id}-{number}",
+            clicks_at_s=min(random.expovariate(2.0 / CLICKS_WITHIN_S), CLICKS_WITHIN_S * random.uniform(1.0, 1.2)),
+            double_click=random.random() < DOUBLE_CLICKERS,
+            patient_until_s=PATIENT_FOR_S if random.random() < PATIENT else 0.0,
+        )
+        for number, token in enumerate(tokens_)
+    ]

@@ -1,0 +1,94 @@
+"""`thrones demo`: a running stack in; a sale of 1,000 units to 3,000 buyers, its audit and a summary out."""
+
+import asyncio
+import time
+from contextlib import suppress
+
+import aiohttp
+from rich.console import Console
+
+from consumers.audit.audit import audit
+from infra import operations
+from infra.lifecycle import background
+from infra.postgres.queries import SQL
+from infra.provision import provision
+from infra.settings import SigningSettings
+from schemas.ids import ProductId
+
+from .buyers import Crowd
+from .people import timetable, tokens
+from .progress import show_progress
+from .summary import passed, summary
+from .tally import Tally
+from .watchers import EndsOnTheLog, watch_stock
+
+BUYERS = 3_000
+UNITS = 1_000
+WATCHERS = 20
+SALE_TIMEOUT_S = 60.0
+AUDIT_WAIT_S = 60.0
+LAST_RECORDS_S = 1.0  # what buyers have seen ended may still be on its way to the tail of the log
+
+
+class NotReady(operations.Refused):
+    """The stack does not serve."""
+
+
+async def demo(settings: SigningSettings, console: Console) -> bool:
+    """The whole show; True when the books balance and no buyer saw what must not be. Raises NotReady."""
+    url = f"http://127.0.0.1:{settings.port}"
+    connector = aiohttp.TCPConnector(limit=0, keepalive_timeout=8)  # below the gateway's 10 s
+    timeout = aiohttp.ClientTimeout(total=30)
+    async with aiohttp.ClientSession(connector=connector, timeout=timeout) as session:
+        await _check_ready(session, url)
+        async with operations.connected(settings) as stores:
+            await provision(settings)
+            await operations.deploy(stores)
+            product = await _product(stores)
+            console.print(f"{UNITS} units of product {product}, {BUYERS} buyers: preparing", highlight=False)
+            buyers = timetable(await tokens(session, url, stores.pool, settings, BUYERS), product)
+        tally = Tally()
+        log = EndsOnTheLog(settings, product, tally)
+        await log.find_end()
+        watchers = (watch_stock(session, url, product, tally) for _ in range(WATCHERS))
+        started = time.monotonic()
+        async with background(*watchers, log.run(), show_progress(tally, console)):
+            with suppress(TimeoutError):
+                async with asyncio.timeout(SALE_TIMEOUT_S):
+                    await Crowd(session, url, product, tally).buy(buyers)
+            took_s = time.monotonic() - started
+            await asyncio.sleep(LAST_RECORDS_S)
+    console.print("The audit: waiting for quiet, then reading every book", highlight=False)
+    report = await audit(settings, product, AUDIT_WAIT_S)
+    console.print("\n" + summary(tally, report, took_s, url), highlight=False, markup=False)
+    return passed(tally, report)
+
+
+async def _check_ready(session: aiohttp.ClientSession, url: str) -> None:
+    try:
+        async with session.get(f"{url}/health/ready") as response:
+            if response.status == 200:
+                return
+            why = f"answers {response.status}"
+    except aiohttp.ClientError as error:
+        why = str(error)
+    raise NotReady(f"{url}/health/ready: {why}; `make up` starts the stack, `thrones doctor` says what is wrong")
+
+
+async def _product(stores: operations.Connections) -> ProductId:
+    """Product 1 while nobody has bought of it, else a fresh one."""
+    rows = await stores.pool.fetch(SQL.products)
+    first = operations.REFERENCE_PRODUCT
+    if any(row["id"] == first.id and row["initial"] == UNITS for row in rows) and await _untouched(stores, first.id):
+        return first.id
+    number = ProductId(max(row["id"] for row in rows) + 1)
+    fresh = operations.NewProduct(number, f"{first.name}, edition {number}", first.price_cents, UNITS)
+    await operations.create_product(stores, fresh)
+    return number
+
+
+async def _untouched(stores: operations.Connections, product: ProductId) -> bool:
+    from infra.inventory import keys
+
+    available = await stores.redis.hget(keys.stock(product), "available")
+    return available == str(UNITS).encode() and not await stores.pool.fetch(SQL.units_by_status, product)

@@ -1,0 +1,92 @@
+"""Two looks from outside at a sale: people who watch the stock over SSE, and the log's own record of how orders end."""
+
+import asyncio
+from contextlib import suppress
+
+import aiohttp
+import msgspec
+from aiokafka import TopicPartition
+from aiokafka.errors import KafkaError
+from msgspec import UNSET
+
+from infra.kafka import Offsets, make_consumer
+from infra.settings import Settings
+from schemas.codec import Undecodable, decode
+from schemas.events import OrderStatusChanged
+from schemas.order_state import TERMINAL
+from schemas.topics import ORDER_STATUS
+
+from .tally import Tally
+
+AGAIN_AFTER_S = 0.5
+
+
+async def watch_stock(session: aiohttp.ClientSession, base_url: str, product_id: int, tally: Tally) -> None:
+    """One watcher, until cancelled; connects again when the stream ends."""
+    while True:
+        with suppress(aiohttp.ClientError, TimeoutError, msgspec.DecodeError):
+            async with session.get(
+                f"{base_url}/sse/stock/{product_id}", timeout=aiohttp.ClientTimeout(total=None, sock_read=40)
+            ) as response:
+                await _read_stream(response, tally)
+        await asyncio.sleep(AGAIN_AFTER_S)
+
+
+async def _read_stream(response: aiohttp.ClientResponse, tally: Tally) -> None:
+    tally.watchers += 1
+    try:
+        async for line in response.content:
+            if line.startswith(b"data:"):
+                tally.stock = msgspec.json.decode(line[5:], type=dict[str, int])["stock"]
+                tally.stock_updates += 1
+    finally:
+        tally.watchers -= 1
+
+
+class EndsOnTheLog:
+    """Tails `order-status` without a group, from where it ends now, and notes each order's own delay."""
+
+    def __init__(self, settings: Settings, product_id: int, tally: Tally) -> None:
+        self._settings = settings
+        self._product_id = product_id
+        self._tally = tally
+        self._ended: set[str] = set()
+        self._starts: dict[int, int] = {}
+
+    async def find_end(self) -> None:
+        offsets = Offsets(self._settings)
+        try:
+            self._starts = await offsets.ends(ORDER_STATUS)
+        finally:
+            await offsets.close()
+
+    async def run(self) -> None:
+        """Until cancelled."""
+        consumer = make_consumer(self._settings)
+        await consumer.start()
+        try:
+            starts = {TopicPartition(ORDER_STATUS.name, partition): at for partition, at in self._starts.items()}
+            consumer.assign(list(starts))
+            for tp, at in starts.items():
+                consumer.seek(tp, at)
+            while True:
+                with suppress(KafkaError):
+                    for records in (await consumer.getmany(timeout_ms=200)).values():
+                        for record in records:
+                            self._take(record.value, record.timestamp)
+        finally:
+            await consumer.stop()
+
+    def _take(self, value: bytes, appended_ms: int) -> None:
+        try:
+            event = decode(value)
+        except Undecodable:
+            return
+        if not isinstance(event, OrderStatusChanged) or event.product_id != self._product_id:
+            return
+        if event.status not in TERMINAL or event.order_id in self._ended:
+            return
+        self._ended.add(event.order_id)
+        started, answered = event.charge_started_at_ms, event.charge_answered_at_ms
+        charge_ms = 0 if started is UNSET or answered is UNSET else answered - started
+        self._tally.own_delay_s.append((appended_ms - event.placed_at_ms - charge_ms) / 1000)

@@ -1,0 +1,87 @@
+"""A consuming process that no longer consumes ends itself, loudly, and the supervisor starts a new one.
+
+Consumers can stay alive and never read again after a broker restart or a rebalance (faust-streaming 175, 523, 629; aiokafka
+1154). A process is stuck when its event loop does not turn, or when its group lags and does not move while this member has
+nothing in work and has declared no wait. Waiting for Postgres, Redis, Kafka or the provider is not being stuck.
+"""
+
+import asyncio
+import os
+import threading
+import time
+from collections.abc import Callable
+
+from infra.logs import get_logger
+from infra.settings import Settings
+from infra.waits import waiting_for
+from infra.watermarks import AWAY, Watermarks
+
+LOOP_STALL_S = 30.0
+GROUP_STALL_S = 45.0  # longer than a rebalance with a dead member: session timeout 10 s, rebalance timeout 30 s
+LOOK_EVERY_S = 5.0
+EXIT_CODE = 70  # EX_SOFTWARE
+
+log = get_logger()
+
+
+class Watchdog:
+    """`idle` says whether this member has no record in work. Run it beside the consumer; it never returns."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        group: str,
+        idle: Callable[[], bool],
+        *,
+        clock: Callable[[], float] = time.monotonic,
+        end_process: Callable[[int], object] = os._exit,
+    ) -> None:
+        self._group = group
+        self._idle = idle
+        self._clock = clock
+        self._end_process = end_process
+        self._watermarks = Watermarks(settings)
+        self._turned_at = clock()
+        self._lag: dict[int, int] = {}
+        self._moved_at = clock()
+
+    async def run(self) -> None:
+        threading.Thread(target=self._watch_loop, name="watchdog", daemon=True).start()
+        try:
+            while True:
+                await self._look()
+                for _ in range(int(LOOK_EVERY_S)):
+                    self._turned_at = self._clock()
+                    await asyncio.sleep(1.0)
+        finally:
+            await self._watermarks.close()
+            self._turned_at = float("inf")
+
+    async def _look(self) -> None:
+        try:
+            lag = await self._watermarks.lag(self._group)
+        except AWAY:  # nobody can read while Kafka cannot even say how far we are
+            self._moved_at = self._clock()
+            return
+        if self.is_stuck(lag):
+            log.error("stuck: the group lags and nothing is in work here", group=self._group, lag=sum(lag.values()))
+            self._end_process(EXIT_CODE)
+
+    def is_stuck(self, lag: dict[int, int]) -> bool:
+        """Told the group's lag by partition: has nothing moved for too long, without a reason?
+
+        A partition that keeps getting records and processes none grows; one that is read shrinks or is empty. So a lag
+        that shrank anywhere is movement.
+        """
+        moved = any(lag.get(partition, 0) < before for partition, before in self._lag.items())
+        self._lag = lag
+        if moved or not any(lag.values()) or not self._idle() or waiting_for():
+            self._moved_at = self._clock()
+        return self._clock() - self._moved_at > GROUP_STALL_S
+
+    def _watch_loop(self) -> None:
+        while True:
+            time.sleep(1.0)
+            if self._clock() - self._turned_at > LOOP_STALL_S:
+                log.error("stuck: the event loop does not turn", group=self._group)
+                self._end_process(EXIT_CODE)

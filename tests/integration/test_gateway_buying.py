@@ -1,0 +1,247 @@
+"""Buying through a real worker on real servers: what is accepted, what is refused, and that a refusal takes nothing."""
+
+import asyncio
+import time
+from datetime import UTC, datetime, timedelta
+from uuid import uuid4
+
+import orjson
+import pytest
+
+from infra.inventory import keys
+from infra.kafka import make_consumer
+from infra.settings import SigningSettings
+from schemas import topics
+from schemas.codec import decode
+from schemas.events import OrderPlaced
+
+from .gateway_fixtures import GatewayClient, backing, gateway, gateway_on, settings
+
+__all__ = ["backing", "gateway", "settings"]
+
+
+async def test_an_accepted_order_is_answered_held_and_on_the_log(gateway: GatewayClient) -> None:
+    """202 means: units held in Redis, order.placed on the log, the read model there at once."""
+    product = await gateway.product(3)
+    consumer = make_consumer(gateway.settings, topics.ORDERS.name, auto_offset_reset="latest")
+    await consumer.start()
+    try:
+        await consumer.seek_to_end()
+        answer = await gateway.buy({"productId": product, "quantity": 2})
+        assert answer.status == 202
+        order_id = answer.json["orderId"]
+        assert answer.json == {
+            "success": True,
+            "orderId": order_id,
+            "status": "queued",
+            "message": "Order queued for processing",
+            "checkStatusUrl": f"/order/{order_id}/status",
+            "product": {"id": product, "name": "Valyrian steel", "price": "19.99"},
+        }
+        assert answer.headers["Location"] == f"/api/order/{order_id}/status"
+        async with asyncio.timeout(10):
+            while (record := await consumer.getone()).key != order_id.encode():
+                continue
+        placed = decode(record.value)
+        assert isinstance(placed, OrderPlaced)
+        assert (placed.user_id, placed.quantity, placed.unit_price_cents) == (gateway.user_id, 2, 1_999)
+        assert (placed.version, placed.available) == (1, 1)
+    finally:
+        await consumer.stop()
+    status = await gateway.status(order_id)
+    assert status.status == 200
+    assert status.json["status"] == "queued"
+    assert status.json["totalPrice"] == "39.98"
+    assert status.json["userId"] == gateway.user_id
+    assert [step["status"] for step in status.json["history"]] == ["queued"]
+    assert await gateway.available(product) == 1
+
+
+async def test_the_last_unit_is_sold_and_then_none(gateway: GatewayClient) -> None:
+    """A sold-out product answers 409, from Redis and from the worker's memory alike."""
+    product = await gateway.product(1)
+    assert (await gateway.buy({"productId": product})).status == 202
+    for _ in range(3):
+        assert (await gateway.buy({"productId": product})).is_problem(409, "sold_out")
+    assert await gateway.available(product) == 0
+
+
+async def test_a_larger_wish_that_was_refused_does_not_refuse_a_smaller_one(gateway: GatewayClient) -> None:
+    """The sold-out memory holds for the quantity that was refused, not for the product."""
+    product = await gateway.product(2)
+    assert (await gateway.buy({"productId": product, "quantity": 3})).is_problem(409, "sold_out")
+    assert (await gateway.buy({"productId": product, "quantity": 2})).status == 202
+
+
+async def test_a_repeated_key_gets_the_same_bytes_also_when_sold_out(gateway: GatewayClient) -> None:
+    """The key is asked before stock, and the memory of "sold out" never answers a request with a key."""
+    product = await gateway.product(1)
+    key = uuid4().hex
+    first = await gateway.buy({"productId": product}, key)
+    assert first.status == 202
+    assert (await gateway.buy({"productId": product})).is_problem(409, "sold_out")
+    second = await gateway.buy(b'{"quantity": 1, "productId": %d}' % product, key)
+    assert (second.status, second.body) == (202, first.body)
+    assert (await gateway.buy({"productId": product, "quantity": 2}, key)).is_problem(422, "key_reused")
+    assert (await gateway.another_user().buy({"productId": product}, key)).is_problem(409, "sold_out")
+
+
+async def test_fifty_copies_of_one_key_at_once_are_one_order(gateway: GatewayClient) -> None:
+    """A double click costs one unit, however many clicks."""
+    product = await gateway.product(100)
+    key = uuid4().hex
+    answers = await asyncio.gather(*(gateway.buy({"productId": product}, key) for _ in range(50)))
+    assert {answer.status for answer in answers} == {202}
+    assert len({answer.body for answer in answers}) == 1
+    assert await gateway.available(product) == 99
+
+
+@pytest.mark.parametrize(
+    "quantity",
+    ["0", "-1", "1.5", "1.0", '"1"', "true", "null", "NaN", "1e400", "1e2", "9223372036854775808", "[1]", "{}"],
+)
+async def test_a_quantity_that_is_no_count_is_refused(gateway: GatewayClient, quantity: str) -> None:
+    """400, and the stock is untouched."""
+    product = await gateway.product(5)
+    body = f'{{"productId":{product},"quantity":{quantity}}}'.encode()
+    assert (await gateway.buy(body)).is_problem(400, "invalid_request")
+    assert await gateway.available(product) == 5
+
+
+async def test_bodies_that_cannot_be_read_are_refused(gateway: GatewayClient) -> None:
+    """Broken, deep, doubled or foreign members, bad UTF-8, no object: 400 and nothing is taken."""
+    product = await gateway.product(5)
+    bodies = [
+        b"",
+        b"{",
+        b"[]",
+        b"null",
+        b"1",
+        b'{"quantity":1}',
+        b'{"productId":%d}}' % product,
+        b'{"productId":%d,"productId":%d}' % (product, product),
+        b'{"productId":%d,"quantity":1,"quantity":2}' % product,
+        b'{"productId":%d,"x":%s}' % (product, b"[" * 6_000 + b"]" * 6_000),
+        b'{"productId":%d,"\xff":1}' % product,
+        b'{"productId":"%d"}' % product,
+        b'{"productId":0}',
+        b'{"productId":2147483648}',
+        b'{"productId":"a\\u0000\\r\\n"}',
+        *(
+            orjson.dumps({"productId": product, field: 1})
+            for field in ("user_id", "price", "status", "role", "Quantity", "isAdmin")
+        ),
+    ]
+    for body in bodies:
+        answer = await gateway.buy(body)
+        assert answer.is_problem(400, "invalid_request"), body
+        assert b"\\r" not in answer.body
+    assert await gateway.available(product) == 5
+
+
+@pytest.mark.parametrize("key", ["", "x" * 256, "schlüssel", "tab\there"])
+async def test_a_key_that_breaks_the_rules_is_refused(gateway: GatewayClient, key: str) -> None:
+    """1 to 255 printable ASCII characters, or 400."""
+    product = await gateway.product(1)
+    assert (await gateway.buy({"productId": product}, key)).is_problem(400, "invalid_request")
+    assert await gateway.available(product) == 1
+
+
+async def test_two_keys_in_one_request_are_refused(gateway: GatewayClient) -> None:
+    """Which one was meant is not guessed."""
+    product = await gateway.product(1)
+    headers = [*gateway.bearer.items(), ("Idempotency-Key", "a"), ("Idempotency-Key", "b")]
+    answer = await gateway.ask("POST", "/api/order/buy-flash", headers=headers, json={"productId": product})
+    assert answer.is_problem(400, "invalid_request")
+    longest = await gateway.buy({"productId": product}, "k" * 255)
+    assert longest.status == 202
+
+
+async def test_media_types_and_sizes_are_kept_to(gateway: GatewayClient) -> None:
+    """Only plain application/json up to 16 KiB; what is larger is answered and the connection closed."""
+    product = await gateway.product(5)
+    body = orjson.dumps({"productId": product})
+    for kind in (
+        "text/plain",
+        "application/x-www-form-urlencoded",
+        "application/json; charset=latin-1",
+        "application/jsonx",
+    ):
+        answer = await gateway.buy(body, **{"Content-Type": kind})
+        assert answer.is_problem(415, "unsupported_media_type"), kind
+    assert (await gateway.buy(body, **{"Content-Encoding": "gzip"})).is_problem(415, "unsupported_media_type")
+    assert (await gateway.buy(body, **{"Content-Type": "Application/JSON; charset=UTF-8"})).status == 202
+    large = await gateway.buy(b'{"productId":%d%s}' % (product, b" " * 16_384))
+    assert large.is_problem(413, "too_large")
+    assert large.headers["Connection"] == "close"
+    exact = b'{"productId":%d%s}' % (product, b" " * (16_384 - len(b'{"productId":}') - len(str(product))))
+    assert (await gateway.buy(exact)).status == 202
+
+
+async def test_an_unknown_product_is_404_and_a_new_one_is_buyable_at_once(gateway: GatewayClient) -> None:
+    """Only Postgres says that there is no product, and its word is not kept beyond the product's creation."""
+    assert (await gateway.buy({"productId": 2_147_483_647})).is_problem(404, "not_found")
+    product = await gateway.product(1)
+    assert (await gateway.buy({"productId": product})).status == 202
+
+
+async def test_the_sale_window_is_kept(gateway: GatewayClient) -> None:
+    """Before it opens and after it closes: 409, and the opening time is told."""
+    now = datetime.now(UTC)
+    early = await gateway.product(1, opens_at=now + timedelta(hours=1))
+    answer = await gateway.buy({"productId": early})
+    assert answer.is_problem(409, "sale_not_open")
+    assert answer.json["opensAt"].endswith("Z")
+    late = await gateway.product(1, closes_at=now - timedelta(hours=1))
+    assert (await gateway.buy({"productId": late})).is_problem(409, "sale_closed")
+
+
+async def test_the_units_of_one_user_are_limited(gateway: GatewayClient) -> None:
+    """The third unit of a limit of two is refused; another buyer's is not."""
+    product = await gateway.product(10, per_user_limit=2)
+    assert (await gateway.buy({"productId": product, "quantity": 2})).status == 202
+    assert (await gateway.buy({"productId": product})).is_problem(409, "user_limit")
+    assert (await gateway.another_user().buy({"productId": product})).status == 202
+
+
+async def test_books_of_another_redis_run_sell_nothing(gateway: GatewayClient) -> None:
+    """Closed, paused, of another run or full of held units: 503, and nothing is reserved."""
+    product = await gateway.product(5)
+    stock = keys.stock(product)
+    redis = gateway.to.redis
+    run = await redis.hget(stock, "run")
+    await redis.hset(stock, "run", "f" * 40)
+    assert (await gateway.buy({"productId": product})).is_problem(503, "stock_not_verified")
+    await redis.hset(stock, mapping={"run": run, "state": "paused"})
+    assert (await gateway.buy({"productId": product})).is_problem(503, "sale_paused")
+    await redis.hset(stock, mapping={"state": "open", "max_held": 0})
+    assert (await gateway.buy({"productId": product})).is_problem(503, "busy")
+    assert await gateway.available(product) == 5
+
+
+async def test_a_user_who_buys_too_fast_is_slowed_down(settings: SigningSettings) -> None:
+    """The burst is the rate of a second; the next is 429."""
+    async with gateway_on(settings, buys_per_second_per_user=5) as gateway:
+        product = await gateway.product(100)
+        answers = [await gateway.buy({"productId": product}) for _ in range(7)]
+        assert [answer.status for answer in answers[:5]] == [202] * 5
+        assert answers[-1].is_problem(429, "rate_limited")
+        assert (await gateway.another_user().buy({"productId": product})).status == 202
+
+
+async def test_kafka_away_is_not_the_buyers_trouble_until_too_much_is_owed(settings: SigningSettings) -> None:
+    """202 after 250 ms, then without waiting; at the bound 503, with nothing reserved; readiness only degrades."""
+    async with gateway_on(settings, kafka_bootstrap_servers="127.0.0.1:9", max_unpublished=3) as gateway:
+        product = await gateway.product(10)
+        took_s = []
+        for _ in range(3):
+            started = time.monotonic()
+            assert (await gateway.buy({"productId": product})).status == 202
+            took_s.append(time.monotonic() - started)
+        assert 0.25 <= took_s[0] < 1.0
+        assert max(took_s[1:]) < 0.2
+        assert (await gateway.buy({"productId": product})).is_problem(503, "busy")
+        assert await gateway.available(product) == 7
+        ready = await gateway.ask("GET", "/health/ready")
+        assert ready.status == 200
+        assert (ready.json["status"], ready.json["degraded"]) == ("degraded", ["kafka"])

@@ -1,0 +1,346 @@
+"""The relay on real servers: what is stranded is pushed on, what is merely waiting is not, and lost books are made anew."""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import pytest
+from aiokafka.admin import AIOKafkaAdminClient
+
+from consumers import relay
+from infra.inventory import keys
+from infra.kafka import Offsets, make_consumer
+from infra.leadership import RELAY_LOCK, lead
+from infra.lifecycle import Stop
+from infra.openings import Log
+from infra.postgres.queries import SQL
+from infra.watermarks import Watermarks
+from schemas import topics
+from schemas.codec import decode
+from schemas.events import OrderStatusChanged, PaymentRequested, StockChanged
+from schemas.order_state import Entry, Status
+from schemas.topics import ORDER_STAGE_GROUP, ORDER_STATUS, ORDERS, PAYMENT_STAGE_GROUP, PAYMENTS, PROJECTOR_GROUP
+
+from .books import Sale, a_sale, commit, have_read_all, kill_redis
+
+NOTICED_S = 4.0  # 2 s of patience, the watermark's cache, the relay's turn, and a machine that has other things to do
+
+
+@asynccontextmanager
+async def a_relay(sale: Sale) -> AsyncIterator[None]:
+    """A leader at work, whose groups have processed everything so far."""
+    for group, topic in topics.CONSUMED_BY.items():
+        await have_read_all(sale.settings, group, topic)
+    stop = Stop()
+    running = asyncio.create_task(relay.run(sale.settings, stop))
+    try:
+        yield
+    finally:
+        stop.set()
+        await asyncio.wait_for(running, 20)
+
+
+@asynccontextmanager
+async def a_tail(sale: Sale, topic: topics.Topic) -> AsyncIterator[Any]:
+    """A reader of what is published from now on."""
+    consumer = make_consumer(sale.settings, topic.name)
+    await consumer.start()
+    await consumer.seek_to_end()
+    for tp in consumer.assignment():
+        await consumer.position(tp)
+    try:
+        yield consumer
+    finally:
+        await consumer.stop()
+
+
+async def next_of(tail: Any, key: str, within_s: float) -> Any | None:
+    """The next record of a key; None when there is none in time."""
+    try:
+        async with asyncio.timeout(within_s):
+            while True:
+                record = await tail.getone()
+                if record.key == key.encode():
+                    return record
+    except TimeoutError:
+        return None
+
+
+async def until(condition: Any, within_s: float = 15.0) -> None:
+    async with asyncio.timeout(within_s):
+        while not await condition():
+            await asyncio.sleep(0.05)
+
+
+async def test_an_order_whose_gateway_died_before_publishing_is_published() -> None:
+    async with a_sale(10) as sale, a_relay(sale), a_tail(sale, ORDERS) as tail:
+        wish, held = await sale.reserve(1)
+        record = await next_of(tail, wish.order_id, NOTICED_S)
+        assert record is not None
+        assert record.value == held.value
+
+
+async def test_an_order_that_waits_in_a_backlog_is_not_published_again_until_the_backlog_is_past() -> None:
+    async with a_sale(10) as sale, a_tail(sale, ORDERS) as tail:
+        async with a_relay(sale):
+            waiting, waiting_held = await sale.reserve(1)
+            await sale.publish(waiting, waiting_held)  # the order stage does not run: lag from here on
+            stranded, stranded_held = await sale.reserve(2)
+            assert await next_of(tail, waiting.order_id, 2.0) is not None
+            assert await next_of(tail, waiting.order_id, 5.0) is None
+            assert (await Watermarks(sale.settings).lag(ORDER_STAGE_GROUP)) != {}
+            await sale.place(waiting, waiting_held)
+            await have_read_all(sale.settings, ORDER_STAGE_GROUP, ORDERS)
+            record = await next_of(tail, stranded.order_id, 15.0)
+            assert record is not None
+            assert record.value == stranded_held.value
+
+
+async def test_without_watermarks_the_same_backlog_is_published_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The control: a relay that believes every stage to be at the present multiplies what is only waiting."""
+
+    async def now(_: Watermarks, __: str) -> int:
+        return time.time_ns() // 1_000_000
+
+    monkeypatch.setattr(Watermarks, "watermark", now)
+    async with a_sale(10) as sale, a_tail(sale, ORDERS) as tail, a_relay(sale):
+        waiting, held = await sale.reserve(1)
+        await sale.publish(waiting, held)
+        assert await next_of(tail, waiting.order_id, 2.0) is not None
+        assert await next_of(tail, waiting.order_id, NOTICED_S) is not None
+
+
+async def test_a_stored_order_without_its_payment_request_gets_one() -> None:
+    async with a_sale(10) as sale, a_relay(sale), a_tail(sale, PAYMENTS) as tail:
+        wish, held = await sale.reserve(1)
+        await sale.place(wish, held)
+        record = await next_of(tail, wish.order_id, NOTICED_S)
+        assert record is not None
+        assert isinstance(decode(record.value), PaymentRequested)
+
+
+async def test_an_order_that_ended_in_postgres_alone_is_settled_and_announced() -> None:
+    async with a_sale(10) as sale, a_relay(sale), a_tail(sale, ORDER_STATUS) as tail:
+        wish, held = await sale.reserve(1, 2)
+        await sale.place(wish, held)
+        await sale.end_in_postgres(wish, Status.PAYMENT_FAILED)
+        record = await next_of(tail, wish.order_id, NOTICED_S)
+        assert record is not None
+        event = decode(record.value)
+        assert isinstance(event, OrderStatusChanged)
+        assert (event.status, event.version, event.available, event.returned) == (Status.PAYMENT_FAILED, 2, 10, 2)
+        assert await sale.units() == (10, 10, 0, 0)
+        await sale.inventory.project([event])
+        assert await sale.inventory.entries(sale.product, [wish.order_id]) == {}
+        assert not await sale.redis.zcard(keys.due(sale.product))
+
+
+async def test_an_order_with_an_unknown_payment_is_left_to_the_reconciler() -> None:
+    async with a_sale(10) as sale, a_relay(sale), a_tail(sale, PAYMENTS) as tail:
+        wish, held = await sale.reserve(1)
+        await sale.place(wish, held)
+        await sale.end_in_postgres(wish, Status.NEEDS_RECONCILIATION)
+        assert await next_of(tail, wish.order_id, NOTICED_S) is None
+
+
+async def test_after_a_restart_of_redis_the_product_is_sold_again_and_nothing_is_gone() -> None:
+    async with a_sale(10) as sale, a_relay(sale):
+        await sale.reserve(1, 2)
+        await kill_redis()
+        run = await sale.inventory.run_id()
+
+        async def verified() -> bool:
+            return (await sale.stock()).get("run") == run and await sale.redis.get(keys.BOOKS_RUN) == run.encode()
+
+        await until(verified)
+        assert await sale.units() == (10, 8, 2, 0)
+        await sale.reserve(2, 1)
+
+
+async def test_a_wiped_redis_gets_its_books_back() -> None:
+    async with a_sale(10) as sale, a_relay(sale):
+        wish, held = await sale.reserve(1, 2)
+        await sale.publish(wish, held)
+        await sale.wipe()
+        await until(lambda: has_state(sale, "open"))
+        assert await sale.units() == (10, 8, 2, 0)
+
+
+async def test_a_closed_product_is_rebuilt_and_opened() -> None:
+    async with a_sale(10) as sale, a_relay(sale):
+        await sale.inventory.close(sale.product)
+        await until(lambda: has_state(sale, "open"))
+        assert (await sale.stock())["epoch"] == "2"
+
+
+async def test_books_that_disagree_with_postgres_are_closed_and_rebuilt() -> None:
+    """An entry says sold, the row says unpaid: no script can have done that."""
+    async with a_sale(10) as sale, a_relay(sale):
+        wish, held = await sale.reserve(1, 2)
+        await sale.place(wish, held)
+        await sale.inventory.settle([(sale.product, wish.order_id, Entry.SOLD)])
+
+        async def rebuilt() -> bool:
+            return (await sale.stock())["epoch"] == "2"
+
+        await until(rebuilt)
+        assert await sale.units() == (10, 8, 2, 0)
+
+
+async def test_an_entry_that_nobody_would_look_at_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("consumers.relay_books.QUIET_EVERY_S", 0.5)
+    async with a_sale(10) as sale, a_tail(sale, ORDERS) as tail:
+        wish, _ = await sale.reserve(1)
+        await sale.redis.delete(keys.due(sale.product))
+        async with a_relay(sale):
+            assert await next_of(tail, wish.order_id, NOTICED_S + 1) is not None
+
+
+async def test_where_nothing_is_held_the_books_count_as_verified_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    """So the next rebuild does not announce again what is over."""
+    monkeypatch.setattr("consumers.relay_books.QUIET_EVERY_S", 0.2)
+    async with a_sale(10) as sale:
+        before = await verified_at(sale)
+        wish, held = await sale.reserve(1)
+        await sale.place(wish, held)
+        await sale.end(wish, Status.CONFIRMED)
+        async with a_relay(sale):
+            await asyncio.sleep(1.0)
+            assert await verified_at(sale) == before  # its entry is there until the projector has seen its end
+            await sale.redis.delete(keys.held(sale.product), keys.due(sale.product))
+            await sale.redis.hincrby(keys.stock(sale.product), "version", 1)
+
+            async def later() -> bool:
+                return bool(await verified_at(sale) > before)
+
+            await until(later)
+
+
+async def test_stock_changes_are_published_as_they_happen() -> None:
+    async with a_sale(10) as sale, a_relay(sale), a_tail(sale, topics.STOCK_CHANGES) as tail:
+        await until(lambda: has_state(sale, "open"))
+        await sale.reserve(1, 3)
+
+        async def told() -> bool:
+            record = await next_of(tail, str(sale.product), 5.0)
+            event = decode(record.value) if record else None
+            return isinstance(event, StockChanged) and (event.version, event.available) == (1, 7)
+
+        await until(told, 10)
+
+
+async def test_a_leader_whose_connection_is_lost_stops_and_another_leads() -> None:
+    async with a_sale(10) as sale:
+        leading: list[int] = []
+        most = 0
+        stops = [Stop(), Stop()]
+
+        async def work(member: int) -> None:
+            nonlocal most
+            leading.append(member)
+            most = max(most, len(leading))
+            try:
+                await asyncio.Event().wait()
+            finally:
+                leading.remove(member)
+
+        members = [
+            asyncio.create_task(lead(sale.settings, RELAY_LOCK, stop, lambda member=i: work(member)))
+            for i, stop in enumerate(stops)
+        ]
+        await until(lambda: is_true(leading))
+        await sale.pool.execute("SELECT pg_terminate_backend(pid) FROM pg_locks WHERE locktype = 'advisory'")
+        await until(lambda: is_true(not leading))
+        await until(lambda: is_true(leading))
+        for stop in stops:
+            stop.set()
+        await asyncio.gather(*members)
+        assert leading == []
+        assert most == 1
+
+
+async def test_an_error_of_the_leaders_work_ends_the_process() -> None:
+    async def fail() -> None:
+        raise ZeroDivisionError
+
+    async with a_sale(1) as sale:
+        with pytest.raises(Exception, match="") as raised:
+            await lead(sale.settings, RELAY_LOCK, Stop(), fail)
+        assert isinstance(raised.value.__cause__, ZeroDivisionError)
+
+
+async def test_a_watermark_is_the_append_time_of_the_first_record_that_is_not_processed() -> None:
+    async with a_sale(10) as sale:
+        watermarks = Watermarks(sale.settings)
+        await have_read_all(sale.settings, ORDER_STAGE_GROUP, ORDERS)
+        now = time.time() * 1000
+        assert (await watermarks.watermark(ORDER_STAGE_GROUP) or 0) >= now - 500
+        offsets = Offsets(sale.settings)
+        ends = await offsets.ends(ORDERS)
+        await sale.publish(*await sale.reserve(1))
+        appended = time.time() * 1000
+        await asyncio.sleep(1.0)
+        await sale.publish(*await sale.reserve(2))
+        assert sum((await watermarks.lag(ORDER_STAGE_GROUP)).values()) == 2
+        watermark = await watermarks.watermark(ORDER_STAGE_GROUP)
+        assert watermark is not None
+        assert appended - 500 < watermark <= appended
+        await commit(sale.settings, ORDER_STAGE_GROUP, ORDERS, {p: end + 10**6 for p, end in ends.items()})
+        assert sum((await watermarks.lag(ORDER_STAGE_GROUP)).values()) > 0  # a position of another log counts as none
+        await watermarks.close()
+        await offsets.close()
+
+
+@pytest.mark.parametrize("group", [PAYMENT_STAGE_GROUP, PROJECTOR_GROUP])
+async def test_a_group_that_never_committed_is_at_the_beginning(group: str) -> None:
+    async with a_sale(1) as sale:
+        watermarks = Watermarks(sale.settings)
+        lag = await watermarks.lag(group)
+        assert set(lag) == set(range(6))
+        await watermarks.close()
+
+
+async def test_a_log_that_was_wiped_gets_its_topics_and_every_product_a_new_epoch() -> None:
+    async with a_sale(10) as sale:
+        log = Log(sale.settings)
+        opened_ms = int((await sale.stock())["opened_ms"])
+        assert await log.has_opening(sale.product, 1, opened_ms)
+        assert not await log.has_opening(sale.product, 2, opened_ms)
+        assert not await log.was_wiped()
+        async with a_relay(sale):
+            wish, held = await sale.reserve(1, 2)
+            await sale.place(wish, held)
+            await asyncio.sleep(1.5)
+            admin = AIOKafkaAdminClient(bootstrap_servers=sale.settings.kafka_bootstrap_servers)
+            await admin.start()
+            await admin.delete_topics([topic.name for topic in topics.ALL])
+            await admin.close()
+
+            async def announced() -> bool:
+                stock = await sale.stock()
+                return stock["epoch"] != "1" and stock["state"] == "open"
+
+            await until(announced, 60)
+            stock = await sale.stock()
+            assert await log.has_opening(sale.product, int(stock["epoch"]), int(stock["opened_ms"]))
+        assert await sale.units() == (10, 8, 2, 0)
+        await log.close()
+
+
+async def has_state(sale: Sale, state: str) -> bool:
+    stock = await sale.stock()
+    return stock.get("state") == state and int(stock["epoch"]) == await sale.pool.fetchval(
+        "SELECT epoch FROM products WHERE id = $1", sale.product
+    )
+
+
+async def verified_at(sale: Sale) -> Any:
+    row = await sale.pool.fetchrow(SQL.product, sale.product)
+    assert row is not None
+    return row["verified_at"]
+
+
+async def is_true(value: object) -> bool:
+    return bool(value)
