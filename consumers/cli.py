@@ -80,7 +80,7 @@ def demo(
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
     try:
-        ok = run_command(lambda: hold_sale(get_signing_settings(), Console()))
+        ok = run_command(lambda: hold_sale(get_signing_settings(), Console()), busy=True)
     finally:
         if down:
             stop(default_state_dir())

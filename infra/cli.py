@@ -11,10 +11,10 @@ Json = Annotated[bool, typer.Option("--json", help="Machine-readable output.")]
 T = TypeVar("T")
 
 
-def run_command(main: Callable[[], Coroutine[Any, Any, T]]) -> T:
+def run_command(main: Callable[[], Coroutine[Any, Any, T]], *, busy: bool = False) -> T:
     """Run one command in the environment of the local stack, if there is one; what fails is said in one line, exit 1.
 
-    Values of the real environment win over the stack's.
+    Values of the real environment win over the stack's. `busy`: worth uvloop.
     """
     import asyncpg
     from aiokafka.errors import KafkaError
@@ -28,13 +28,20 @@ def run_command(main: Callable[[], Coroutine[Any, Any, T]]) -> T:
     _log_to_stderr()
     try:
         use_stack_env()
-        return asyncio.run(main())
+        with asyncio.Runner(loop_factory=_uvloop() if busy else None) as runner:
+            return runner.run(main())
     except (Refused, RebuildImpossible, StackError) as error:
         fail(str(error))
     except (RedisError, KafkaError, asyncpg.PostgresError, asyncpg.InterfaceError, OSError) as error:
         fail(f"{type(error).__name__}: {error or 'no answer'} - is the stack up? (`thrones status`, `make up`)")
     except KeyboardInterrupt:
         raise SystemExit(130) from None
+
+
+def _uvloop() -> Callable[[], asyncio.AbstractEventLoop]:
+    import uvloop
+
+    return uvloop.new_event_loop
 
 
 def _log_to_stderr() -> None:

@@ -60,6 +60,7 @@ class Publisher:
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
         self._queue: deque[_Record] = deque()
+        self._in_flight: dict[_Record, None] = {}  # given to the producer and not delivered yet, in that order
         self._wake = asyncio.Event()
         self._producer: AIOKafkaProducer | None = None
         self._pump: asyncio.Task[None] | None = None
@@ -92,7 +93,7 @@ class Publisher:
         """Deliver what is waiting, for at most STOP_TIMEOUT_S; the rest fails and is the relay's to finish."""
         with suppress(TimeoutError):
             async with asyncio.timeout(STOP_TIMEOUT_S):
-                while self.unpublished:
+                while self.unpublished:  # noqa: ASYNC110 - once in a process' life, at its end
                     await asyncio.sleep(0.01)
         if self._pump is not None:
             self._pump.cancel()
@@ -103,7 +104,7 @@ class Publisher:
         while True:
             if self._producer is None or self._broken:
                 await self._replace_producer()
-            while self._queue and not self._broken:
+            while self._queue and self._producer is not None and not self._broken:
                 await self._send(self._queue.popleft())
             self._wake.clear()
             if not self._queue and not self._broken:
@@ -139,6 +140,9 @@ class Publisher:
                 await asyncio.wait_for(producer.stop(), 5.0)
             except (TimeoutError, KafkaError) as error:
                 log.warning("producer did not stop", error=repr(error))
+        # What it never told us about is unknown, not failed: its successor sends it again, before anything newer.
+        self._queue.extendleft(reversed(self._in_flight))
+        self._in_flight.clear()
 
     async def _send(self, record: _Record) -> None:
         producer = self._producer
@@ -156,17 +160,18 @@ class Publisher:
             self._break(error)
             await asyncio.sleep(0.1)
         else:
+            self._in_flight[record] = None
             delivery.add_done_callback(lambda future: self._delivered(record, future))
 
     def _delivered(self, record: _Record, delivery: "asyncio.Future[Any]") -> None:
         error = asyncio.CancelledError() if delivery.cancelled() else delivery.exception()
-        if error is None:
-            self._finish(record, None)
-        elif isinstance(error, MessageSizeTooLargeError):
-            self._finish(record, error)
-        else:  # unknown, not failed: sent again (readers drop the copy) by a new producer
-            self._queue.append(record)
-            self._break(error)
+        if record not in self._in_flight:
+            return  # its producer was replaced, and the record queued again
+        if error is not None and not isinstance(error, MessageSizeTooLargeError):
+            self._break(error)  # stays in flight: sent again by the next producer (readers drop the copy)
+            return
+        del self._in_flight[record]
+        self._finish(record, error)
 
     def _break(self, error: BaseException) -> None:
         if not self._broken:

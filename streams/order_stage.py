@@ -173,15 +173,20 @@ class OrderStage:
             if order_id in entries:
                 held.append((record, event))
             else:
-                await self._reserve_again(event)
+                await self._reserve_again(record, event)
         await self._place(held, vouched=True)
 
-    async def _reserve_again(self, event: OrderPlaced) -> None:
+    async def _reserve_again(self, record: Record, event: OrderPlaced) -> None:
+        product, order_id = ProductId(event.product_id), OrderId(event.order_id)
         match await until_it_works("verified books", BOOKS_AWAY, self._reserve, event):
             case Held(value=value):
                 await self._publisher.publish(ORDERS, event.order_id, value)  # comes back here under the new epoch
-            case Known(order_id=order_id) if order_id != event.order_id:
-                await self._fail(event, f"its key was used again for order {order_id} after the books were lost")
+            case Known(order_id=other) if other != order_id:
+                await self._fail(event, f"its key was used again for order {other} after the books were lost")
+            case Known() if order_id in await until_it_works(
+                "redis", BOOKS_AWAY, self._inventory.entries, product, [order_id]
+            ):
+                await self._place([(record, event)], vouched=True)  # the rebuild we waited for has taken it in
             case Known():
                 await self._fail(event, "its reservation was lost with the books")
             case Refused(reason=reason):

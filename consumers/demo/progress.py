@@ -23,7 +23,10 @@ async def show_progress(tally: Tally, console: Console) -> None:
         with Live(_table(tally, 0.0), console=console, transient=False) as live:
             await _repeat(LIVE_EVERY_S, lambda: live.update(_table(tally, time.monotonic() - started)))
     else:
-        await _repeat(LINE_EVERY_S, lambda: console.print(_line(tally, time.monotonic() - started), highlight=False))
+        await _repeat(
+            LINE_EVERY_S,
+            lambda: console.print(_line(tally, time.monotonic() - started), highlight=False, soft_wrap=True),
+        )
 
 
 async def _repeat(every_s: float, show: Callable[[], None]) -> None:

@@ -9,13 +9,14 @@ from rich.console import Console
 
 from consumers.audit.audit import audit
 from infra import operations
+from infra.inventory import keys
 from infra.lifecycle import background
 from infra.postgres.queries import SQL
 from infra.provision import provision
 from infra.settings import SigningSettings
 from schemas.ids import ProductId
 
-from .buyers import Crowd
+from .buyers import Buyer, Crowd
 from .people import timetable, tokens
 from .progress import show_progress
 from .summary import passed, summary
@@ -27,6 +28,7 @@ UNITS = 1_000
 WATCHERS = 20
 SALE_TIMEOUT_S = 60.0
 AUDIT_WAIT_S = 60.0
+DOORS_S = 1.0  # watchers are in before the first click
 LAST_RECORDS_S = 1.0  # what buyers have seen ended may still be on its way to the tail of the log
 
 
@@ -36,7 +38,7 @@ class NotReady(operations.Refused):
 
 async def demo(settings: SigningSettings, console: Console) -> bool:
     """The whole show; True when the books balance and no buyer saw what must not be. Raises NotReady."""
-    url = f"http://127.0.0.1:{settings.port}"
+    url = _url(settings)
     connector = aiohttp.TCPConnector(limit=0, keepalive_timeout=8)  # below the gateway's 10 s
     timeout = aiohttp.ClientTimeout(total=30)
     async with aiohttp.ClientSession(connector=connector, timeout=timeout) as session:
@@ -48,20 +50,43 @@ async def demo(settings: SigningSettings, console: Console) -> bool:
             console.print(f"{UNITS} units of product {product}, {BUYERS} buyers: preparing", highlight=False)
             buyers = timetable(await tokens(session, url, stores.pool, settings, BUYERS), product)
         tally = Tally()
-        log = EndsOnTheLog(settings, product, tally)
-        await log.find_end()
-        watchers = (watch_stock(session, url, product, tally) for _ in range(WATCHERS))
-        started = time.monotonic()
-        async with background(*watchers, log.run(), show_progress(tally, console)):
-            with suppress(TimeoutError):
-                async with asyncio.timeout(SALE_TIMEOUT_S):
-                    await Crowd(session, url, product, tally).buy(buyers)
-            took_s = time.monotonic() - started
-            await asyncio.sleep(LAST_RECORDS_S)
+        took_s = await _hold(settings, session, product, buyers, tally, console)
     console.print("The audit: waiting for quiet, then reading every book", highlight=False)
     report = await audit(settings, product, AUDIT_WAIT_S)
-    console.print("\n" + summary(tally, report, took_s, url), highlight=False, markup=False)
+    console.print("\n" + summary(tally, report, took_s, url), highlight=False, markup=False, soft_wrap=True)
     return passed(tally, report)
+
+
+async def _hold(
+    settings: SigningSettings,
+    session: aiohttp.ClientSession,
+    product: ProductId,
+    buyers: list[Buyer],
+    tally: Tally,
+    console: Console,
+) -> float:
+    """The sale itself; how many seconds it took."""
+    url = _url(settings)
+    log = EndsOnTheLog(settings, product, tally)
+    await log.open()
+    watching = [watch_stock(session, url, product, tally) for _ in range(WATCHERS)]
+    try:
+        async with background(*watching, log.run()):
+            await asyncio.sleep(DOORS_S)
+            async with background(show_progress(tally, console)):
+                started = time.monotonic()
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(SALE_TIMEOUT_S):
+                        await Crowd(session, url, product, tally).buy(buyers)
+                took_s = time.monotonic() - started
+                await asyncio.sleep(LAST_RECORDS_S)
+    finally:
+        await log.close()
+    return took_s
+
+
+def _url(settings: SigningSettings) -> str:
+    return f"http://127.0.0.1:{settings.port}"
 
 
 async def _check_ready(session: aiohttp.ClientSession, url: str) -> None:
@@ -88,7 +113,5 @@ async def _product(stores: operations.Connections) -> ProductId:
 
 
 async def _untouched(stores: operations.Connections, product: ProductId) -> bool:
-    from infra.inventory import keys
-
     available = await stores.redis.hget(keys.stock(product), "available")
     return available == str(UNITS).encode() and not await stores.pool.fetch(SQL.units_by_status, product)

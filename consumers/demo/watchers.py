@@ -51,31 +51,30 @@ class EndsOnTheLog:
         self._product_id = product_id
         self._tally = tally
         self._ended: set[str] = set()
-        self._starts: dict[int, int] = {}
+        self._consumer = make_consumer(settings)
 
-    async def find_end(self) -> None:
+    async def open(self) -> None:
+        """From here on nothing is missed. Raises KafkaError or OSError."""
         offsets = Offsets(self._settings)
         try:
-            self._starts = await offsets.ends(ORDER_STATUS)
+            ends = await offsets.ends(ORDER_STATUS)
         finally:
             await offsets.close()
+        await self._consumer.start()
+        self._consumer.assign([TopicPartition(ORDER_STATUS.name, partition) for partition in ends])
+        for partition, end in ends.items():
+            self._consumer.seek(TopicPartition(ORDER_STATUS.name, partition), end)
 
     async def run(self) -> None:
         """Until cancelled."""
-        consumer = make_consumer(self._settings)
-        await consumer.start()
-        try:
-            starts = {TopicPartition(ORDER_STATUS.name, partition): at for partition, at in self._starts.items()}
-            consumer.assign(list(starts))
-            for tp, at in starts.items():
-                consumer.seek(tp, at)
-            while True:
-                with suppress(KafkaError):
-                    for records in (await consumer.getmany(timeout_ms=200)).values():
-                        for record in records:
-                            self._take(record.value, record.timestamp)
-        finally:
-            await consumer.stop()
+        while True:
+            with suppress(KafkaError):
+                for records in (await self._consumer.getmany(timeout_ms=200)).values():
+                    for record in records:
+                        self._take(record.value, record.timestamp)
+
+    async def close(self) -> None:
+        await self._consumer.stop()
 
     def _take(self, value: bytes, appended_ms: int) -> None:
         try:

@@ -32,7 +32,8 @@ class Pipeliner:
     def __init__(self, redis: Redis) -> None:
         self._redis = redis
         self._waiting: list[tuple[tuple[Argument, ...], asyncio.Future[Any]]] = []
-        self._trips: set[asyncio.Task[None]] = set()
+        self._trips: set[asyncio.Task[None]] = set()  # kept so that none is collected while it runs
+        self._lanes_taken = 0
 
     def call(self, script: str, keys: Sequence[str], *args: Argument) -> asyncio.Future[Any]:
         return self.command("EVALSHA", DIGESTS[script], len(keys), *keys, *args)
@@ -41,7 +42,7 @@ class Pipeliner:
         """Any other command, in the same trips."""
         future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
         self._waiting.append((command, future))
-        if len(self._trips) < LANES:
+        if self._lanes_taken < LANES:
             self._start_trip()
         return future
 
@@ -56,6 +57,7 @@ class Pipeliner:
         return replies
 
     def _start_trip(self) -> None:
+        self._lanes_taken += 1
         trip = asyncio.get_running_loop().create_task(self._run_trips())
         self._trips.add(trip)
         trip.add_done_callback(self._trips.discard)
@@ -64,19 +66,25 @@ class Pipeliner:
         await asyncio.sleep(0)  # let the tasks of this turn of the loop ask first
         while self._waiting:
             batch, self._waiting = self._waiting[:MAX_TRIP], self._waiting[MAX_TRIP:]
-            try:
-                replies = await self._send([command for command, _ in batch])
-            except RedisError as error:
-                replies = [error] * len(batch)
-            except OSError as error:
-                replies = [RedisError(str(error))] * len(batch)
-            for (_, future), reply in zip(batch, replies, strict=True):
-                if future.done():
-                    continue
-                if isinstance(reply, Exception):
-                    future.set_exception(reply)
-                else:
-                    future.set_result(reply)
+            await self._answer(batch)
+        # In the same step as the look at `_waiting`: a call made after it finds the lane free and starts a trip.
+        self._lanes_taken -= 1
+
+    async def _answer(self, batch: list[tuple[tuple[Argument, ...], asyncio.Future[Any]]]) -> None:
+        """Give every caller its reply or an error: whatever happens to the trip, nobody is left waiting."""
+        try:
+            replies = await self._send([command for command, _ in batch])
+        except RedisError as error:
+            replies = [error] * len(batch)
+        except Exception as error:  # the callers' to judge: an unknown outcome
+            replies = [RedisError(repr(error))] * len(batch)
+        for (_, future), reply in zip(batch, replies, strict=True):
+            if future.done():
+                continue
+            if isinstance(reply, Exception):
+                future.set_exception(reply)
+            else:
+                future.set_result(reply)
 
     async def _send(self, commands: list[tuple[Argument, ...]]) -> list[Any]:
         replies = await self._pipeline(commands)

@@ -100,7 +100,7 @@ async def _boot(
     supervisor.start(servers)
     await supervisor.wait_healthy(servers, SERVERS_DEADLINE_S)
     if servers_only:
-        write_phase(state_dir, Phase("running"))
+        write_phase(state_dir, Phase("running", SERVERS_ONLY))
         return
     write_phase(state_dir, Phase("applying migrations, creating topics"))
     await _provision()

@@ -17,15 +17,15 @@ from infra.local.process import tail
 from schemas.topics import CONSUMED_BY
 
 READY_DEADLINE_S = 60.0
-LOOK_EVERY_S = 0.25
+LOOK_EVERY_S = 0.5
 STABLE = "Stable"
 
 
 async def group_members(config: StackConfig) -> dict[str, tuple[str, dict[str, int]]]:
     """Group -> (state, member id -> partitions of the group's topic that it holds). Raises KafkaError."""
     admin = AIOKafkaAdminClient(bootstrap_servers=bootstrap(config), request_timeout_ms=3_000)
-    await admin.start()
     try:
+        await admin.start()
         # One by one: aiokafka 0.14 reads version 3 of the answer with version 2's layout, right for one group only.
         answers = [(await admin.describe_consumer_groups([group]))[0] for group in CONSUMED_BY]
     finally:

@@ -51,6 +51,8 @@ def start(state_dir: Path, *, servers_only: bool = False, tied: bool = False, sa
     """
     state_dir = state_dir.absolute()
     state_dir.mkdir(parents=True, exist_ok=True)
+    if not servers_only and read_phase(state_dir).detail == SERVERS_ONLY:
+        stop(state_dir, say)  # only servers run: a supervisor for everything takes their place
     if supervisor_pid(state_dir) is None:
         fetch_kafka(say)
         if end_leftovers(state_dir, ask=False):

@@ -147,10 +147,9 @@ async def gateway_on(settings: SigningSettings, **changes: Any) -> AsyncIterator
     worker = asyncio.create_task(run_worker(settings.model_copy(update=changes), sock, stop))
     url = f"http://127.0.0.1:{sock.getsockname()[1]}"
     try:
-        async with connected(settings) as to:
-            async with aiohttp.ClientSession() as session:
-                await _until_serving(session, url, worker)
-                yield GatewayClient(url, session, settings, to)
+        async with connected(settings) as to, aiohttp.ClientSession() as session:
+            await _until_serving(session, url, worker)
+            yield GatewayClient(url, session, settings, to)
     finally:
         if not stop.stopping:
             stop.set()

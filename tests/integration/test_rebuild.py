@@ -2,6 +2,7 @@
 
 import asyncio
 import random
+from dataclasses import replace
 
 import pytest
 
@@ -15,7 +16,7 @@ from infra.orders import read_rows
 from infra.postgres.queries import SQL
 from schemas.codec import decode
 from schemas.events import StockOpened
-from schemas.ids import ProductId
+from schemas.ids import ProductId, new_order_id
 from schemas.order_state import Entry, Status
 from schemas.topics import ORDERS
 
@@ -107,7 +108,8 @@ async def test_an_older_copy_of_redis_brings_back_nothing_that_was_sold() -> Non
 async def test_a_redis_that_restarts_during_a_rebuild_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
     async with a_sale(10) as sale:
         await sale.reserve(1, 2)
-        publish, killed = sale.publisher.publish, []
+        publish = sale.publisher.publish
+        killed: list[asyncio.Future[None]] = []
 
         def publish_and_kill(*args: object, **more: object) -> "asyncio.Future[None]":
             if not killed:
@@ -207,8 +209,8 @@ async def test_keys_limits_and_statuses_are_known_again_after_a_wipe() -> None:
             assert answer == Known(wish.order_id, same_body=True)
         assert await sale.redis.hget(keys.order(queued.order_id), "status") == b"queued"
         assert await sale.redis.hget(keys.order(placed.order_id), "status") == b"awaiting_payment"
-        wish, _ = await sale.reserve(1, 1)
-        refused = await sale.inventory.reserve(type(wish)(wish.order_id[:-4] + "ffff", *tail(wish)))
+        wish, _ = await sale.reserve(1, 1)  # the third of three
+        refused = await sale.inventory.reserve(replace(wish, order_id=new_order_id()))
         assert refused == Refused("user_limit")
 
 
@@ -280,12 +282,6 @@ async def test_while_the_books_are_rebuilt_nothing_is_reserved() -> None:
         accepted = [answer for answer in answers if isinstance(answer, Held)]
         assert await sale.units() == (1_000, 1_000 - len(accepted), len(accepted), 0)
         assert all(answer == Refused("unverified") for answer in answers if not isinstance(answer, Held))
-
-
-def tail(wish: object) -> tuple[object, ...]:
-    from dataclasses import astuple
-
-    return astuple(wish)[1:]  # type: ignore[call-overload,no-any-return]
 
 
 async def openings(sale: Sale) -> list[StockOpened]:

@@ -74,12 +74,16 @@ DECLARE
 BEGIN
     PERFORM 1 FROM products p WHERE p.id = ANY (product_ids) ORDER BY p.id FOR UPDATE;
     FOR wish IN
-        SELECT DISTINCT ON (i.product_id, i.epoch, i.version, i.id) i.ord, i.product_id, i.quantity, p.taken, p.initial
-        FROM unnest(ids, product_ids, quantities, epochs, versions, vouched) WITH ORDINALITY
-            AS i (id, product_id, quantity, epoch, version, vouched, ord)
-        JOIN products p ON p.id = i.product_id
-        WHERE (i.epoch >= p.epoch OR i.vouched) AND NOT EXISTS (SELECT FROM orders o WHERE o.id = i.id)
-        ORDER BY i.product_id, i.epoch, i.version, i.id
+        SELECT * FROM (
+            -- one wish an order: its copies do not compete with each other for the last unit
+            SELECT DISTINCT ON (i.id) i.id, i.ord, i.product_id, i.quantity, i.epoch, i.version, p.taken, p.initial
+            FROM unnest(ids, product_ids, quantities, epochs, versions, vouched) WITH ORDINALITY
+                AS i (id, product_id, quantity, epoch, version, vouched, ord)
+            JOIN products p ON p.id = i.product_id
+            WHERE (i.epoch >= p.epoch OR i.vouched) AND NOT EXISTS (SELECT FROM orders o WHERE o.id = i.id)
+            ORDER BY i.id, i.epoch, i.version
+        ) wishes
+        ORDER BY wishes.product_id, wishes.epoch, wishes.version, wishes.id
     LOOP
         IF wish.product_id IS DISTINCT FROM counting THEN
             counting := wish.product_id;

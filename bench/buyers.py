@@ -1,0 +1,219 @@
+"""An outside load client: a plan in, generator processes over HTTP, one result out. It knows the interface and no internals.
+
+python -m bench.buyers open --rate 400 --seconds 30 --product 1 --tokens tokens.json --log clients.jsonl
+python -m bench.buyers sell-out --product 2 --tokens tokens.json --double-clicks 0.5
+"""
+
+import asyncio
+import os
+import secrets
+import sys
+import time
+from pathlib import Path
+from typing import Annotated
+
+import msgspec
+import typer
+
+from .generator import generate
+from .plan import Mode, Plan, Share
+from .tally import Result, Tally, show, summarise
+
+START_AFTER_S = 0.8  # all generator processes have read their users by then
+REST_S = 120.0  # over the plan's own times, for answers and followed orders to come in
+GENERATE = "generate"  # first argument of a generator process
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
+
+
+class GeneratorFailed(Exception):
+    """A generator process ended without a tally; the text is what it said."""
+
+
+async def run(plan: Plan) -> Result:
+    """Do the plan with `plan.processes` processes. Raises GeneratorFailed. Cancelled, it ends them."""
+    run_name = secrets.token_hex(5)
+    starts_at_s = time.time() + START_AFTER_S
+    shares = [Share(plan=plan, index=index, run=run_name, starts_at_s=starts_at_s) for index in range(plan.processes)]
+    async with asyncio.timeout(plan.seconds + plan.follow_s + REST_S), asyncio.TaskGroup() as group:
+        tasks = [group.create_task(_generate_apart(share)) for share in shares]
+    tallies = [task.result() for task in tasks]
+    return summarise(plan.mode, tallies, plan.seconds if plan.mode == "open" else None)
+
+
+async def _generate_apart(share: Share) -> Tally:
+    process = await asyncio.create_subprocess_exec(
+        sys.executable,
+        "-m",
+        "bench.buyers",
+        GENERATE,
+        cwd=Path(__file__).parent.parent,
+        stdin=asyncio.subprocess.PIPE,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+    )
+    try:
+        out, errors = await process.communicate(msgspec.json.encode(share))
+    finally:
+        if process.returncode is None:
+            process.kill()
+    if process.returncode != 0:
+        raise GeneratorFailed(errors.decode(errors="replace")[-4_000:])
+    return msgspec.json.decode(out, type=Tally)
+
+
+Tokens = Annotated[Path, typer.Option("--tokens", exists=True, help="JSON array of bearer tokens (`thrones tokens`).")]
+Url = Annotated[str, typer.Option("--url", help="Where the gateway is; PORT of the environment, else 8080.")]
+Seconds = Annotated[float, typer.Option("--seconds", min=0.1, help="How long (sell-out: at most).")]
+Products = Annotated[list[int] | None, typer.Option("--product", help="Product id; several: one at random a wish.")]
+Quantity = Annotated[str, typer.Option("--quantity", help="Units a wish: 1, or a range like 1-5.")]
+Doubles = Annotated[float, typer.Option("--double-clicks", min=0, max=1, help="Share sent twice at once, same key.")]
+Keyless = Annotated[float, typer.Option("--keyless", min=0, max=1, help="Share without an Idempotency-Key.")]
+Drop = Annotated[float | None, typer.Option("--drop-after-ms", help="Hang up then, and try again with the same key.")]
+Retries = Annotated[int, typer.Option("--retries", min=0, help="Of a wish, after an unknown outcome, 429 or 503.")]
+Follow = Annotated[float, typer.Option("--follow", min=0, max=1, help="Share of orders followed to their end.")]
+Log = Annotated[Path | None, typer.Option("--log", help="The client log: JSON lines, appended.")]
+Processes = Annotated[int, typer.Option("--processes", min=1, help="Generator processes.")]
+Most = Annotated[int, typer.Option("--connections", min=1, help="At once, over all processes.")]
+Seed = Annotated[int | None, typer.Option("--seed")]
+AsJson = Annotated[bool, typer.Option("--json", help="Machine-readable output.")]
+OWN_PORT = f"http://127.0.0.1:{os.environ.get('PORT', '8080')}"
+
+
+@app.command("open")
+def open_load(
+    tokens: Tokens,
+    rate: Annotated[float, typer.Option("--rate", min=0.1, help="Arrivals a second, whatever the answers.")],
+    seconds: Seconds = 30.0,
+    url: Url = OWN_PORT,
+    product: Products = None,
+    quantity: Quantity = "1",
+    double_clicks: Doubles = 0.0,
+    keyless: Keyless = 0.0,
+    drop_after_ms: Drop = None,
+    retries: Retries = 0,
+    follow: Follow = 0.0,
+    log: Log = None,
+    processes: Processes = 1,
+    connections: Most = 2_000,
+    poisson: Annotated[bool, typer.Option("--poisson", help="At random instead of evenly spaced.")] = False,
+    seed: Seed = None,
+    as_json: AsJson = False,
+) -> None:
+    """Arrivals at a fixed rate: what the world does to a sale."""
+    plan = _plan("open", url, tokens, seconds, product, quantity, log)
+    _report(
+        msgspec.structs.replace(
+            plan,
+            rate=rate,
+            double_clicks=double_clicks,
+            keyless=keyless,
+            drop_after_ms=drop_after_ms,
+            retries=retries,
+            follow=follow,
+            processes=processes,
+            connections=connections,
+            poisson=poisson,
+            seed=seed,
+        ),
+        as_json,
+    )
+
+
+@app.command()
+def closed(
+    tokens: Tokens,
+    connections: Most = 64,
+    seconds: Seconds = 30.0,
+    url: Url = OWN_PORT,
+    product: Products = None,
+    quantity: Quantity = "1",
+    double_clicks: Doubles = 0.0,
+    retries: Retries = 0,
+    follow: Follow = 0.0,
+    log: Log = None,
+    processes: Processes = 1,
+    seed: Seed = None,
+    as_json: AsJson = False,
+) -> None:
+    """So many connections, each one request after the other: how much there is to be had."""
+    plan = _plan("closed", url, tokens, seconds, product, quantity, log)
+    _report(
+        msgspec.structs.replace(
+            plan,
+            connections=connections,
+            double_clicks=double_clicks,
+            retries=retries,
+            follow=follow,
+            processes=processes,
+            seed=seed,
+        ),
+        as_json,
+    )
+
+
+@app.command("sell-out")
+def sell_out(
+    tokens: Tokens,
+    connections: Most = 64,
+    seconds: Seconds = 60.0,
+    quiet: Annotated[float, typer.Option("--quiet", help="Ends when nothing was accepted for so many seconds.")] = 3.0,
+    url: Url = OWN_PORT,
+    product: Products = None,
+    quantity: Quantity = "1",
+    double_clicks: Doubles = 0.5,
+    retries: Retries = 0,
+    follow: Follow = 0.0,
+    log: Log = None,
+    processes: Processes = 1,
+    seed: Seed = None,
+    as_json: AsJson = False,
+) -> None:
+    """Buy until there is nothing left, looking again for a while after the first "sold out"."""
+    plan = _plan("sell-out", url, tokens, seconds, product, quantity, log)
+    _report(
+        msgspec.structs.replace(
+            plan,
+            connections=connections,
+            quiet_s=quiet,
+            double_clicks=double_clicks,
+            retries=retries,
+            follow=follow,
+            processes=processes,
+            seed=seed,
+        ),
+        as_json,
+    )
+
+
+def _plan(
+    mode: Mode, url: str, tokens: Path, seconds: float, products: list[int] | None, quantity: str, log: Path | None
+) -> Plan:
+    low, _, high = quantity.partition("-")
+    return Plan(
+        mode=mode,
+        base_url=url,
+        tokens=str(tokens.resolve()),
+        seconds=seconds,
+        products=tuple(products or (1,)),
+        quantities=(int(low), int(high or low)),
+        log=None if log is None else str(log.resolve()),
+    )
+
+
+def _report(plan: Plan, as_json: bool) -> None:
+    result = asyncio.run(run(plan))
+    typer.echo(msgspec.json.encode(result).decode() if as_json else show(result))
+    raise typer.Exit(1 if result.two_orders or result.bad_answers else 0)
+
+
+def main() -> None:
+    if sys.argv[1:] == [GENERATE]:
+        share = msgspec.json.decode(sys.stdin.buffer.read(), type=Share)
+        sys.stdout.buffer.write(msgspec.json.encode(generate(share)))
+        return
+    app()
+
+
+if __name__ == "__main__":
+    main()

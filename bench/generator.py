@@ -1,0 +1,345 @@
+"""One generator process: its share of a plan in, requests over HTTP, a tally out and the client log on disk.
+
+Arrivals have their times from the start, and every latency counts from there: a server that stalls cannot slow the
+questions down and so hide how long it stalled (no coordinated omission).
+"""
+
+import asyncio
+import base64
+import itertools
+import os
+import random
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+
+from .plan import Plan, Share, pieces
+from .tally import Tally
+from .wire import Connections, NoAnswer, Reply, Unreachable
+
+FLUSH_EVERY_S = 0.25
+SOLD_OUT_PAUSE_S = 0.25  # a buyer in a sell-out looks again after about this long
+NO_SERVER_PAUSE_S = 0.1
+LOOK_S = 20  # one status request waits this long for the end
+BAD_ANSWERS_KEPT = 20
+UNKNOWN_STATUSES = (500, 502, 504)
+TERMINAL = ("confirmed", "payment_failed", "failed")
+
+
+class _Answer(msgspec.Struct):
+    order_id: str | None = msgspec.field(default=None, name="orderId")
+    code: str | None = None
+    status: str | int | None = None
+
+
+class _Claims(msgspec.Struct):
+    sub: str
+
+
+class _Line(msgspec.Struct):
+    """One line of the client log: one answer to one request, or its absence."""
+
+    at_ms: int  # when the answer came
+    user: int
+    key: str | None
+    order: str | None
+    outcome: str
+    status: int
+    code: str
+    latency_ms: float
+
+
+@dataclass(frozen=True, slots=True)
+class User:
+    id: int
+    token: str
+
+
+@dataclass(frozen=True, slots=True)
+class Wish:
+    """One buyer's wish to buy: every click of it carries the same key and body."""
+
+    user: User
+    key: str | None
+    request: bytes
+
+
+class ClientLog:
+    """JSON lines, appended in whole lines by one write, so that several processes may share the file."""
+
+    def __init__(self, path: str | None) -> None:
+        self._file = None if path is None else os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+        self._lines: list[bytes] = []
+        self._encode = msgspec.json.Encoder().encode
+
+    def add(self, line: _Line) -> None:
+        if self._file is not None:
+            self._lines.append(self._encode(line))
+
+    def flush(self) -> None:
+        if self._file is not None and self._lines:
+            os.write(self._file, b"\n".join(self._lines) + b"\n")
+            self._lines.clear()
+
+    async def keep_flushing(self) -> None:
+        while True:
+            await asyncio.sleep(FLUSH_EVERY_S)
+            self.flush()
+
+    def close(self) -> None:
+        self.flush()
+        if self._file is not None:
+            os.close(self._file)
+
+
+def load_users(path: Path, share: Share) -> list[User]:
+    """This process' users: every one belongs to one process only."""
+    tokens = msgspec.json.decode(path.read_bytes(), type=list[str])
+    mine = tokens[share.index :: share.plan.processes] or tokens
+    return [User(_subject(token), token) for token in mine]
+
+
+def _subject(token: str) -> int:
+    payload = token.split(".")[1]
+    claims = msgspec.json.decode(base64.urlsafe_b64decode(payload + "=" * (-len(payload) % 4)), type=_Claims)
+    return int(claims.sub)
+
+
+class Generator:
+    """Runs one share."""
+
+    def __init__(self, share: Share) -> None:
+        self._share = share
+        self._plan: Plan = share.plan
+        self._random = random.Random(None if share.plan.seed is None else share.plan.seed * 1_000 + share.index)
+        self._users = load_users(Path(share.plan.tokens), share)
+        self._log = ClientLog(share.plan.log)
+        self._tally = Tally()
+        self._connections = Connections(share.plan.base_url, self._at_once)
+        self._lookers = Connections(share.plan.base_url, 256)  # following must not wait for buyers, nor they for it
+        self._numbers = itertools.count()
+        self._orders: dict[str, str] = {}  # by key: the order that its first 202 named
+        self._decode = msgspec.json.Decoder(_Answer).decode
+        self._followers: set[asyncio.Task[None]] = set()
+        self._clock_offset_s = time.time() - time.monotonic()
+        self._last_accepted_s = 0.0
+        self._sold_out_s: float | None = None
+
+    @property
+    def _at_once(self) -> int:
+        return max(1, pieces(self._plan.connections, self._plan.processes, self._share.index))
+
+    async def run(self) -> Tally:
+        starts_s = self._share.starts_at_s - self._clock_offset_s
+        await asyncio.sleep(max(0.0, starts_s - time.monotonic()))
+        cpu_s = time.process_time()
+        flushing = asyncio.create_task(self._log.keep_flushing())
+        try:
+            await (self._open(starts_s) if self._plan.mode == "open" else self._closed(starts_s))
+            self._tally.cpu_s = time.process_time() - cpu_s
+            await self._end_following()
+        finally:
+            flushing.cancel()
+            self._connections.close()
+            self._lookers.close()
+            self._log.close()
+        return self._tally
+
+    async def _open(self, starts_s: float) -> None:
+        async with asyncio.TaskGroup() as group:
+            for at_s in self._arrivals(starts_s):
+                wait_s = at_s - time.monotonic()
+                if wait_s > 0:
+                    await asyncio.sleep(wait_s)
+                group.create_task(self._buy(at_s))
+
+    def _arrivals(self, starts_s: float) -> Iterator[float]:
+        """Monotonic times. Several processes' even arrivals interleave."""
+        gap_s = self._plan.processes / self._plan.rate
+        at_s = starts_s + gap_s * self._share.index / self._plan.processes
+        ends_s = starts_s + self._plan.seconds
+        while at_s < ends_s:
+            yield at_s
+            at_s += self._random.expovariate(1 / gap_s) if self._plan.poisson else gap_s
+
+    async def _closed(self, starts_s: float) -> None:
+        ends_s = starts_s + self._plan.seconds
+        self._last_accepted_s = starts_s
+        async with asyncio.TaskGroup() as group:
+            for _ in range(self._at_once):
+                group.create_task(self._click_on(ends_s))
+
+    async def _click_on(self, ends_s: float) -> None:
+        while time.monotonic() < ends_s and not self._is_sold_out():
+            code = await self._buy(time.monotonic())
+            if code == "unreachable":
+                await asyncio.sleep(NO_SERVER_PAUSE_S)
+            elif self._plan.mode == "sell-out" and code != "202":
+                await asyncio.sleep(SOLD_OUT_PAUSE_S * self._random.uniform(0.5, 1.5))
+
+    def _is_sold_out(self) -> bool:
+        if self._plan.mode != "sell-out" or self._sold_out_s is None:
+            return False
+        return time.monotonic() - max(self._sold_out_s, self._last_accepted_s) > self._plan.quiet_s
+
+    async def _buy(self, at_s: float) -> str:
+        """One wish with all its clicks; the last answer's code, `202` where it was accepted."""
+        tally, now_s = self._tally, time.monotonic()
+        tally.arrivals += 1
+        tally.first_s = min(tally.first_s, at_s + self._clock_offset_s)
+        tally.late_ms.append(round((now_s - at_s) * 1000, 2))
+        wish = self._wish()
+        if wish.key is not None and self._random.random() < self._plan.double_clicks:
+            first, _ = await asyncio.gather(self._insist(wish, at_s), self._insist(wish, at_s))
+            return first
+        return await self._insist(wish, at_s)
+
+    def _wish(self) -> Wish:
+        number = next(self._numbers)
+        user = self._users[number % len(self._users)]
+        keyless = self._plan.keyless > 0 and self._random.random() < self._plan.keyless
+        key = None if keyless else f"{self._share.run}-{self._share.index}-{number}"
+        product = self._random.choice(self._plan.products)
+        low, high = self._plan.quantities
+        quantity = low if low == high else self._random.randint(low, high)
+        return Wish(user, key, self._request(user, key, product, quantity))
+
+    def _request(self, user: User, key: str | None, product: int, quantity: int) -> bytes:
+        body = f'{{"productId":{product}}}' if quantity == 1 else f'{{"productId":{product},"quantity":{quantity}}}'
+        key_line = "" if key is None else f"Idempotency-Key: {key}\r\n"
+        return (
+            f"POST /api/order/buy-flash HTTP/1.1\r\nHost: {self._connections.host}:{self._connections.port}\r\n"
+            f"Authorization: Bearer {user.token}\r\n{key_line}"
+            f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n{body}"
+        ).encode()
+
+    async def _insist(self, wish: Wish, at_s: float) -> str:
+        """Click, and again with the same key while the outcome is unknown or the answer says "later"."""
+        for tries_left in range(self._plan.retries, -1, -1):
+            code, again_after_s = await self._click(wish, at_s)
+            if again_after_s is None or tries_left == 0:
+                break
+            await asyncio.sleep(again_after_s)
+            at_s = time.monotonic()
+        return code
+
+    async def _click(self, wish: Wish, at_s: float) -> tuple[str, float | None]:
+        """One request. Its code, and after how many seconds a patient client would try again (None: it would not)."""
+        plan = self._plan
+        timeout_s = plan.timeout_s if plan.drop_after_ms is None else plan.drop_after_ms / 1000
+        self._tally.requests += 1
+        try:
+            reply = await self._connections.ask(wish.request, timeout_s)
+        except Unreachable:
+            self._note(wish, at_s, "R", 0, "unreachable", None)  # never sent, so nothing can have come of it
+            return "unreachable", NO_SERVER_PAUSE_S
+        except NoAnswer as error:
+            self._note(wish, at_s, "U", 0, str(error), None)
+            return str(error), 0.0 if wish.key is not None else None
+        return self._read(wish, at_s, reply)
+
+    def _read(self, wish: Wish, at_s: float, reply: Reply) -> tuple[str, float | None]:
+        status = reply.status
+        try:
+            answer = self._decode(reply.body)
+        except msgspec.DecodeError:
+            answer = _Answer()
+        self._check(reply, answer)
+        if status == 202:
+            self._note(wish, at_s, "A", status, "", answer.order_id)
+            self._note_order(wish, answer.order_id)
+            return "202", None
+        code = answer.code or ""
+        self._note(wish, at_s, "U" if status in UNKNOWN_STATUSES else "R", status, code, answer.order_id)
+        if code == "sold_out":
+            self._sold_out_s = self._sold_out_s or time.monotonic()
+        if status in UNKNOWN_STATUSES:
+            return code, 0.0 if wish.key is not None else None
+        return code, float(reply.header(b"retry-after") or 1) if status in (429, 503) else None
+
+    def _check(self, reply: Reply, answer: _Answer) -> None:
+        """What the interface promises of every answer."""
+        if reply.status == 202:
+            self._expect(answer.order_id is not None, reply, "202 without an order id")
+            location = f"/api/order/{answer.order_id}/status".encode()
+            self._expect(reply.header(b"location") == location, reply, "202 without its Location")
+            return
+        self._expect(reply.status != 500 and bool(answer.code), reply, "an undocumented answer")
+        if reply.status in (429, 503):
+            self._expect(reply.header(b"retry-after") is not None, reply, "no Retry-After")
+
+    def _expect(self, holds: bool, reply: Reply, what: str) -> None:
+        if not holds and len(self._tally.bad_answers) < BAD_ANSWERS_KEPT:
+            self._tally.bad_answers.append(f"{what}: {reply.head!r} {reply.body[:300]!r}")
+
+    def _note(self, wish: Wish, at_s: float, outcome: str, status: int, code: str, order: str | None) -> None:
+        tally, now_s = self._tally, time.monotonic()
+        latency_ms = round((now_s - at_s) * 1000, 2)
+        latencies = {"A": tally.accepted_ms, "R": tally.refused_ms, "U": tally.unknown_ms}
+        latencies[outcome].append(latency_ms)
+        tally.outcomes[outcome] += 1
+        tally.answers[f"{status} {code}".rstrip()] += 1
+        at = now_s + self._clock_offset_s
+        tally.last_s = max(tally.last_s, at)
+        self._log.add(_Line(int(at * 1000), wish.user.id, wish.key, order, outcome, status, code, latency_ms))
+
+    def _note_order(self, wish: Wish, order: str | None) -> None:
+        if order is None:
+            return
+        self._last_accepted_s = time.monotonic()
+        known = self._orders.setdefault(wish.key or order, order)
+        if known is not order:  # a repeat of the same wish: the same order it must be
+            if known != order:
+                self._tally.two_orders.append(f"user {wish.user.id} key {wish.key}: {known} and {order}")
+            return
+        self._tally.orders += 1
+        if self._random.random() < self._plan.follow:
+            task = asyncio.create_task(self._follow(wish.user, order))
+            self._followers.add(task)
+            task.add_done_callback(self._followers.discard)
+
+    async def _follow(self, user: User, order: str) -> None:
+        accepted_s = time.monotonic()
+        until_s = accepted_s + self._plan.follow_s
+        while time.monotonic() < until_s:
+            status = await self._status(user, order)
+            if status in TERMINAL:
+                self._tally.completed_ms.append(round((time.monotonic() - accepted_s) * 1000, 1))
+                self._tally.ends[status] += 1
+                return
+        self._tally.ends["not ended"] += 1
+
+    async def _status(self, user: User, order: str) -> str:
+        request = (
+            f"GET /api/order/{order}/status?wait={LOOK_S} HTTP/1.1\r\n"
+            f"Host: {self._lookers.host}:{self._lookers.port}\r\nAuthorization: Bearer {user.token}\r\n\r\n"
+        ).encode()
+        try:
+            reply = await self._lookers.ask(request, LOOK_S + 5.0)
+            answer = self._decode(reply.body)
+        except (Unreachable, NoAnswer, msgspec.DecodeError):
+            reply, answer = None, _Answer()
+        if reply is None or reply.status != 200:
+            if reply is not None and reply.status == 404:
+                self._expect(False, reply, f"a live order is denied: {order}")
+            await asyncio.sleep(0.5)
+            return ""
+        return str(answer.status)
+
+    async def _end_following(self) -> None:
+        if self._followers:
+            await asyncio.gather(*self._followers)
+
+
+def generate(share: Share) -> Tally:
+    """Run a share in this process, on uvloop."""
+    import uvloop
+
+    async def main() -> Tally:
+        return await Generator(share).run()
+
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        return runner.run(main())
