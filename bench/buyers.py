@@ -15,34 +15,43 @@ from typing import Annotated
 import msgspec
 import typer
 
-from .generator import generate
+from .generator import generate, load_users
 from .plan import Mode, Plan, Share
 from .tally import Result, Tally, show, summarise
 
-START_AFTER_S = 0.8  # all generator processes have read their users by then
+START_AFTER_S = 0.1  # from the word to all generator processes until they begin
+LOAD_TIMEOUT_S = 60.0
 REST_S = 120.0  # over the plan's own times, for answers and followed orders to come in
 GENERATE = "generate"  # first argument of a generator process
+READY = b"ready\n"
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
 
 
 class GeneratorFailed(Exception):
-    """A generator process ended without a tally; the text is what it said."""
+    """A generator process ended without a tally."""
 
 
 async def run(plan: Plan) -> Result:
     """Do the plan with `plan.processes` processes. Raises GeneratorFailed. Cancelled, it ends them."""
     run_name = secrets.token_hex(5)
-    starts_at_s = time.time() + START_AFTER_S
-    shares = [Share(plan=plan, index=index, run=run_name, starts_at_s=starts_at_s) for index in range(plan.processes)]
-    async with asyncio.timeout(plan.seconds + plan.follow_s + REST_S), asyncio.TaskGroup() as group:
-        tasks = [group.create_task(_generate_apart(share)) for share in shares]
-    tallies = [task.result() for task in tasks]
+    shares = [Share(plan=plan, index=index, run=run_name) for index in range(plan.processes)]
+    processes = [await _start() for _ in shares]
+    try:
+        async with asyncio.timeout(LOAD_TIMEOUT_S):
+            await asyncio.gather(*(_load(process, share) for process, share in zip(processes, shares, strict=True)))
+        starts_at_s = time.time() + START_AFTER_S
+        async with asyncio.timeout(plan.seconds + plan.follow_s + REST_S):
+            tallies = await asyncio.gather(*(_generate_apart(process, starts_at_s) for process in processes))
+    finally:
+        for process in processes:
+            if process.returncode is None:
+                process.kill()
     return summarise(plan.mode, tallies, plan.seconds if plan.mode == "open" else None)
 
 
-async def _generate_apart(share: Share) -> Tally:
-    process = await asyncio.create_subprocess_exec(
+async def _start() -> asyncio.subprocess.Process:
+    return await asyncio.create_subprocess_exec(
         sys.executable,
         "-m",
         "bench.buyers",
@@ -50,16 +59,33 @@ async def _generate_apart(share: Share) -> Tally:
         cwd=Path(__file__).parent.parent,
         stdin=asyncio.subprocess.PIPE,
         stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.PIPE,
     )
-    try:
-        out, errors = await process.communicate(msgspec.json.encode(share))
-    finally:
-        if process.returncode is None:
-            process.kill()
+
+
+async def _load(process: asyncio.subprocess.Process, share: Share) -> None:
+    """Hand a process its share; returns when it has read its users and waits for the word."""
+    assert process.stdin is not None
+    assert process.stdout is not None
+    process.stdin.write(msgspec.json.encode(share) + b"\n")
+    if await process.stdout.readline() != READY:
+        raise GeneratorFailed("a generator process did not come up; its output is above")
+
+
+async def _generate_apart(process: asyncio.subprocess.Process, starts_at_s: float) -> Tally:
+    out, _ = await process.communicate(msgspec.json.encode(starts_at_s) + b"\n")
     if process.returncode != 0:
-        raise GeneratorFailed(errors.decode(errors="replace")[-4_000:])
+        raise GeneratorFailed(f"a generator process ended with {process.returncode}; its output is above")
     return msgspec.json.decode(out, type=Tally)
+
+
+def _be_generator() -> None:
+    """A share on standard input, `READY` out, the starting time in, a tally out."""
+    share = msgspec.json.decode(sys.stdin.buffer.readline(), type=Share)
+    users = load_users(Path(share.plan.tokens), share)
+    sys.stdout.buffer.write(READY)
+    sys.stdout.buffer.flush()
+    starts_at_s = msgspec.json.decode(sys.stdin.buffer.readline(), type=float)
+    sys.stdout.buffer.write(msgspec.json.encode(generate(share, users, starts_at_s)))
 
 
 Tokens = Annotated[Path, typer.Option("--tokens", exists=True, help="JSON array of bearer tokens (`thrones tokens`).")]
@@ -209,8 +235,7 @@ def _report(plan: Plan, as_json: bool) -> None:
 
 def main() -> None:
     if sys.argv[1:] == [GENERATE]:
-        share = msgspec.json.decode(sys.stdin.buffer.read(), type=Share)
-        sys.stdout.buffer.write(msgspec.json.encode(generate(share)))
+        _be_generator()
         return
     app()
 

@@ -44,6 +44,7 @@ class _Line(msgspec.Struct):
 
     at_ms: int  # when the answer came
     user: int
+    product: int
     key: str | None
     order: str | None
     outcome: str
@@ -63,6 +64,7 @@ class Wish:
     """One buyer's wish to buy: every click of it carries the same key and body."""
 
     user: User
+    product: int
     key: str | None
     request: bytes
 
@@ -111,11 +113,13 @@ def _subject(token: str) -> int:
 class Generator:
     """Runs one share."""
 
-    def __init__(self, share: Share) -> None:
+    def __init__(self, share: Share, users: list[User], starts_at_s: float) -> None:
+        """`starts_at_s`: epoch seconds, the same for all processes of a run."""
         self._share = share
         self._plan: Plan = share.plan
         self._random = random.Random(None if share.plan.seed is None else share.plan.seed * 1_000 + share.index)
-        self._users = load_users(Path(share.plan.tokens), share)
+        self._users = users
+        self._starts_at_s = starts_at_s
         self._log = ClientLog(share.plan.log)
         self._tally = Tally()
         self._connections = Connections(share.plan.base_url, self._at_once)
@@ -133,7 +137,7 @@ class Generator:
         return max(1, pieces(self._plan.connections, self._plan.processes, self._share.index))
 
     async def run(self) -> Tally:
-        starts_s = self._share.starts_at_s - self._clock_offset_s
+        starts_s = self._starts_at_s - self._clock_offset_s
         await asyncio.sleep(max(0.0, starts_s - time.monotonic()))
         cpu_s = time.process_time()
         flushing = asyncio.create_task(self._log.keep_flushing())
@@ -205,7 +209,7 @@ class Generator:
         product = self._random.choice(self._plan.products)
         low, high = self._plan.quantities
         quantity = low if low == high else self._random.randint(low, high)
-        return Wish(user, key, self._request(user, key, product, quantity))
+        return Wish(user, product, key, self._request(user, key, product, quantity))
 
     def _request(self, user: User, key: str | None, product: int, quantity: int) -> bytes:
         body = f'{{"productId":{product}}}' if quantity == 1 else f'{{"productId":{product},"quantity":{quantity}}}'
@@ -284,7 +288,9 @@ class Generator:
         tally.answers[f"{status} {code}".rstrip()] += 1
         at = now_s + self._clock_offset_s
         tally.last_s = max(tally.last_s, at)
-        self._log.add(_Line(int(at * 1000), wish.user.id, wish.key, order, outcome, status, code, latency_ms))
+        self._log.add(
+            _Line(int(at * 1000), wish.user.id, wish.product, wish.key, order, outcome, status, code, latency_ms)
+        )
 
     def _note_order(self, wish: Wish, order: str | None) -> None:
         if order is None:
@@ -334,12 +340,12 @@ class Generator:
             await asyncio.gather(*self._followers)
 
 
-def generate(share: Share) -> Tally:
+def generate(share: Share, users: list[User], starts_at_s: float) -> Tally:
     """Run a share in this process, on uvloop."""
     import uvloop
 
     async def main() -> Tally:
-        return await Generator(share).run()
+        return await Generator(share, users, starts_at_s).run()
 
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         return runner.run(main())

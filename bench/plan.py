@@ -36,12 +36,11 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Share(msgspec.Struct, frozen=True, kw_only=True):
-    """The part of a plan that one generator process does. All start at `starts_at_s` (epoch seconds)."""
+    """The part of a plan that one generator process does."""
 
     plan: Plan
     index: int
     run: str  # names this run in its keys
-    starts_at_s: float
 
 
 def pieces(total: int, count: int, index: int) -> int:

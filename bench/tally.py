@@ -19,9 +19,9 @@ class Tally(msgspec.Struct):
     unknown_ms: list[float] = []
     late_ms: list[float] = []  # how long after its time each arrival was begun: the generator's own delay
     completed_ms: list[float] = []  # followed orders: from the 202 to seeing the end
-    outcomes: Counter[str] = msgspec.field(default_factory=Counter)  # A, U, R
-    answers: Counter[str] = msgspec.field(default_factory=Counter)  # "status code"
-    ends: Counter[str] = msgspec.field(default_factory=Counter)  # followed orders: terminal status, or "not ended"
+    outcomes: dict[str, int] = msgspec.field(default_factory=Counter)  # A, U, R
+    answers: dict[str, int] = msgspec.field(default_factory=Counter)  # "status code"
+    ends: dict[str, int] = msgspec.field(default_factory=Counter)  # followed orders: terminal status, or "not ended"
     orders: int = 0  # different order ids that got 202
     two_orders: list[str] = []  # keys whose 202s named different orders: must stay empty
     bad_answers: list[str] = []  # answers that no client should see: 500s, 429 or 503 without Retry-After, ...
@@ -126,7 +126,7 @@ def _joined(parts: Sequence[list[float]]) -> list[float]:
     return [value for part in parts for value in part]
 
 
-def _sum(counters: Sequence[Counter[str]]) -> dict[str, int]:
+def _sum(counters: Sequence[dict[str, int]]) -> dict[str, int]:
     total: Counter[str] = Counter()
     for counter in counters:
         total.update(counter)

@@ -16,7 +16,9 @@ def audit(
     wait: Annotated[float, typer.Option("--wait", min=0, help="How long to wait for quiet, in seconds.")] = 60.0,
     client_log: Annotated[
         Path | None,
-        typer.Option("--client-log", exists=True, help='What clients saw: JSON lines {"order_id", "outcome"}.'),
+        typer.Option(
+            "--client-log", exists=True, help="What all clients of these products saw, as bench.buyers logs it."
+        ),
     ] = None,
     as_json: Json = False,
 ) -> None:
@@ -30,13 +32,13 @@ def audit(
 
     from consumers.audit import audit as auditing
     from consumers.audit.books import Report
-    from consumers.audit.readers import read_client_log
+    from consumers.audit.client_log import read_client_log
     from consumers.audit.show import show
     from infra.settings import get_settings
     from schemas.ids import ProductId
 
     async def main() -> Report:
-        seen = read_client_log(client_log) if client_log else None
+        seen = read_client_log(client_log, product) if client_log else None
         return await auditing.audit(get_settings(), ProductId(product) if product else None, wait, seen)
 
     try:

@@ -84,6 +84,7 @@ class Keeper:
 
     async def turn(self) -> None:
         """Read how things stand and start what rebuilds are due. Raises when a store cannot be read."""
+        self._reap()
         run = str((await self.redis.info("server"))["run_id"])
         products = await self._read_products()
         self.in_force = {p.id: p.books_epoch for p in products if p.fault(run) is None}
@@ -129,6 +130,12 @@ class Keeper:
             hashes = await pipe.execute()
         return [_with_books(row, fields) for row, fields in zip(self._rows, hashes, strict=True)]
 
+    def _reap(self) -> None:
+        for product, task in list(self._rebuilding.items()):
+            if task.done():
+                del self._rebuilding[product]
+                task.result()  # an error that is no store's ends the process
+
     def _start_rebuild(self, product: ProductId, reason: str) -> None:
         _, not_before = self._failures.get(product, (0, 0.0))
         if product not in self._rebuilding and time.monotonic() >= not_before:
@@ -151,7 +158,6 @@ class Keeper:
             log.error("rebuild failed", product=product, reason=reason, failures=failures, error=repr(error))
         finally:
             self._rows_read_at = -PRODUCTS_EVERY_S  # its epoch has changed
-            del self._rebuilding[product]
 
     async def _check_quiet(self, products: Iterable[Product]) -> None:
         """Where nothing is held, all that ended is announced: the next rebuild need not announce it again."""

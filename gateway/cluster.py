@@ -15,9 +15,9 @@ from infra.settings import SigningSettings
 
 async def run(settings: SigningSettings, stop: Stop) -> None:
     """Keep the workers running until `stop`; returns when all have drained. Raises StackError where PORT is in use."""
-    with listen(settings.port) as sock:
+    with listen(settings.port, settings.listen_address) as sock:
         port = sock.getsockname()[1]
-        supervisor = Supervisor(settings.thrones_state_dir)
+        supervisor = Supervisor(None)  # a local stack beside us keeps its own list of children
         supervisor.start(gateway_specs(settings.api_workers, sock.fileno(), port))
         get_logger().info("listening", port=port, workers=settings.api_workers)
         keeping = asyncio.create_task(supervisor.housekeeping())

@@ -65,9 +65,13 @@ class Identity:
             raise Problem("unauthorized") from None
         claims = decoded["payload"]
         subject, role = claims["sub"], claims["role"]
-        if not (decoded["header"].keys() <= OWN_HEADERS and role in ROLES and _is_user_id(subject)):
+        if not (decoded["header"].keys() <= OWN_HEADERS and _is_role(role) and _is_user_id(subject)):
             raise Problem("unauthorized")
         return User(UserId(int(subject)), role, float(claims["exp"]))
+
+
+def _is_role(role: object) -> bool:
+    return isinstance(role, str) and role in ROLES
 
 
 def _is_user_id(subject: str) -> bool:

@@ -13,8 +13,9 @@ from .problems import Problem
 
 PASSWORD_MIN_BYTES, PASSWORD_MAX_BYTES = 8, 72  # bcrypt reads no further than 72
 THREADS = 2
-WAITING_MAX = 12  # at about 0.25 s each: nobody waits longer than the 5 s any answer may take
-NICENESS = 10
+WAITING_MAX = 12
+DEADLINE_S = 4.5  # any answer is given within 5 s, also when buying leaves these threads little
+NICENESS = 5
 
 T = TypeVar("T")
 
@@ -36,7 +37,7 @@ class Passwords:
     def __init__(self, cost: int) -> None:
         self._cost = cost
         self._pool = ThreadPoolExecutor(THREADS, "bcrypt", initializer=_step_back)
-        self._under_way = 0
+        self._places = threading.BoundedSemaphore(THREADS + WAITING_MAX)
         self._nobody = bcrypt.hashpw(os.urandom(16).hex().encode(), bcrypt.gensalt(cost))
 
     async def hash(self, secret: bytes) -> str:
@@ -54,13 +55,14 @@ class Passwords:
         self._pool.shutdown(wait=False, cancel_futures=True)
 
     async def _run(self, work: Callable[[], T]) -> T:
-        if self._under_way >= THREADS + WAITING_MAX:
+        if not self._places.acquire(blocking=False):
             raise Problem("busy")
-        self._under_way += 1
+        job = self._pool.submit(work)
+        job.add_done_callback(lambda _: self._places.release())  # when the work ends, however long its caller waited
         try:
-            return await asyncio.get_running_loop().run_in_executor(self._pool, work)
-        finally:
-            self._under_way -= 1
+            return await asyncio.wait_for(asyncio.wrap_future(job), DEADLINE_S)
+        except TimeoutError:
+            raise Problem("busy") from None
 
 
 def _step_back() -> None:

@@ -27,7 +27,7 @@ RESERVE_CONNECTIONS = 4
 READ_CONNECTIONS = 8
 BACKLOG = 4_096
 LAST_REQUESTS_S = 3.0  # connections are kept open this long for requests that were sent before their client knew
-IN_FLIGHT_S = 8.0
+IN_FLIGHT_S = 6.0  # any answer is given within 5 s
 POLL_S = 0.05
 
 log = get_logger()
@@ -62,7 +62,11 @@ async def _drain(gateway: Gateway, runner: web.AppRunner, listener: asyncio.Serv
     until = loop.time() + LAST_REQUESTS_S
     while runner.server and runner.server.connections and loop.time() < until:  # noqa: ASYNC110 - aiohttp tells nobody
         await asyncio.sleep(POLL_S)
-    await runner.cleanup()
+    try:
+        async with asyncio.timeout(IN_FLIGHT_S):
+            await runner.cleanup()
+    except TimeoutError:
+        log.warning("requests cut off", connections=len(runner.server.connections) if runner.server else 0)
 
 
 @asynccontextmanager
@@ -78,9 +82,7 @@ async def _gateway(settings: SigningSettings) -> AsyncIterator[Gateway]:
         yield gateway
     finally:
         gateway.passwords.close()
-        await gateway.updates.close()
-        await gateway.hub.close()
-        await publisher.stop()
+        await asyncio.gather(gateway.updates.close(), gateway.hub.close(), publisher.stop())
         pool.terminate()
         await redis.aclose()
         await reads.aclose()

@@ -25,7 +25,9 @@ def configure(role: str, member: str = "1") -> None:
         _redact,
     ]
     renderer: structlog.types.Processor = (
-        structlog.dev.ConsoleRenderer() if sys.stdout.isatty() else structlog.processors.JSONRenderer()
+        structlog.dev.ConsoleRenderer(exception_formatter=structlog.dev.plain_traceback)  # without local variables
+        if sys.stdout.isatty()
+        else structlog.processors.JSONRenderer()
     )
     structlog.configure(
         processors=[

@@ -214,7 +214,7 @@ def _price(text: str) -> int:
 
 
 def _currency(text: str) -> str:
-    if len(text) != 3 or not (text.isascii() and text.isupper()):
+    if len(text) != 3 or not (text.isascii() and text.isalpha() and text.isupper()):
         fail(f"--currency: not an ISO 4217 code: {text}")
     return text
 

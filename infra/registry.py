@@ -7,8 +7,6 @@ from typing import TypedDict
 
 import psutil
 
-from infra.settings import get_settings
-
 
 class Row(TypedDict):
     role: str
@@ -18,7 +16,11 @@ class Row(TypedDict):
 
 
 def run_dir(state_dir: Path | None = None) -> Path:
-    return (state_dir or get_settings().thrones_state_dir) / "run"
+    if state_dir is None:
+        from infra.settings import get_settings  # the command line starts without it
+
+        state_dir = get_settings().thrones_state_dir
+    return state_dir / "run"
 
 
 def register(

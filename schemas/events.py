@@ -11,8 +11,15 @@ from msgspec import UNSET, Meta, UnsetType
 
 from .order_state import Status
 
-Count = Annotated[int, Meta(ge=0)]
-Positive = Annotated[int, Meta(ge=1)]
+# Bounds and patterns are those of the columns that a value ends in: what passes the decoder never fails there for good.
+Count = Annotated[int, Meta(ge=0, le=2**63 - 1)]
+Positive = Annotated[int, Meta(ge=1, le=2**63 - 1)]
+Units = Annotated[int, Meta(ge=0, le=2**31 - 1)]
+Quantity = Annotated[int, Meta(ge=1, le=2**31 - 1)]
+ProductNumber = Annotated[int, Meta(ge=1, le=2**31 - 1)]
+OrderIdText = Annotated[str, Meta(max_length=36, pattern="^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$")]
+Currency = Annotated[str, Meta(max_length=3, pattern="^[A-Z]{3}$")]
+KeyHash = Annotated[str, Meta(max_length=64, pattern="^[0-9a-f]{64}$")]
 
 
 class Event(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", omit_defaults=True):
@@ -22,29 +29,29 @@ class Event(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", omit_de
 class OrderPlaced(Event, frozen=True, kw_only=True, tag="order.placed"):
     """A reservation was accepted. Topic `orders`, key order id."""
 
-    order_id: str
-    product_id: Positive
+    order_id: OrderIdText
+    product_id: ProductNumber
     user_id: Positive
-    quantity: Positive
+    quantity: Quantity
     unit_price_cents: Count
-    currency: str
+    currency: Currency
     placed_at_ms: Count
     epoch: Positive
     version: Positive
-    available: Count
-    key_hash: str | UnsetType = UNSET  # SHA-256 of the Idempotency-Key: a rebuild restores the key record from it
-    redriven_from: str | UnsetType = UNSET
+    available: Units
+    key_hash: KeyHash | UnsetType = UNSET  # SHA-256 of the Idempotency-Key: a rebuild restores the key record from it
+    redriven_from: OrderIdText | UnsetType = UNSET
 
 
 class StockOpened(Event, frozen=True, kw_only=True, tag="stock.opened"):
     """A product's books were written anew under `epoch`. Topic `orders`, key product id; initial = available + held + sold."""
 
-    product_id: Positive
+    product_id: ProductNumber
     epoch: Positive
-    initial: Count
-    available: Count
-    held: Count
-    sold: Count
+    initial: Units
+    available: Units
+    held: Units
+    sold: Units
     opened_at_ms: Count
     reason: str
 
@@ -52,8 +59,8 @@ class StockOpened(Event, frozen=True, kw_only=True, tag="stock.opened"):
 class PaymentRequested(Event, frozen=True, kw_only=True, tag="payment.requested"):
     """The order stage stored the order; it may be charged. Topic `payments`, key order id. The amount is the row's."""
 
-    order_id: str
-    product_id: Positive
+    order_id: OrderIdText
+    product_id: ProductNumber
     requested_at_ms: Count
 
 
@@ -71,12 +78,12 @@ class OrderStatusChanged(Event, frozen=True, kw_only=True, tag="order.status"):
     absent only for an order that failed without ever being held by the books in force.
     """
 
-    order_id: str
-    product_id: Positive
+    order_id: OrderIdText
+    product_id: ProductNumber
     user_id: Positive
-    quantity: Positive
+    quantity: Quantity
     total_cents: Count
-    currency: str
+    currency: Currency
     status: Status
     placed_at_ms: Count
     at_ms: Count
@@ -86,17 +93,17 @@ class OrderStatusChanged(Event, frozen=True, kw_only=True, tag="order.status"):
     charge_answered_at_ms: Count | UnsetType = UNSET
     epoch: Positive | UnsetType = UNSET
     version: Positive | UnsetType = UNSET
-    available: Count | UnsetType = UNSET
-    returned: Count | UnsetType = UNSET
+    available: Units | UnsetType = UNSET
+    returned: Units | UnsetType = UNSET
 
 
 class StockChanged(Event, frozen=True, kw_only=True, tag="stock.changed"):
     """A sample of a product's stock. Topic `stock-changes`, key product id."""
 
-    product_id: Positive
+    product_id: ProductNumber
     epoch: Positive
     version: Count
-    available: Count
+    available: Units
     at_ms: Count
 
 

@@ -285,6 +285,11 @@ def _check_clients(client_log: ClientLog, products: Sequence[ProductFacts], prob
         if order_id not in rows or rows[order_id].status not in TERMINAL:
             problems.add("accepted, not served", f"order {order_id} got 202")
     for order_id in rows.keys() - client_log.accepted - client_log.unknown:
-        problems.add("order nobody placed", f"{order_id} is in no client's log")
-    for order_id in rows.keys() & client_log.refused:
-        problems.add("refused, yet taken", f"order {order_id}")
+        order = rows[order_id]
+        wish = (order.user_id, order.key_hash)
+        if order_id in client_log.refused or wish in client_log.refused_wishes:
+            problems.add("refused, yet taken", f"order {order_id}")
+        elif wish not in client_log.unknown_wishes:
+            problems.add("order nobody placed", f"{order_id} is in no client's log")
+    for (user, _), told in client_log.doubled_wishes.items():
+        problems.add("one key, two orders", f"user {user} was told {' and '.join(sorted(told))}")

@@ -8,6 +8,8 @@ from schemas.order_state import Status
 
 from .log_book import LogBook
 
+Wish = tuple[int, str | None]  # user id and hash of the Idempotency-Key, None where none was sent
+
 
 @dataclass(frozen=True, slots=True)
 class RedisBook:
@@ -64,11 +66,17 @@ class Capture:
 
 @dataclass(frozen=True, slots=True)
 class ClientLog:
-    """What a load generator wrote down: order ids that got 202, whose outcome it never learnt, that were refused."""
+    """What a load generator wrote down: order ids that got 202, whose outcome it never learnt, that were refused.
+
+    Most refusals and lost answers name no order: those are known by their wish, (user, key hash).
+    """
 
     accepted: frozenset[str] = frozenset()
     unknown: frozenset[str] = frozenset()
     refused: frozenset[str] = frozenset()
+    unknown_wishes: frozenset[Wish] = frozenset()
+    refused_wishes: frozenset[Wish] = frozenset()  # every answer was a refusal
+    doubled_wishes: Mapping[Wish, frozenset[str]] = field(default_factory=dict)  # told more than one order id
 
 
 @dataclass(frozen=True, slots=True)

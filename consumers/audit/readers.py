@@ -1,7 +1,6 @@
 """The books' readers: each asks one store itself, without the pipeline's read models, and hands plain facts on."""
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any, Literal
 
 import aiohttp
@@ -22,7 +21,7 @@ from schemas.money import to_cents
 from schemas.order_state import Status
 from schemas.topics import ORDER_STATUS, ORDERS
 
-from .facts import Capture, ClientLog, OrderRow, PostgresBook, RedisBook
+from .facts import Capture, OrderRow, PostgresBook, RedisBook
 from .log_book import LogBook
 
 ROWS_AT_ONCE = 5_000
@@ -138,18 +137,3 @@ async def read_ledger(settings: Settings) -> list[Capture]:
     ):
         lines = msgspec.json.decode(await response.read(), type=list[_LedgerLine])
     return [Capture(line.order_id, to_cents(line.amount), line.currency) for line in lines]
-
-
-class _ClientLine(msgspec.Struct, frozen=True):
-    order_id: str
-    outcome: Literal["accepted", "unknown", "refused"]
-
-
-def read_client_log(path: Path) -> ClientLog:
-    """JSON lines {"order_id", "outcome": "accepted" | "unknown" | "refused"}. Raises msgspec.DecodeError or OSError."""
-    lines = [msgspec.json.decode(line, type=_ClientLine) for line in path.read_bytes().splitlines() if line.strip()]
-    by_outcome = {
-        outcome: frozenset(line.order_id for line in lines if line.outcome == outcome)
-        for outcome in ("accepted", "unknown", "refused")
-    }
-    return ClientLog(**by_outcome)

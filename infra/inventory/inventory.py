@@ -167,7 +167,7 @@ class Inventory:
 
     async def close(self, product: ProductId) -> None:
         """Refuse every script on this product until its books are rebuilt."""
-        await self.redis.hset(keys.stock(product), "state", "closed")
+        await self._scripts.call("close", (keys.stock(product),), "")
 
     async def run_id(self) -> str:
         return str((await self.redis.info("server"))["run_id"])

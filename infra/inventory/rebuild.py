@@ -151,7 +151,6 @@ class _Rebuild:
         epoch = await self._pool.fetchval(SQL.draw_epoch, self._product)
         if epoch is None:
             raise RebuildImpossible(f"there is no product {self._product}")
-        await self._redis.hset(keys.stock(self._product), mapping={"state": "closed", "building": epoch})
         books = PreparedBooks(self._redis, self._product, epoch)
         await books.begin()
         # Before Postgres: what is before these offsets has a row there.

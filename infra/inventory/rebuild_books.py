@@ -4,8 +4,9 @@ Nothing of it is seen before open.lua puts it in force, except key records and r
 """
 
 import time
-from collections.abc import Iterable, Sequence
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
 
 import asyncpg
 import msgspec
@@ -59,6 +60,19 @@ def head_of(entry: HeldEntry) -> PlacedHead:
     return _head_decoder.decode(entry.placed_head + b"}")
 
 
+@dataclass(slots=True)
+class _Chunk:
+    """One call of prepare.lua."""
+
+    orders: list[tuple[str, str, int]] = field(default_factory=list)  # text: cmsgpack knows no binaries
+    users: list[tuple[int, int]] = field(default_factory=list)
+    key_records: list[tuple[str, str, int]] = field(default_factory=list)
+    read_models: list[tuple[str, int, tuple[str, ...]]] = field(default_factory=list)
+
+    def encode(self) -> bytes:
+        return msgspec.msgpack.encode((self.orders, self.users, self.key_records, self.read_models))
+
+
 class PreparedBooks:
     """The books being made under `epoch`. Counts what it is given; the caller gives no order twice."""
 
@@ -67,7 +81,7 @@ class PreparedBooks:
         self._product = product
         self._epoch = epoch
         self._in_force = (keys.held(product), keys.due(product), keys.buyers(product))
-        self._held, self._due, self._buyers = (keys.prepared(key, epoch) for key in self._in_force)
+        self._prepared = tuple(keys.prepared(key, epoch) for key in self._in_force)
         self._now_ms = time.time_ns() // 1_000_000
         self.held_units = 0
         self.confirmed_units = 0  # of the held ones, those of confirmed orders: they are not counted as sold yet
@@ -76,90 +90,91 @@ class PreparedBooks:
     @property
     def script_keys(self) -> tuple[str, ...]:
         """open.lua's KEYS."""
-        return (keys.stock(self._product), *self._in_force, self._held, self._due, self._buyers)
+        return (keys.stock(self._product), *self._in_force, *self._prepared)
 
     async def begin(self) -> None:
-        """Scripts known to Redis; nothing left of earlier attempts."""
-        for body in SCRIPTS.values():
-            await self._redis.script_load(body)
-        old = range(max(1, self._epoch - OLD_ATTEMPTS), self._epoch)
-        await self._redis.unlink(
-            *(keys.prepared(key, epoch) for epoch in (*old, self._epoch) for key in self._in_force)
-        )
+        """The product closed, scripts known to Redis, nothing left of earlier attempts."""
+        await self._redis.eval(SCRIPTS["close"], 1, keys.stock(self._product), str(self._epoch))
+        await self._redis.script_load(SCRIPTS["prepare"])
+        epochs = range(max(1, self._epoch - OLD_ATTEMPTS), self._epoch + 1)
+        await self._redis.unlink(*(keys.prepared(key, epoch) for epoch in epochs for key in self._in_force))
 
     async def add_rows(self, rows: Sequence[asyncpg.Record]) -> None:
         """Orders that Postgres knows; those not terminal get a read model if Redis shows none as far on."""
-        async with self._redis.pipeline(transaction=False) as pipe:
-            self._add(pipe, [entry_of_row(row) for row in rows])
-            for row in rows:
-                if row["status"] == Status.CONFIRMED:
-                    self.confirmed_units += row["quantity"]
-                if row["status"] not in TERMINAL:
-                    self._remember(pipe, row["id"], row, Status(row["status"]), _steps(row))
-            await pipe.execute()
+        chunk = _Chunk()
+        self._add(chunk, [entry_of_row(row) for row in rows])
+        for row in rows:
+            if row["status"] == Status.CONFIRMED:
+                self.confirmed_units += row["quantity"]
+            if row["status"] not in TERMINAL:
+                chunk.read_models.append(_read_model_of_row(row))
+        await self._write(chunk)
 
     async def add_unrowed(self, entries: Sequence[HeldEntry]) -> None:
         """Orders that only the log or Redis knows, with their users' counts, key records and read models."""
-        async with self._redis.pipeline(transaction=False) as pipe:
-            self._add(pipe, entries)
-            for entry in entries:
-                head = head_of(entry)
-                pipe.hincrby(self._buyers, str(entry.user_id), entry.quantity)
-                if head.key_hash is not UNSET:
-                    self._record_key(pipe, entry.order_id, entry.user_id, head.key_hash, entry.at_ms, entry.quantity)
-                fields = msgspec.structs.asdict(head) | {"placed_at_ms": entry.at_ms, "updated_at_ms": entry.at_ms}
-                self._remember(pipe, entry.order_id, fields, Status.QUEUED, f"queued@{entry.at_ms}")
-            await pipe.execute()
+        chunk = _Chunk()
+        self._add(chunk, entries)
+        for entry in entries:
+            head = head_of(entry)
+            chunk.users.append((entry.user_id, entry.quantity))
+            chunk.read_models.append(_read_model_of_entry(entry, head))
+            if head.key_hash is not UNSET:
+                self._record_key(chunk, entry.order_id, entry.user_id, head.key_hash, entry.at_ms, head.quantity)
+        await self._write(chunk)
 
     async def add_users(self, rows: Sequence[asyncpg.Record]) -> None:
-        await self._redis.hset(self._buyers, mapping={str(row["user_id"]): row["units"] for row in rows})
+        await self._write(_Chunk(users=[(row["user_id"], row["units"]) for row in rows]))
 
     async def add_keys(self, rows: Sequence[asyncpg.Record]) -> None:
-        async with self._redis.pipeline(transaction=False) as pipe:
-            for row in rows:
-                self._record_key(pipe, row["id"], row["user_id"], row["key_hash"], row["placed_at_ms"], row["quantity"])
-            await pipe.execute()
+        chunk = _Chunk()
+        for row in rows:
+            self._record_key(chunk, row["id"], row["user_id"], row["key_hash"], row["placed_at_ms"], row["quantity"])
+        await self._write(chunk)
 
-    def _add(self, pipe: Any, entries: Sequence[HeldEntry]) -> None:
-        if not entries:
-            return
-        first_look = self._now_ms + FIRST_LOOK_MS + self.entries // LOOKS_PER_MS
-        self.entries += len(entries)
-        self.held_units += sum(entry.quantity for entry in entries)
-        pipe.execute_command("HSET", self._held, *_flat((entry.order_id, entry.line()) for entry in entries))
-        looks = ((first_look + i // LOOKS_PER_MS, entry.order_id) for i, entry in enumerate(entries))
-        pipe.execute_command("ZADD", self._due, *_flat(looks))
+    async def _write(self, chunk: _Chunk) -> None:
+        await self._redis.evalsha(DIGESTS["prepare"], len(self._prepared), *self._prepared, chunk.encode())
 
-    def _record_key(self, pipe: Any, order_id: str, user: int, hashed: str, placed_ms: int, quantity: int) -> None:
+    def _add(self, chunk: _Chunk, entries: Sequence[HeldEntry]) -> None:
+        for entry in entries:
+            first_look_ms = self._now_ms + FIRST_LOOK_MS + self.entries // LOOKS_PER_MS
+            chunk.orders.append((entry.order_id, entry.line().decode(), first_look_ms))
+            self.entries += 1
+            self.held_units += entry.quantity
+
+    def _record_key(self, chunk: _Chunk, order_id: str, user: int, hashed: str, placed_ms: int, quantity: int) -> None:
         remaining_ms = placed_ms + KEY_LIFETIME_MS - self._now_ms
         if remaining_ms > 0:
             value = f"{order_id} {self._product}:{quantity}"
-            pipe.execute_command("SET", keys.key_record(UserId(user), hashed), value, "NX", "PX", remaining_ms)
-
-    def _remember(self, pipe: Any, order_id: str, row: Any, status: Status, steps: str) -> None:
-        fields: tuple[object, ...] = (
-            *("user", row["user_id"], "product", self._product, "quantity", row["quantity"]),
-            *("price", row["unit_price_cents"], "currency", row["currency"], "status", status.value),
-            *("placed", row["placed_at_ms"], "updated", _updated_ms(row), "steps", steps),
-            *("body", f"{self._product}:{row['quantity']}"),
-        )
-        pipe.execute_command("EVALSHA", DIGESTS["remember"], 1, keys.order(OrderId(order_id)), RANK[status], *fields)
+            chunk.key_records.append((keys.key_record(UserId(user), hashed), value, remaining_ms))
 
 
-def _flat(pairs: Iterable[tuple[object, object]]) -> list[Any]:
-    return [part for pair in pairs for part in pair]
+def _read_model_of_row(row: asyncpg.Record) -> tuple[str, int, tuple[str, ...]]:
+    status, updated_ms = Status(row["status"]), _milliseconds(row["updated_at"])
+    steps = f"queued@{row['placed_at_ms']};{Status.AWAITING_PAYMENT}@{_milliseconds(row['created_at'])}"
+    if status is Status.NEEDS_RECONCILIATION:
+        steps += f";{status}@{updated_ms}"
+    return _read_model(
+        row["id"],
+        status,
+        *("user", row["user_id"], "product", row["product_id"], "quantity", row["quantity"]),
+        *("price", row["unit_price_cents"], "currency", row["currency"], "placed", row["placed_at_ms"]),
+        *("updated", updated_ms, "steps", steps, "body", f"{row['product_id']}:{row['quantity']}"),
+    )
 
 
-def _milliseconds(at: Any) -> int:
+def _read_model_of_entry(entry: HeldEntry, head: PlacedHead) -> tuple[str, int, tuple[str, ...]]:
+    return _read_model(
+        entry.order_id,
+        Status.QUEUED,
+        *("user", entry.user_id, "product", head.product_id, "quantity", head.quantity),
+        *("price", head.unit_price_cents, "currency", head.currency, "placed", entry.at_ms),
+        *("updated", entry.at_ms, "steps", f"queued@{entry.at_ms}", "body", f"{head.product_id}:{head.quantity}"),
+    )
+
+
+def _read_model(order_id: str, status: Status, *fields: object) -> tuple[str, int, tuple[str, ...]]:
+    return keys.order(OrderId(order_id)), RANK[status], ("status", status.value, *map(str, fields))
+
+
+def _milliseconds(at: datetime) -> int:
     return int(at.timestamp() * 1000)
-
-
-def _updated_ms(row: Any) -> int:
-    return int(row["updated_at_ms"]) if isinstance(row, dict) else _milliseconds(row["updated_at"])
-
-
-def _steps(row: asyncpg.Record) -> str:
-    steps = [f"queued@{row['placed_at_ms']}", f"{Status.AWAITING_PAYMENT}@{_milliseconds(row['created_at'])}"]
-    if row["status"] == Status.NEEDS_RECONCILIATION:
-        steps.append(f"{Status.NEEDS_RECONCILIATION}@{_milliseconds(row['updated_at'])}")
-    return ";".join(steps)

@@ -1,6 +1,7 @@
 """A Kafka, a Redis and a Postgres of our own, and a sale to play on them step by step, without stages."""
 
 import asyncio
+import atexit
 import os
 import random
 import signal
@@ -19,7 +20,7 @@ from infra.inventory import keys
 from infra.inventory.inventory import Held, Inventory, Reservation
 from infra.inventory.rebuild import rebuild
 from infra.kafka import Offsets, Publisher, make_consumer
-from infra.local.stack import start_servers
+from infra.local.stack import reset, start_servers
 from infra.orders import read_rows
 from infra.postgres.pool import connect_postgres
 from infra.postgres.queries import SQL
@@ -41,6 +42,7 @@ DRAW = random.Random()  # products of one run do not meet those of another
 def settings() -> Settings:
     """Servers are started once a session and end with it."""
     env = start_servers(STATE_DIR, tied=True)
+    atexit.register(reset, STATE_DIR, lambda _: None)
     fields = {name.lower(): value for name, value in env.items()}
     return Settings.model_validate(fields | {"thrones_state_dir": STATE_DIR})
 

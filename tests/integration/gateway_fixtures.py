@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import aiohttp
 import asyncpg
@@ -39,7 +40,7 @@ def backing(request: pytest.FixtureRequest) -> dict[str, str]:
 @pytest.fixture(scope="session")
 def settings(backing: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Iterator[SigningSettings]:
     """Settings with a migrated database of its own, which is dropped in the end."""
-    name = f"gateway_{os.getpid()}"
+    name = f"gateway_{uuid4().hex}"
     base = SigningSettings(
         **{field: backing[field.upper()] for field in SigningSettings.model_fields if field.upper() in backing}
         | {
@@ -143,13 +144,21 @@ async def gateway_on(settings: SigningSettings, **changes: Any) -> AsyncIterator
     """A worker with `changes` to its settings; it is drained in the end. What is behind it is reached unchanged."""
     sock = socket.create_server(("127.0.0.1", 0), backlog=512)
     sock.setblocking(False)
-    stop = Stop()
+    async with worker_on(settings, sock, Stop(), **changes) as (client, _):
+        yield client
+
+
+@asynccontextmanager
+async def worker_on(
+    settings: SigningSettings, sock: socket.socket, stop: Stop, **changes: Any
+) -> AsyncIterator[tuple[GatewayClient, "asyncio.Task[None]"]]:
+    """As `gateway_on`, for tests that end the worker themselves."""
     worker = asyncio.create_task(run_worker(settings.model_copy(update=changes), sock, stop))
     url = f"http://127.0.0.1:{sock.getsockname()[1]}"
     try:
         async with connected(settings) as to, aiohttp.ClientSession() as session:
             await _until_serving(session, url, worker)
-            yield GatewayClient(url, session, settings, to)
+            yield GatewayClient(url, session, settings, to), worker
     finally:
         if not stop.stopping:
             stop.set()

@@ -1,0 +1,23 @@
+#!lua flags=allow-oom
+-- One chunk of the books that a rebuild makes beside those in force, and what is true at once: key records, read models.
+-- Allowed to exceed a full Redis, because opening gives back as much: else a full Redis that restarts would stay closed.
+--
+-- KEYS[1..3] the prepared held, due and buyers (the other keys are in the chunk: one primary, see docs/architecture.md)
+-- ARGV[1] MessagePack of {
+--   orders: {{order id, entry, next look (ms)}, ...},   users: {{user id, units to add}, ...},
+--   key records: {{key, value, lifetime (ms)}, ...}     an older one stays
+--   read models: {{key, rank, {field, value, ...}}, ...}   one of the same or a higher rank stays
+-- }
+
+local orders, users, records, models = unpack(cmsgpack.unpack(ARGV[1]))
+for _, order in ipairs(orders) do
+  redis.call('HSET', KEYS[1], order[1], order[2])
+  redis.call('ZADD', KEYS[2], order[3], order[1])
+end
+for _, user in ipairs(users) do redis.call('HINCRBY', KEYS[3], user[1], user[2]) end
+for _, record in ipairs(records) do redis.call('SET', record[1], record[2], 'NX', 'PX', record[3]) end
+for _, model in ipairs(models) do
+  if model[2] > tonumber(redis.call('HGET', model[1], 'rank') or 0) then
+    redis.call('HSET', model[1], 'rank', model[2], unpack(model[3]))
+  end
+end

@@ -1,0 +1,202 @@
+"""Accounts and tokens through a real worker: who gets in, who does not, and that all refusals look alike."""
+
+import asyncio
+import base64
+import time
+from uuid import uuid4
+
+import bcrypt
+import jwt
+import pytest
+
+from infra.settings import SigningSettings
+
+from .gateway_fixtures import SECRET, Answer, GatewayClient, backing, forged, gateway, gateway_on, settings
+
+__all__ = ["backing", "gateway", "settings"]
+
+
+async def register(gateway: GatewayClient, **changes: str) -> Answer:
+    body = {"name": "Arya", "email": f"{uuid4().hex}@winterfell.example", "password": "valar morghulis"} | changes
+    return await gateway.ask("POST", "/api/auth/register", json=body)
+
+
+async def login(gateway: GatewayClient, email: str, password: str, **headers: str) -> Answer:
+    return await gateway.ask("POST", "/api/auth/login", json={"email": email, "password": password}, headers=headers)
+
+
+async def test_a_registered_user_logs_in_and_buys(gateway: GatewayClient) -> None:
+    """The token of registering and that of logging in both name the user; the email is one in any case of letters."""
+    email = f"{uuid4().hex}@Winterfell.example"
+    created = await register(gateway, email=email)
+    assert created.status == 201
+    user = created.json["user"]
+    assert user == {"id": user["id"], "name": "Arya", "email": email.lower()}
+    signed_in = await login(gateway, email.upper(), "valar morghulis")
+    assert (signed_in.status, signed_in.json["user"]) == (200, user)
+    for token in (created.json["token"], signed_in.json["token"]):
+        claims = jwt.decode(token, SECRET, ["HS256"], audience="backend-of-thrones-api", issuer="backend-of-thrones")
+        assert (claims["sub"], claims["role"], claims["exp"] - claims["iat"]) == (str(user["id"]), "user", 86_400)
+        me = await gateway.ask("GET", "/api/auth/me", headers={"Authorization": f"Bearer {token}"})
+        assert me.json == {"user": user}
+    assert (await register(gateway, email=email)).is_problem(409, "email_taken")
+
+
+@pytest.mark.parametrize("password", ["short77", "x" * 73, "ä" * 37, "nul\0 in the middle", "\ud800 surrogate"])
+async def test_a_password_that_bcrypt_cannot_take_whole_is_refused(gateway: GatewayClient, password: str) -> None:
+    """8 to 72 bytes without NUL; never a 500."""
+    assert (await register(gateway, password=password)).is_problem(400, "invalid_request")
+
+
+async def test_registrations_that_make_no_sense_are_refused(gateway: GatewayClient) -> None:
+    """No name, no email, members twice or foreign: 400."""
+    for changes in ({"name": " "}, {"name": "a\r\nb"}, {"name": "x" * 101}, {"email": "nobody"}, {"email": "a@b\r\n"}):
+        assert (await register(gateway, **changes)).is_problem(400, "invalid_request"), changes
+    assert (await register(gateway, role="operator")).is_problem(400, "invalid_request")
+    headers = {"Content-Type": "application/json"}
+    for body in (b"{}", b'{"email":"a@b.c","email":"a@b.d","password":"longenough"}', b"[" * 5_000):
+        answer = await gateway.ask("POST", "/api/auth/login", data=body, headers=headers)
+        assert answer.is_problem(400, "invalid_request")
+
+
+async def test_an_unknown_user_and_a_wrong_password_cannot_be_told_apart(
+    gateway: GatewayClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Same status, same bytes, and bcrypt is called once for either."""
+    email = (await register(gateway)).json["user"]["email"]
+    calls = []
+    check = bcrypt.checkpw
+    monkeypatch.setattr(bcrypt, "checkpw", lambda *args: calls.append(args) or check(*args))
+    wrong = await login(gateway, email, "not this one")
+    unknown = await login(gateway, f"{uuid4().hex}@x.example", "not this one")
+    assert wrong.is_problem(401, "unauthorized")
+    assert wrong.body == unknown.body
+    assert wrong.headers["WWW-Authenticate"] == unknown.headers["WWW-Authenticate"] == "Bearer"
+    assert len(calls) == 2
+    assert calls[0][1][:7] == calls[1][1][:7] == b"$2b$10$"
+
+
+async def test_the_sixth_failed_login_of_an_account_is_refused(gateway: GatewayClient) -> None:
+    """Also when the address seems to change: nobody is a trusted proxy unless configured."""
+    await _forget_addresses(gateway)
+    email = (await register(gateway)).json["user"]["email"]
+    for n in range(5):
+        assert (await login(gateway, email, "wrong password")).is_problem(401, "unauthorized"), n
+    for n in range(3):
+        answer = await login(gateway, email, "valar morghulis", **{"X-Forwarded-For": f"10.0.0.{n}"})
+        assert answer.is_problem(429, "rate_limited")
+        assert 1 <= int(answer.headers["Retry-After"]) <= 60
+    await _forget_addresses(gateway)
+
+
+async def test_a_parallel_flood_does_not_slip_past_the_count(gateway: GatewayClient) -> None:
+    """Twelve wrong logins at once: at most five are looked at."""
+    await _forget_addresses(gateway)
+    email = (await register(gateway)).json["user"]["email"]
+    answers = await asyncio.gather(*(login(gateway, email, "wrong password") for _ in range(12)))
+    statuses = sorted(answer.status for answer in answers)
+    assert statuses.count(401) <= 5
+    assert statuses.count(429) >= 7
+    await _forget_addresses(gateway)
+
+
+async def test_the_twenty_first_failed_login_from_an_address_is_refused(settings: SigningSettings) -> None:
+    """Counted by the address that a trusted proxy names, whichever accounts are tried."""
+    async with gateway_on(settings, trusted_proxies=("127.0.0.0/8",)) as gateway:
+        address = {"X-Forwarded-For": f"1.2.3.4, 203.0.113.{int(time.time()) % 250}"}
+        for n in range(20):
+            assert (await login(gateway, f"{uuid4().hex}@x.example", "wrong password", **address)).status == 401, n
+        spoofed = {"X-Forwarded-For": "9.9.9.9, " + address["X-Forwarded-For"]}
+        assert (await login(gateway, f"{uuid4().hex}@x.example", "wrong password", **spoofed)).status == 429
+        other = await login(
+            gateway, f"{uuid4().hex}@x.example", "wrong password", **{"X-Forwarded-For": "198.51.100.9"}
+        )
+        assert other.status == 401
+        await _forget_addresses(gateway)
+
+
+async def test_a_user_without_a_usable_password_cannot_log_in(gateway: GatewayClient) -> None:
+    """Bulk users have a hash that no password matches."""
+    email = f"{uuid4().hex}@x.example"
+    await gateway.to.pool.execute("INSERT INTO users (name, email, password_hash) VALUES ('bulk', $1, '!')", email)
+    assert (await login(gateway, email, "!!!!!!!!")).is_problem(401, "unauthorized")
+
+
+async def test_every_bad_token_gets_the_same_answer(gateway: GatewayClient) -> None:
+    """Missing, malformed, unsigned, forged, expired, foreign: 401 with one body, and nothing is reserved."""
+    product = await gateway.product(3)
+    good = forged()
+    head, payload, signature = good.split(".")
+    rs256 = base64.urlsafe_b64encode(b'{"alg":"RS256","typ":"JWT"}').rstrip(b"=").decode()
+    claims = jwt.decode(good, options={"verify_signature": False})
+    now = int(time.time())
+    bad = [
+        None,
+        "",
+        "Bearer",
+        "Bearer ",
+        f"Basic {good}",
+        f"Bearer {good} more",
+        "Bearer a.b.c",
+        "Bearer " + "x" * 5_000,
+        f"Bearer {head}.{payload}.",
+        f"Bearer {head}.{payload}",
+        f"Bearer {head}.{payload}.{'A' + signature[1:] if signature[0] != 'A' else 'B' + signature[1:]}",
+        f"Bearer {jwt.encode(claims, None, 'none')}",
+        f"Bearer {rs256}.{payload}.{signature}",
+        f"Bearer {jwt.encode(claims, SECRET * 3, 'HS512')}",
+        *(
+            f"Bearer {forged(changed)}"
+            for changed in (
+                {"exp": now - 1},
+                {"exp": None},
+                {"nbf": now + 60},
+                {"iat": None},
+                {"iat": now + 60},
+                {"iss": "somebody"},
+                {"iss": None},
+                {"aud": "something"},
+                {"aud": None},
+                {"sub": None},
+                {"sub": "0"},
+                {"sub": "-1"},
+                {"sub": "1e3"},
+                {"sub": "9" * 30},
+                {"sub": "x"},
+                {"role": None},
+                {"role": "king"},
+                {"role": ["user"]},
+            )
+        ),
+        f"Bearer {forged(key='another secret of more than thirty-two bytes')}",
+        *(f"Bearer {forged(headers={name: 'x'})}" for name in ("kid", "jku", "jwk", "x5u")),
+    ]
+    bodies = set()
+    for header in bad:
+        headers = {} if header is None else {"Authorization": header}
+        answer = await gateway.ask("POST", "/api/order/buy-flash", json={"productId": product}, headers=headers)
+        assert answer.is_problem(401, "unauthorized"), header
+        assert answer.headers["WWW-Authenticate"] == "Bearer"
+        bodies.add(answer.body)
+    assert len(bodies) == 1
+    for method, path in (("GET", "/api/auth/me"), ("GET", "/api/orders"), ("POST", "/api/auth/ticket")):
+        assert (await gateway.ask(method, path)).is_problem(401, "unauthorized")
+    assert (await gateway.ask("GET", "/api/order/x/status")).is_problem(401, "unauthorized")
+    assert await gateway.available(product) == 3
+    answer = await gateway.ask(
+        "POST", "/api/order/buy-flash", json={"productId": product}, headers={"Authorization": f"bearer {good}"}
+    )
+    assert answer.status == 202
+
+
+async def test_a_remembered_token_still_expires(gateway: GatewayClient) -> None:
+    """What was verified is forgotten at `exp`, to the second."""
+    headers = {"Authorization": f"Bearer {forged({'exp': int(time.time()) + 2})}"}
+    assert (await gateway.ask("GET", "/api/orders", headers=headers)).status == 200
+    await asyncio.sleep(2.1)
+    assert (await gateway.ask("GET", "/api/orders", headers=headers)).is_problem(401, "unauthorized")
+
+
+async def _forget_addresses(gateway: GatewayClient) -> None:
+    async for key in gateway.to.redis.scan_iter("login:address:*"):
+        await gateway.to.redis.delete(key)

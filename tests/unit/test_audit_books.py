@@ -1,0 +1,333 @@
+"""The balance: right books are found right, and each wrong book is found and named."""
+
+import random
+from collections.abc import Callable
+from dataclasses import replace
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from consumers.audit.books import Report, balance
+from consumers.audit.facts import Capture, ClientLog, ProductFacts
+from consumers.audit.log_book import TAIL_MS
+from consumers.audit.show import show
+from schemas.events import OrderPlaced, OrderStatusChanged, StockOpened
+from schemas.order_state import Entry, Status
+
+from .sale_history import STARTED_MS, Sale
+
+ACTIONS = st.lists(
+    st.one_of(
+        st.tuples(st.just("buy"), st.integers(1, 5), st.integers(1, 4)),
+        st.tuples(st.just("confirm"), st.integers(0, 20)),
+        st.tuples(st.just("decline"), st.integers(0, 20)),
+        st.tuples(st.just("rebuild")),
+    ),
+    max_size=40,
+)
+
+
+def small_sale() -> Sale:
+    """Three confirmed, one declined, nothing under way."""
+    sale = Sale(initial=10)
+    orders = [sale.buy(user, 2) for user in range(1, 5)]
+    assert orders[3] is not None
+    sale.end(orders[3], Status.PAYMENT_FAILED)
+    sale.end_all()
+    return sale
+
+
+def problems_of(facts: ProductFacts) -> str:
+    report = balance([facts])
+    assert report.ok == (not report.problems)
+    return "\n".join(report.problems)
+
+
+@given(actions=ACTIONS, seed=st.integers(0, 2**16))
+def test_books_of_any_right_history_balance(actions: list[tuple[str, int, int]], seed: int) -> None:
+    sale = Sale(initial=20)
+    for action, *arguments in actions:
+        if action == "buy":
+            sale.buy(*arguments)
+        elif action == "rebuild":
+            sale.rebuild()
+        elif sale.held_orders:
+            order = sale.held_orders[arguments[0] % len(sale.held_orders)]
+            sale.end(order, Status.CONFIRMED if action == "confirm" else Status.PAYMENT_FAILED)
+    sale.end_all()
+    report = balance([sale.facts(random.Random(seed))])
+    assert report.problems == []
+    assert report.ok
+    product = report.products[0]
+    assert product.log.accepted == product.log.confirmed + product.log.released
+    assert product.redis.sold == product.postgres["confirmed"].units == product.charges.captured
+    assert (product.oversold, product.lost, product.stranded) == (0, 0, 0)
+
+
+def test_the_report_has_the_shape_that_outside_checks_rely_on() -> None:
+    report = msgspec.json.decode(msgspec.json.encode(balance([small_sale().facts()])))
+    assert report["ok"] is True
+    assert report["problems"] == []
+    product = report["products"][0]
+    assert product["redis"] == {"available": 4, "held": 0, "sold": 6}
+    assert product["postgres"]["confirmed"] == {"orders": 3, "units": 6}
+    assert product["postgres"]["payment_failed"] == {"orders": 1, "units": 2}
+    assert product["log"] == {
+        "accepted": 8, "confirmed": 6, "released": 2,
+        "epochs": 1, "versions": 8, "gaps": 0, "repeats": 0,
+    }
+    assert product["charges"] == {"captured": 6, "double": 0}
+    assert {"product_id", "initial", "oversold", "lost", "stranded"} <= product.keys()
+
+
+def with_redis(**changes: object) -> Callable[[ProductFacts], ProductFacts]:
+    def corrupt(facts: ProductFacts) -> ProductFacts:
+        assert facts.redis is not None
+        return replace(facts, redis=replace(facts.redis, **changes))
+
+    return corrupt
+
+
+def with_first_row(**changes: object) -> Callable[[ProductFacts], ProductFacts]:
+    def corrupt(facts: ProductFacts) -> ProductFacts:
+        first, *others = facts.postgres.orders
+        return replace(facts, postgres=replace(facts.postgres, orders=[replace(first, **changes), *others]))
+
+    return corrupt
+
+
+def with_captures(change: Callable[[list[Capture]], list[Capture]]) -> Callable[[ProductFacts], ProductFacts]:
+    return lambda facts: replace(facts, captures=change(list(facts.captures)))
+
+
+WRONG_BOOKS = {
+    "Redis does not add up": with_redis(available=5),
+    "sold in Redis: 7, expected 6": with_redis(sold=7, available=3),
+    "held in Redis: 1, expected 0": with_redis(held=1, available=3),
+    "initial in Redis": with_redis(initial=11, available=5),
+    "epoch in Redis": with_redis(epoch=2),
+    "books not in force": with_redis(in_force=False),
+    "units counted for a buyer: user 1": with_redis(buyers={1: 3, 2: 2, 3: 2}),
+    "version missing: epoch 1 version 9 of 9": with_redis(version=9),
+    "not in Redis": lambda facts: replace(facts, redis=None),
+    "Postgres counts as taken: 7, expected 6": lambda facts: replace(facts, postgres=replace(facts.postgres, taken=7)),
+    "is awaiting_payment": with_first_row(status=Status.AWAITING_PAYMENT),
+    "statuses differ": with_first_row(status=Status.PAYMENT_FAILED),
+    "row unlike its order.placed": with_first_row(quantity=1),
+    "price 1, placed at 999": with_first_row(unit_price_cents=1),
+    "in the log, not in Postgres": lambda facts: replace(
+        facts, postgres=replace(facts.postgres, orders=facts.postgres.orders[1:])
+    ),
+    "charged twice": with_captures(lambda captures: [*captures, captures[0]]),
+    "confirmed without a charge": with_captures(lambda captures: captures[1:]),
+    "wrong amount charged": with_captures(lambda captures: [replace(captures[0], amount_cents=1), *captures[1:]]),
+    "15.00 EUR, expected 19.98 USD": with_captures(
+        lambda captures: [replace(captures[0], amount_cents=1500, currency="EUR"), *captures[1:]]
+    ),
+    "charged, not sold": with_captures(lambda captures: [*captures, Capture(f"{3:032x}", 1998, "USD")]),
+    "charged without a row": with_captures(lambda captures: [*captures, Capture("nobody", 1998, "USD")]),
+}
+
+
+@pytest.mark.parametrize("named", WRONG_BOOKS)
+def test_a_wrong_book_is_named(named: str) -> None:
+    facts = small_sale().facts()
+    assert problems_of(facts) == ""
+    assert named in problems_of(WRONG_BOOKS[named](facts))
+
+
+def test_a_unit_too_many_is_oversold() -> None:
+    sale = small_sale()
+    sale.available += 5  # as an old copy of Redis would have it
+    for user in range(5):
+        sale.buy(user, 2)
+    sale.end_all()
+    report = balance([sale.facts()])
+    assert report.products[0].oversold > 0
+    assert any("oversold" in problem for problem in report.problems)
+
+
+def changed_log(change: Callable[[Sale], None]) -> Report:
+    sale = small_sale()
+    change(sale)
+    return balance([sale.facts()])
+
+
+def without(sale: Sale, kind: type, position: int) -> None:
+    found = [at for at, (event, _) in enumerate(sale.events) if isinstance(event, kind)]
+    del sale.events[found[position]]
+
+
+def test_a_missing_end_is_lost_units_and_a_gap() -> None:
+    report = changed_log(lambda sale: without(sale, OrderStatusChanged, 1))
+    assert report.products[0].lost == 2
+    assert report.products[0].log.gaps == 1
+    assert any("accepted without an end" in problem for problem in report.problems)
+
+
+def test_a_row_that_the_log_never_announced_is_named() -> None:
+    report = changed_log(lambda sale: without(sale, OrderPlaced, 0))
+    assert any("in Postgres, not in the log" in problem for problem in report.problems)
+
+
+def test_a_version_of_two_orders_is_a_repeat_but_a_copy_is_not() -> None:
+    def copy(sale: Sale) -> None:
+        sale.events.append(sale.events[1])
+
+    def reuse(sale: Sale) -> None:
+        event, at = sale.events[1]
+        assert isinstance(event, OrderPlaced)
+        sale.events.append((msgspec.structs.replace(event, order_id="another"), at))
+
+    assert changed_log(copy).ok
+    assert changed_log(reuse).products[0].log.repeats == 1
+
+
+def test_units_released_twice_are_named() -> None:
+    def release_again(sale: Sale) -> None:
+        event, at = next(e for e in sale.events if isinstance(e[0], OrderStatusChanged))
+        assert isinstance(event, OrderStatusChanged)
+        sale.version += 1
+        again = msgspec.structs.replace(event, version=sale.version, available=sale.available + 2)
+        sale.events.append((again, at))
+
+    assert any("done twice in one epoch" in problem for problem in changed_log(release_again).problems)
+
+
+def test_an_available_that_does_not_follow_is_named() -> None:
+    def miscount(sale: Sale) -> None:
+        event, at = sale.events[2]
+        assert isinstance(event, OrderPlaced)
+        sale.events[2] = (msgspec.structs.replace(event, available=event.available + 1), at)
+
+    assert any("available does not follow" in problem for problem in changed_log(miscount).problems)
+
+
+def test_two_different_ends_are_named_and_the_same_end_under_a_new_epoch_is_not() -> None:
+    def end_otherwise(sale: Sale) -> None:
+        event, at = sale.events[-1]
+        assert isinstance(event, OrderStatusChanged)
+        sale.events.append((msgspec.structs.replace(event, status=Status.FAILED), at))
+
+    def announce_again(sale: Sale) -> None:
+        event, _ = sale.events[-1]
+        assert isinstance(event, OrderStatusChanged)
+        sale.sold, sale.held = sale.sold - 2, sale.held + 2  # a rebuild counts what has just ended as held
+        sale.rebuild()
+        sale.sold, sale.held, sale.version = sale.sold + 2, sale.held - 2, 1
+        again = msgspec.structs.replace(event, epoch=sale.epoch, version=1, available=sale.available)
+        sale.events.append((again, sale.now_ms))
+
+    assert any("order with two ends" in problem for problem in changed_log(end_otherwise).problems)
+    assert changed_log(announce_again).problems == []
+
+
+def test_only_a_closed_epoch_may_miss_its_tail() -> None:
+    def lose_the_last_news(sale: Sale) -> None:
+        # The settlement's news died with Redis; the rebuild held the order again and announced it under the new epoch.
+        last, _ = sale.events.pop()
+        assert isinstance(last, OrderStatusChanged)
+        sale.sold, sale.held = sale.sold - 2, sale.held + 2
+        sale.rebuild()
+        sale.sold, sale.held, sale.version = sale.sold + 2, sale.held - 2, 1
+        again = msgspec.structs.replace(last, epoch=sale.epoch, version=1, available=sale.available)
+        sale.events.append((again, sale.now_ms))
+
+    def lose_the_first_news_long_before(sale: Sale) -> None:
+        without(sale, OrderPlaced, 0)
+        sale.now_ms += 2 * TAIL_MS
+        sale.rebuild()
+
+    assert changed_log(lose_the_last_news).problems == []
+    assert changed_log(lose_the_first_news_long_before).products[0].log.gaps == 1
+
+
+def test_a_proof_starts_where_the_log_starts() -> None:
+    """Retention has cut the first records off: what was before is neither missing nor lost."""
+    sale = small_sale()
+    facts = sale.facts()
+    cut = Sale(initial=10)
+    cut.__dict__.update(sale.__dict__)
+    cut.events = sale.events[3:]
+    kept = cut.facts()
+    assert problems_of(kept) != ""
+    kept.log.kept_from_ms = STARTED_MS + 10_000
+    assert not any("missing" in problem for problem in balance([kept]).problems)
+    assert problems_of(facts) == ""
+
+
+def test_orders_of_a_log_that_was_wiped_are_not_missed() -> None:
+    sale = small_sale()
+    sale.events.clear()
+    sale.rebuild()
+    assert problems_of(sale.facts()) == ""
+
+
+def test_a_left_entry_is_named_and_stranded_where_its_order_has_ended() -> None:
+    sale = small_sale()
+    facts = sale.facts()
+    assert facts.redis is not None
+    order_id = facts.postgres.orders[0].id
+    held = replace(facts.redis, held=2, sold=4, entries={order_id: sale.entry(order_id)})
+    settled = replace(facts.redis, entries={order_id: sale.entry(order_id, Entry.SOLD)})
+    report = balance([replace(facts, redis=held)])
+    assert report.products[0].stranded == 2
+    assert any("stranded" in problem for problem in report.problems)
+    assert "entry left in Redis: order" in problems_of(replace(facts, redis=settled))
+
+
+def test_one_key_has_one_order() -> None:
+    sale = Sale()
+    sale.buy(1, key_hash="k")
+    sale.buy(2, key_hash="k")
+    sale.end_all()
+    assert problems_of(sale.facts()) == ""
+    sale.buy(1, key_hash="k")
+    sale.end_all()
+    assert "one key, two orders: user 1" in problems_of(sale.facts())
+
+
+def test_client_logs_find_what_was_promised_and_what_nobody_asked_for() -> None:
+    facts = small_sale().facts()
+    ids = [order.id for order in facts.postgres.orders]
+    right = ClientLog(accepted=frozenset(ids[:3]), unknown=frozenset(ids[3:]))
+    wrong = ClientLog(accepted=frozenset([*ids[:2], "gone"]), refused=frozenset(ids[3:]))
+    assert balance([facts], client_log=right).ok
+    told = "\n".join(balance([facts], client_log=wrong).problems)
+    assert "accepted, not served: order gone" in told
+    assert f"order nobody placed: {ids[2]}" in told
+    assert f"refused, yet taken: order {ids[3]}" in told
+
+
+def test_a_charge_of_no_order_is_named() -> None:
+    report = balance([small_sale().facts()], unknown_captures=[Capture("x", 100, "USD")])
+    assert report.problems == ["charged without an order: x, 1.00"]
+
+
+def test_ten_thousand_findings_of_one_kind_leave_room_for_another() -> None:
+    sale = Sale(initial=200)
+    for user in range(100):
+        sale.buy(user)
+    facts = replace(sale.facts(), redis=None)
+    problems = balance([facts]).problems
+    assert any("95 more" in problem for problem in problems)
+    assert any("not in Redis" in problem for problem in problems)
+
+
+def test_an_opening_that_does_not_add_up_is_named() -> None:
+    def open_wrongly(sale: Sale) -> None:
+        event, at = sale.events[0]
+        assert isinstance(event, StockOpened)
+        sale.events[0] = (msgspec.structs.replace(event, sold=1), at)
+
+    assert any("opening that does not add up" in problem for problem in changed_log(open_wrongly).problems)
+
+
+def test_people_read_the_verdict_and_every_problem() -> None:
+    facts = small_sale().facts()
+    assert show(balance([facts])).endswith("The books balance.")
+    told = show(balance([replace(facts, redis=None)]))
+    assert "do NOT balance" in told
+    assert "not in Redis" in told

@@ -1,0 +1,159 @@
+"""The command line without a stack: what it explains, what it refuses, and how it says so."""
+
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import click
+import jwt
+import pytest
+import typer.main
+from typer.testing import CliRunner
+
+from infra.settings import SigningSettings, get_settings, get_signing_settings
+from infra.tokens import ALGORITHM, AUDIENCE, ISSUER, sign, sign_all
+from thrones import app
+
+RUN = CliRunner()
+REPORTING = (
+    "deploy",
+    "product create",
+    "stock rebuild",
+    "settle",
+    "operator create",
+    "tokens",
+    "audit",
+    "lag",
+    "status",
+)
+SECRET = "a secret that is long enough for HS256"  # of these tests alone
+
+
+@pytest.fixture(autouse=True)
+def environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
+    """No stack, no settings of whoever runs the tests, and none that are remembered."""
+    monkeypatch.setenv("THRONES_STATE_DIR", str(tmp_path))
+    monkeypatch.setenv("DB_PORT", "1")
+    monkeypatch.setenv("DB_HOST", "127.0.0.1")
+    monkeypatch.setenv("JWT_SECRET", SECRET)
+    monkeypatch.delenv("THRONES_PROFILE", raising=False)
+    get_settings.cache_clear()
+    get_signing_settings.cache_clear()
+    yield
+    get_settings.cache_clear()
+    get_signing_settings.cache_clear()
+
+
+def every_command(
+    group: click.Command | None = None, path: tuple[str, ...] = ()
+) -> Iterator[tuple[str, click.Command]]:
+    group = group or typer.main.get_command(app)
+    commands = getattr(group, "commands", None)
+    if commands is None:
+        yield " ".join(path), group
+        return
+    for name, command in commands.items():
+        yield from every_command(command, (*path, name))
+
+
+@pytest.mark.parametrize(("name", "command"), list(every_command()), ids=[name for name, _ in every_command()])
+def test_every_command_shows_an_example(name: str, command: click.Command) -> None:
+    assert command.help is not None
+    assert "Example:" in command.help
+    assert name in command.help.split("Example:")[1]
+
+
+def test_every_command_of_the_interface_is_there() -> None:
+    names = {name for name, _ in every_command()}
+    assert {
+        *("setup", "up", "down", "reset", "status", "env", "logs", "doctor"),
+        *("deploy", "product create", "stock rebuild", "settle", "operator create", "tokens", "audit", "demo"),
+        *("gateway", "stage", "relay", "projector", "reconciler", "payment-gateway"),
+    } <= names
+
+
+@pytest.mark.parametrize("name", REPORTING)
+def test_what_reports_can_report_to_machines(name: str) -> None:
+    command = dict(every_command())[name]
+    assert "--json" in {option for parameter in command.params for option in parameter.opts}
+
+
+def test_version() -> None:
+    result = RUN.invoke(app, ["--version"])
+    assert result.exit_code == 0
+    assert result.output.startswith("thrones ")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--price", "free"], "not an amount"),
+        (["--price", "0"], "above zero"),
+        (["--price", "9.999"], "not an amount"),
+        (["--currency", "dollars"], "ISO 4217"),
+        (["--opens-at", "soon"], "not a time"),
+        (["--opens-at", "2026-12-24T18:00:00Z", "--closes-at", "2026-12-24T17:00:00Z"], "before --closes-at"),
+        (["--name", " "], "--name"),
+    ],
+)
+def test_a_product_that_cannot_be_sold_is_refused(arguments: list[str], said: str) -> None:
+    wish = {"--id": "7", "--name": "Valyrian steel", "--price": "9.99", "--stock": "5"}
+    wish |= dict(zip(arguments[::2], arguments[1::2], strict=True))
+    result = RUN.invoke(app, ["product", "create", *(word for pair in wish.items() for word in pair)])
+    assert result.exit_code == 1
+    assert said in result.stderr
+
+
+def test_an_order_that_is_none_is_not_settled() -> None:
+    result = RUN.invoke(app, ["settle", "7", "--as", "confirmed", "--why", "x"])
+    assert result.exit_code == 1
+    assert "not an order id" in result.stderr
+
+
+def test_an_order_is_settled_one_way_or_the_other_only() -> None:
+    result = RUN.invoke(app, ["settle", "7", "--as", "failed", "--why", "x"])
+    assert result.exit_code == 2
+
+
+def test_tokens_are_refused_outside_development(tmp_path: Path) -> None:
+    result = RUN.invoke(app, ["tokens", "--users", "1", "--out", str(tmp_path / "tokens.json")])
+    assert result.exit_code == 1
+    assert "development profile only" in result.stderr
+    assert not (tmp_path / "tokens.json").exists()
+
+
+def test_a_store_that_is_away_is_one_line_and_no_traceback(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("THRONES_PROFILE", "development")
+    result = RUN.invoke(app, ["tokens", "--users", "1", "--out", str(tmp_path / "tokens.json")])
+    assert result.exit_code == 1
+    assert "is the stack up?" in result.stderr
+    assert "Traceback" not in result.output
+
+
+@pytest.mark.parametrize("secret", ["", "short", "your-secret-key-change-in-production"])
+def test_a_gateway_without_a_secret_does_not_start(monkeypatch: pytest.MonkeyPatch, secret: str) -> None:
+    monkeypatch.setenv("JWT_SECRET", secret)
+    result = RUN.invoke(app, ["gateway"])
+    assert result.exit_code == 1
+
+
+def test_tokens_say_what_the_gateway_checks() -> None:
+    settings = SigningSettings(jwt_secret=SECRET)  # type: ignore[arg-type]  # pydantic takes the text
+    tokens = [*sign_all([1, 2], "user", settings), sign(3, "operator", settings)]
+    claims = [
+        jwt.decode(
+            token, SECRET, algorithms=[ALGORITHM], audience=AUDIENCE, issuer=ISSUER, options={"require": ["exp"]}
+        )
+        for token in tokens
+    ]
+    assert [claim["sub"] for claim in claims] == ["1", "2", "3"]
+    assert [claim["role"] for claim in claims] == ["user", "user", "operator"]
+    assert all(claim["exp"] - claim["iat"] == 86_400 for claim in claims)
+
+
+def test_help_loads_no_room_and_no_client_library() -> None:
+    """Every process starts through this module: what it loads, all of them load."""
+    code = "import sys, thrones; print(*sorted(sys.modules))"
+    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
+    assert not {"aiokafka", "asyncpg", "redis", "aiohttp", "faust", "pydantic_settings"} & set(loaded)
