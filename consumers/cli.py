@@ -76,8 +76,11 @@ def demo(
 
     from consumers.demo.sale import demo as hold_sale
     from infra.local.place import default_state_dir
-    from infra.local.stack import stop
+    from infra.local.stack import stop, use_stack_env
     from infra.settings import get_signing_settings
+
+    if not use_stack_env():
+        fail("there is no stack here: `make up` starts one, `make demo` does both")
 
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))

@@ -8,6 +8,7 @@ from schemas.ids import ProductId, UserId
 USERS_TRACKED = 100_000
 SOLD_OUT_FOR_S = 1.0
 PRODUCTS_TRACKED = 10_000
+NO_QUANTITY = 2**31  # more than anybody may ask for
 
 
 class UserRates:
@@ -60,12 +61,15 @@ class SoldOutMemory:
                 return
             if (epoch, version) == (known.epoch, known.version):
                 quantity = min(quantity, known.quantity)
-        elif len(self._products) >= PRODUCTS_TRACKED:
-            self._products.clear()
-        self._products[product] = _SoldOut(epoch, version, quantity, asked_at + SOLD_OUT_FOR_S)
+        self._remember(product, _SoldOut(epoch, version, quantity, asked_at + SOLD_OUT_FOR_S))
 
     def accepted(self, product: ProductId, epoch: int, version: int) -> None:
-        """Units were taken under a newer version, so what was remembered is over."""
+        """Units were taken under this version, so what older ones refused is over, also where it arrives later."""
         known = self._products.get(product)
-        if known is not None and (epoch, version) > (known.epoch, known.version):
-            del self._products[product]
+        if known is None or (epoch, version) > (known.epoch, known.version):
+            self._remember(product, _SoldOut(epoch, version, NO_QUANTITY, 0.0))
+
+    def _remember(self, product: ProductId, newest: _SoldOut) -> None:
+        if len(self._products) >= PRODUCTS_TRACKED and product not in self._products:
+            self._products.clear()
+        self._products[product] = newest

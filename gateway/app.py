@@ -14,6 +14,7 @@ from infra.logs import get_logger
 from infra.redis_client import Redis
 from infra.settings import SigningSettings
 
+from . import api_docs
 from .accounts import Accounts
 from .catalogue import Catalogue
 from .health import Health
@@ -67,6 +68,7 @@ def make_gateway(
     accounts = Accounts(settings, identity, pool, passwords, LoginAttempts(reads_redis), metrics)
     products = Products(catalogue, reads, pool)
     status = OrderStatus(identity, catalogue, reader, pool, updates)
+    api_docs.document()  # converted now, not while buyers wait
     app = web.Application(middlewares=[_problems(health, metrics)])
     routes: list[tuple[str, str, Handler]] = [
         ("POST", "/api/auth/register", accounts.register),
@@ -84,6 +86,9 @@ def make_gateway(
         ("GET", "/health/live", health.live),
         ("GET", "/health/ready", health.ready),
         ("GET", "/metrics", health.metrics),
+        ("GET", "/openapi.json", api_docs.openapi),
+        ("GET", "/docs", api_docs.page),
+        ("GET", "/docs/{file}", api_docs.page_file),
     ]
     for method, path, handler in routes:
         resource = app.router.add_resource(path)

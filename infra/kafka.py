@@ -122,13 +122,18 @@ class Publisher:
             request_timeout_ms=REQUEST_TIMEOUT_MS,
             retry_backoff_ms=50,
         )
+        started = False
         try:
             async with asyncio.timeout(REQUEST_TIMEOUT_MS / 1000):
                 await producer.start()
+            started = True
         except (KafkaError, OSError, TimeoutError) as error:
             log.warning("kafka unreachable", error=str(error))
-            with suppress(TimeoutError, KafkaError):
-                await asyncio.wait_for(producer.stop(), 2.0)
+        finally:
+            if not started:  # also when cancelled: it may hold a connection already
+                with suppress(TimeoutError, KafkaError):
+                    await asyncio.wait_for(producer.stop(), 2.0)
+        if not started:
             await asyncio.sleep(0.5)
             return
         self._producer, self._broken = producer, False

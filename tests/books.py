@@ -1,6 +1,7 @@
 """A product's books in Redis for tests: written by the script that every rebuild ends with, read back as a whole."""
 
 from dataclasses import dataclass
+from typing import Any
 
 from infra.inventory import keys
 from infra.inventory.entry import HeldEntry, parse
@@ -41,9 +42,9 @@ async def open_books(
         "name": "a thing",
         **fields,
     }
-    flat = [part for pair in books.items() for part in pair]
+    flat: list[Any] = [part for pair in books.items() for part in pair]
     prepared = [keys.prepared(name, epoch) for name in names[1:]]
-    answer = await redis.eval(SCRIPTS["open"], 7, *names, *prepared, run, epoch, *flat)  # type: ignore[misc]
+    answer = await redis.eval(SCRIPTS["open"], 7, *names, *prepared, run, epoch, *flat)
     assert isinstance(answer, bytes)
     return answer
 
@@ -128,7 +129,8 @@ async def read_books(redis: Redis, product: ProductId) -> Books:
 
 
 async def read_model(redis: Redis, order_id: OrderId) -> dict[str, str]:
-    return {k.decode(): v.decode() for k, v in (await redis.hgetall(keys.order(order_id))).items()}  # type: ignore[misc]
+    found: Any = await redis.hgetall(keys.order(order_id))
+    return {name.decode(): value.decode() for name, value in found.items()}
 
 
 def announcement(asked: Reservation, status: Status, epoch: int, version: int, at_ms: int = 2) -> OrderStatusChanged:

@@ -12,7 +12,7 @@ from schemas.order_state import TERMINAL, Status
 from .tally import Tally
 
 TRIES = 8  # of one wish, through 429, 503, 504 and broken connections: always with the same key
-LATE_EVERY_S = 1.5  # how often a patient buyer looks again whether a declined payment has put units back
+LATE_EVERY_S = 2.5  # how often a patient buyer looks again whether a declined payment has put units back
 WAIT_S = 20
 AWAY = (aiohttp.ClientError, TimeoutError, OSError)
 

@@ -12,10 +12,10 @@ from .buyers import Buyer
 
 NAMED = ("Arya Stark", "Tyrion Lannister", "Brienne of Tarth")
 PHRASE = "valar morghulis"  # of the three above: this stack is on loopback, and theirs to buy with alone
-CLICKS_WITHIN_S, RUSH_AT_S = 9.0, 1.5  # the rush of both clicks is about 800 requests/s
+CLICKS_WITHIN_S, RUSH_AT_S = 12.0, 2.5  # at its height about 600 requests/s, second clicks included
 DOUBLE_CLICKERS = 0.2
 PATIENT = 0.1
-PATIENT_UNTIL_S = 15.0
+PATIENT_UNTIL_S = 18.0
 
 
 async def tokens(

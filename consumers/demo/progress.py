@@ -14,6 +14,7 @@ from .tally import Tally, milliseconds, percentile
 
 LIVE_EVERY_S = 0.25
 LINE_EVERY_S = 1.0
+OWN = "own: accepted to ended, less the provider's time"
 
 
 async def show_progress(tally: Tally, console: Console) -> None:
@@ -46,8 +47,8 @@ def _facts(tally: Tally) -> list[tuple[str, str]]:
         ("confirmed", str(tally.ended(Status.CONFIRMED))),
         ("declined", str(tally.ended(Status.PAYMENT_FAILED))),
         ("unknown", str(tally.ended(Status.NEEDS_RECONCILIATION))),
-        ("own delay p50", milliseconds(percentile(tally.own_delay_s, 50))),
-        ("p95", milliseconds(percentile(tally.own_delay_s, 95))),
+        ("own p50", milliseconds(percentile(tally.own_delay_s, 50))),
+        ("own p95", milliseconds(percentile(tally.own_delay_s, 95))),
     ]
 
 
@@ -56,7 +57,7 @@ def _line(tally: Tally, elapsed_s: float) -> str:
 
 
 def _table(tally: Tally, elapsed_s: float) -> Table:
-    table = Table(title=f"The sale, {elapsed_s:.0f} s in", title_justify="left")
+    table = Table(title=f"The sale, {elapsed_s:.0f} s in", caption=OWN, title_justify="left", caption_justify="left")
     for name, _ in _facts(tally):
         table.add_column(name, justify="right", min_width=len(name))
     table.add_row(*(value for _, value in _facts(tally)))

@@ -69,8 +69,11 @@ async def _execute(settings: SigningSettings, statement: str) -> None:
 class GatewayClient:
     """Requests to one worker, and what is behind it."""
 
-    def __init__(self, url: str, session: aiohttp.ClientSession, settings: SigningSettings, to: Connections) -> None:
+    def __init__(
+        self, url: str, session: aiohttp.ClientSession, settings: SigningSettings, to: Connections, stop: Stop
+    ) -> None:
         self.url = url
+        self.stop = stop
         self.session = session
         self.settings = settings
         self.to = to
@@ -82,7 +85,11 @@ class GatewayClient:
         return {"Authorization": f"Bearer {self.token}"}
 
     def another_user(self) -> "GatewayClient":
-        return GatewayClient(self.url, self.session, self.settings, self.to)
+        return GatewayClient(self.url, self.session, self.settings, self.to, self.stop)
+
+    def drain(self) -> None:
+        """What SIGTERM does."""
+        self.stop.set()
 
     async def ask(self, method: str, path: str, **options: Any) -> "Answer":
         async with self.session.request(method, self.url + path, **options) as response:
@@ -158,7 +165,7 @@ async def worker_on(
     try:
         async with connected(settings) as to, aiohttp.ClientSession() as session:
             await _until_serving(session, url, worker)
-            yield GatewayClient(url, session, settings, to), worker
+            yield GatewayClient(url, session, settings, to, stop), worker
     finally:
         if not stop.stopping:
             stop.set()

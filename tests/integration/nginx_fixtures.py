@@ -87,9 +87,11 @@ async def nginx_on(
         )
     )
     own_user = "daemon off; user root;" if os.geteuid() == 0 else "daemon off;"  # else workers cannot enter `folder`
-    with (folder / "output.log").open("wb") as output:
+    with (folder / "output.log").open("ab") as output:
         process = await asyncio.create_subprocess_exec(
-            str(binary), "-p", str(folder), "-c", str(config), "-g", own_user, stdout=output, stderr=output
+            *(str(binary), "-p", str(folder), "-c", str(config), "-e", "stderr", "-g", own_user),
+            stdout=output,
+            stderr=output,
         )
     try:
         nginx = Nginx(port, folder)

@@ -6,7 +6,6 @@ import time
 
 import pytest
 
-from gateway.problems import KINDS
 from infra.lifecycle import Stop
 from infra.settings import SigningSettings
 
@@ -91,7 +90,7 @@ async def test_requests_that_could_be_read_two_ways_are_refused_and_closed(
     started = time.monotonic()
     answer = await raw(gateway, request_bytes + b"GET /health/live HTTP/1.1\r\nHost: x\r\n\r\n")
     assert time.monotonic() - started < 2.9, "closed, not left open"
-    assert answer.startswith((b"HTTP/1.1 400 ", b"HTTP/1.1 431 ", b"HTTP/1.0 400 ")), answer[:200]
+    assert answer.startswith((b"HTTP/1.1 400 ", b"HTTP/1.1 431 ", b"HTTP/1.0 400 ", b"HTTP/1.0 431 ")), answer[:200]
     assert answer.count(b"HTTP/1.") == 1, answer
     assert b"application/problem+json" in answer
     assert b"Python" not in answer
@@ -110,7 +109,7 @@ async def test_clients_that_dawdle_are_cut(gateway: GatewayClient) -> None:
     ]  # fmt: skip
     started = time.monotonic()
     answers = await asyncio.gather(*(raw(gateway, half, read_s=16) for half in halves))
-    assert time.monotonic() - started < 14
+    assert time.monotonic() - started < 12
     assert answers[3].startswith(b"HTTP/1.1 400 ")
 
 
@@ -179,10 +178,3 @@ async def _buy_until_closed(gateway: GatewayClient, product: int, stop: Stop) ->
         return repr(error)
     finally:
         writer.close()
-
-
-def test_every_code_has_one_meaning() -> None:
-    """503 and 429 say when to come back; what may be repeated is said; no detail names a version."""
-    for code, kind in KINDS.items():
-        assert (kind.status in (429, 503)) == (kind.retry_after_s is not None), code
-        assert kind.retryable or kind.status not in (429, 503, 504), code

@@ -282,6 +282,4 @@ def test_no_sequence_of_calls_unbalances_the_ledger(redis_settings: Settings) ->
     class Here(Ledger):
         settings = redis_settings
 
-    run_state_machine_as_test(  # type: ignore[no-untyped-call]
-        Here, settings=hypothesis_settings(max_examples=60, stateful_step_count=40)
-    )
+    run_state_machine_as_test(Here, settings=hypothesis_settings(max_examples=60, stateful_step_count=40))

@@ -149,7 +149,9 @@ async def test_concurrent_batches_over_the_same_products_neither_deadlock_nor_ov
     await asyncio.gather(*map(member, range(10)))
     assert await taken(pool, PRODUCT) > 0
     assert await taken(pool, OTHER) > 0
-    unended = await pool.fetchval("SELECT count(*) FROM orders WHERE id = ANY ($1) AND status = 'awaiting_payment'", ended)
+    unended = await pool.fetchval(
+        "SELECT count(*) FROM orders WHERE id = ANY ($1) AND status = 'awaiting_payment'", ended
+    )
     assert unended == 0
 
 
@@ -201,7 +203,7 @@ async def test_an_order_that_no_books_vouch_for_is_failed_once_and_uncharged(poo
     await place(pool, [live])
     for order in (live, lost, lost):
         await pool.execute(SQL.fail_order, order.order_id, PRODUCT, 1, 1, "lost", 1, order.version, 0, None, 1_000)
-    statuses = dict(await pool.fetch("SELECT id::text, status FROM orders"))
+    statuses = {row["id"]: row["status"] for row in await pool.fetch("SELECT id::text, status FROM orders")}
     assert statuses == {live.order_id: Status.AWAITING_PAYMENT, lost.order_id: Status.FAILED}
     assert await taken(pool, PRODUCT) == 1
 
@@ -252,4 +254,3 @@ async def _live_through(pool: asyncpg.Pool, quantities: list[int], steps: list[S
         for id_, status in seen.items():
             if status in TERMINAL:
                 assert ends.setdefault(id_, status) is status, "one terminal status an order, for ever"
-

@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from multiprocessing import get_context
@@ -51,7 +51,7 @@ async def _all_ready(redis: Redis, product: ProductId) -> None:
     meeting = f"meeting:{product}"
     await redis.incr(meeting)
     give_up_at = time.monotonic() + 30
-    while int(await redis.get(meeting)) < PROCESSES:
+    while int(await redis.get(meeting) or 0) < PROCESSES:
         assert time.monotonic() < give_up_at, "the other processes of the storm did not come"
         await asyncio.sleep(0.002)
 
@@ -59,10 +59,10 @@ async def _all_ready(redis: Redis, product: ProductId) -> None:
 async def get_then_set(redis: Redis, product: ProductId, quantity: int) -> bool:
     """What everybody writes first: read the stock, compare, write it back. Right for one buyer at a time."""
     stock = keys.stock(product)
-    available, held, version = map(int, await redis.hmget(stock, ["available", "held", "version"]))
+    available, held, version = (int(n or 0) for n in await redis.hmget(stock, ["available", "held", "version"]))
     if available < quantity:
         return False
-    mapping = {"available": available - quantity, "held": held + quantity, "version": version + 1}
+    mapping: dict[Any, Any] = {"available": available - quantity, "held": held + quantity, "version": version + 1}
     await redis.hset(stock, mapping=mapping)
     return True
 
@@ -143,5 +143,3 @@ class Crowd:
     def storm(self, part: Callable[[Any], Any], parts: list[Any]) -> list[Any]:
         assert len(parts) == PROCESSES
         return list(self._pool.map(part, parts))
-
-

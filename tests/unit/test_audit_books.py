@@ -75,8 +75,13 @@ def test_the_report_has_the_shape_that_outside_checks_rely_on() -> None:
     assert product["postgres"]["confirmed"] == {"orders": 3, "units": 6}
     assert product["postgres"]["payment_failed"] == {"orders": 1, "units": 2}
     assert product["log"] == {
-        "accepted": 8, "confirmed": 6, "released": 2,
-        "epochs": 1, "versions": 8, "gaps": 0, "repeats": 0,
+        "accepted": 8,
+        "confirmed": 6,
+        "released": 2,
+        "epochs": 1,
+        "versions": 8,
+        "gaps": 0,
+        "repeats": 0,
     }
     assert product["charges"] == {"captured": 6, "double": 0}
     assert {"product_id", "initial", "oversold", "lost", "stranded"} <= product.keys()

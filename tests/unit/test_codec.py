@@ -30,10 +30,9 @@ def test_any_bytes_are_an_event_or_undecodable(value: bytes) -> None:
     """Total: no input raises anything else, so a poison record cannot end a stage by its bytes."""
     try:
         event = decode(value)
-    except Undecodable as error:
-        assert str(error)
-    else:
-        assert decode(encode(event)) == event
+    except Undecodable:
+        return
+    assert decode(encode(event)) == event
 
 
 @given(placements, st.data())
@@ -60,7 +59,13 @@ def test_a_missing_field_is_named(missing: str) -> None:
 
 @pytest.mark.parametrize(
     "order_id",
-    ["", "o1", "0190A0B0-0000-7000-8000-00000000000A", "0190a0b0000070008000000000000001", "{0190a0b0-0000-7000-8000-00}"],
+    [
+        "",
+        "o1",
+        "0190A0B0-0000-7000-8000-00000000000A",
+        "0190a0b0000070008000000000000001",
+        "{0190a0b0-0000-7000-8000-00}",
+    ],
 )
 def test_only_the_canonical_spelling_is_an_order_id_on_the_log(order_id: str) -> None:
     """Otherwise one order would have two keys, and a spelling that Postgres refuses would stop a stage."""

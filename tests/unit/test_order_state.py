@@ -7,7 +7,19 @@ from hypothesis import example, given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
-from schemas.order_state import RANK, SETTLED, STORED, TERMINAL, UNPAID, Entry, Next, Status, advance, outcome_of, replaces
+from schemas.order_state import (
+    RANK,
+    SETTLED,
+    STORED,
+    TERMINAL,
+    UNPAID,
+    Entry,
+    Next,
+    Status,
+    advance,
+    outcome_of,
+    replaces,
+)
 from tests.unit.order_world import ACTORS, COPIES, Run, World
 
 ROWS = st.sampled_from([None, *sorted(STORED)])
@@ -80,9 +92,7 @@ def test_a_reader_takes_only_higher_ranks_and_an_end_stays(new: Status, old: Sta
 
 
 @given(st.lists(st.sampled_from(sorted(set(Status) - TERMINAL))), st.sampled_from(sorted(TERMINAL)), st.randoms())
-def test_events_in_any_order_leave_a_reader_with_the_end(
-    steps: list[Status], end: Status, rng: random.Random
-) -> None:
+def test_events_in_any_order_leave_a_reader_with_the_end(steps: list[Status], end: Status, rng: random.Random) -> None:
     """Delivery may reorder and repeat as it likes."""
     events = [*steps, *steps, end]
     rng.shuffle(events)

@@ -1,0 +1,195 @@
+"""A whole running stack for end-to-end tests: its commands, its processes to be killed, its outside clients.
+
+Nothing here looks inside: what is known comes from `thrones` commands and from HTTP, as a stranger would learn it.
+"""
+
+import asyncio
+import itertools
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+import urllib.request
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from bench.buyers import run
+from bench.plan import Plan
+from bench.tally import Result
+
+THRONES = str(Path(sys.executable).with_name("thrones"))
+# Settings that a developer's shell may have from `thrones env`: they would send our stack to another one's servers.
+FOREIGN = [
+    "KAFKA_BOOTSTRAP_SERVERS",
+    "REDIS_URL",
+    "POSTGRES_DSN",
+    "DB_HOST",
+    "DB_PORT",
+    "POSTGRES_USER",
+    "POSTGRES_PASSWORD",
+    "POSTGRES_DB",
+    "PAYMENT_GATEWAY_URL",
+    "PORT",
+    "JWT_SECRET",
+    "THRONES_PROFILE",
+    "THRONES_ROLE",
+    "THRONES_MEMBER",
+    "API_WORKERS",
+    "ORDER_WORKERS",
+    "PAYMENT_WORKERS",
+    "BROKERS",
+]
+USERS = 5_000
+UP_TIMEOUT_S = 150.0  # the machine is busy with other tests
+REGISTER_TIMEOUT_S = 20.0
+LOOK_EVERY_S = 0.05
+
+GOOD_WEATHER = {"median_ms": 100, "sigma": 0.5, "hang": 0, "unavailable": 0, "rate_limited": 0, "declined": 0}
+# The reference's weather, faster: everything that goes wrong goes wrong at its rate.
+BAD_WEATHER = {
+    "median_ms": 300,
+    "sigma": 0.75,
+    "hang": 0.01,
+    "unavailable": 0.02,
+    "rate_limited": 0.01,
+    "declined": 0.05,
+    "reset_after_capture": 0.01,
+}
+
+Row = dict[str, Any]
+
+
+@dataclass
+class Stack:
+    """One stack in a state directory of its own, on free ports."""
+
+    state_dir: Path
+    _products: "itertools.count[int]" = field(default_factory=lambda: itertools.count(101))
+
+    def thrones(self, *arguments: str, timeout_s: float = 120.0, **more: str) -> "subprocess.CompletedProcess[str]":
+        """Run a command; `more` is added to its environment."""
+        kept = {name: value for name, value in os.environ.items() if name not in FOREIGN}
+        return subprocess.run(
+            [THRONES, *arguments],
+            env={**kept, "THRONES_STATE_DIR": str(self.state_dir), **more},
+            text=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            timeout=timeout_s,
+            check=False,
+        )
+
+    def up(self) -> None:
+        done = self.thrones("up", timeout_s=UP_TIMEOUT_S, **({} if self._known else {"PORT": "0"}))
+        assert done.returncode == 0, done.stdout
+
+    @property
+    def _known(self) -> bool:
+        return (self.state_dir / "stack.json").exists()
+
+    def env(self) -> dict[str, str]:
+        done = self.thrones("env", "--json")
+        assert done.returncode == 0, done.stdout
+        return dict(json.loads(done.stdout))
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.env()['PORT']}"
+
+    @property
+    def tokens(self) -> Path:
+        path = self.state_dir / "tokens.json"
+        if not path.exists():
+            done = self.thrones("tokens", "--users", str(USERS), "--out", str(path))
+            assert done.returncode == 0, done.stdout
+        return path
+
+    def new_product(self, stock: int, *options: str) -> int:
+        product = next(self._products)
+        done = self.thrones(
+            "product",
+            "create",
+            "--id",
+            str(product),
+            "--name",
+            "Oath",
+            "--price",
+            "9.99",
+            "--stock",
+            str(stock),
+            *options,
+        )
+        assert done.returncode == 0, done.stdout
+        return product
+
+    def set_weather(self, weather: dict[str, Any]) -> None:
+        request = urllib.request.Request(
+            f"{self.env()['PAYMENT_GATEWAY_URL']}/weather",
+            data=json.dumps(weather).encode(),
+            method="PUT",
+            headers={"Content-Type": "application/json"},
+        )
+        urllib.request.urlopen(request, timeout=10).close()
+
+    def get(self, path: str) -> Any:
+        with urllib.request.urlopen(self.url + path, timeout=10) as response:
+            return json.load(response)
+
+    def client_log(self, product: int) -> Path:
+        return self.state_dir / f"clients-{product}.jsonl"
+
+    async def buy(self, product: int, **plan: Any) -> Result:
+        """A load run against one product, written to its client log."""
+        options = {"seconds": 30.0, "retries": 0, "log": str(self.client_log(product)), "tokens": str(self.tokens)}
+        return await run(Plan(**{"base_url": self.url, "products": (product,), **options, **plan}))
+
+    def audit(self, product: int, log: Path | None = None, wait_s: float = 60.0) -> dict[str, Any]:
+        """The report on one product, its clients' log included; `ok` and the exit code agree."""
+        log = log or self.client_log(product)
+        arguments = ("--product", str(product), "--wait", str(wait_s), "--client-log", str(log), "--json")
+        done = self.thrones("audit", *arguments, timeout_s=wait_s + 60)
+        assert done.stdout.startswith("{"), done.stdout
+        report: dict[str, Any] = json.loads(done.stdout.splitlines()[0])
+        assert report["ok"] == (done.returncode == 0)
+        return report
+
+    def rows(self, role: str | None = None) -> list[Row]:
+        done = self.thrones("status", "--json")
+        assert done.returncode == 0, done.stdout
+        return [row for row in json.loads(done.stdout) if role in (None, row["role"])]
+
+    def kill(self, role: str) -> int:
+        """SIGKILL one process of the role; its pid."""
+        rows = self.rows(role)
+        assert rows, f"no {role} runs"
+        os.kill(rows[0]["pid"], signal.SIGKILL)
+        return int(rows[0]["pid"])
+
+    async def kill_and_wait(self, role: str) -> float:
+        """SIGKILL one process of the role; seconds until the supervisor has another one registered in its place."""
+        before = len(await asyncio.to_thread(self.rows, role))
+        pid = await asyncio.to_thread(self.kill, role)
+        killed_at = time.monotonic()
+        while True:
+            rows = await asyncio.to_thread(self.rows, role)
+            if len(rows) == before and all(row["pid"] != pid for row in rows):
+                return time.monotonic() - killed_at
+            assert time.monotonic() - killed_at < REGISTER_TIMEOUT_S, f"{role} (pid {pid}) was not replaced: {rows}"
+            await asyncio.sleep(LOOK_EVERY_S)
+
+    def logs_of(self, role: str, lines: int = 40) -> str:
+        return self.thrones("logs", role, "-n", str(lines)).stdout
+
+    def down(self) -> None:
+        done = self.thrones("reset")
+        assert done.returncode == 0, done.stdout
+
+
+def gone(pid: int) -> bool:
+    """True when the process has ended."""
+    return not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE

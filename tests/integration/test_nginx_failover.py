@@ -1,0 +1,249 @@
+"""nginx in front of two real gateways of two workers each: one is killed, restarted, stopped, and the buyers hardly notice."""
+
+import asyncio
+import contextlib
+import signal
+import sys
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from uuid import uuid4
+
+import aiohttp
+import psutil
+
+from infra.local.place import REPOSITORY
+from infra.local.ports import free_ports
+from infra.operations import connected
+from infra.settings import SigningSettings
+from schemas.ids import ProductId
+
+from ..conftest import child_env
+from .gateway_fixtures import SECRET, Answer, GatewayClient, backing, settings
+from .nginx_fixtures import Nginx, Raw, nginx_binary, nginx_on
+
+__all__ = ["backing", "nginx_binary", "settings"]
+
+BUYERS = 12
+STOCK = 100_000
+READY_S = 20.0
+STOPPED_S = 25.0
+
+
+@dataclass(slots=True)
+class Cluster:
+    """`thrones gateway` on a port of its own, with a state directory of its own."""
+
+    port: int
+    env: dict[str, str]
+    process: asyncio.subprocess.Process | None = None
+
+    async def start(self) -> None:
+        self.process = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-m", "thrones", "gateway"), env=self.env, cwd=REPOSITORY
+        )
+
+    async def ready(self, session: aiohttp.ClientSession) -> None:
+        async with asyncio.timeout(READY_S):
+            while not await self._answers(session):
+                await asyncio.sleep(0.1)
+
+    async def _answers(self, session: aiohttp.ClientSession) -> bool:
+        with contextlib.suppress(aiohttp.ClientError):
+            async with session.get(f"http://127.0.0.1:{self.port}/health/ready") as response:
+                return response.status == 200
+        return False
+
+    def kill(self) -> None:
+        """The parent and its workers, all at once."""
+        assert self.process is not None
+        parent = psutil.Process(self.process.pid)
+        for process in [parent, *parent.children(recursive=True)]:
+            process.kill()
+
+    async def stop(self) -> None:
+        """As a rolling restart does it: SIGTERM, and exit 0 when drained."""
+        assert self.process is not None
+        if self.process.returncode is None:
+            self.process.send_signal(signal.SIGTERM)
+        assert await asyncio.wait_for(self.process.wait(), STOPPED_S) == 0
+
+
+@dataclass(slots=True)
+class Door:
+    """nginx, the gateways behind it, and a client at it."""
+
+    nginx: Nginx
+    clusters: list[Cluster]
+    client: GatewayClient
+
+
+@asynccontextmanager
+async def a_door(binary: Path, folder: Path, settings: SigningSettings) -> AsyncIterator[Door]:
+    async with AsyncExitStack() as stack:
+        session = await stack.enter_async_context(aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0)))
+        clusters = [_cluster(port, folder, settings) for port in free_ports(2)]
+        for cluster in clusters:
+            await cluster.start()
+            stack.callback(_end, cluster)
+        for cluster in clusters:
+            await cluster.ready(session)
+        (folder / "nginx").mkdir()
+        nginx = await stack.enter_async_context(
+            nginx_on(binary, folder / "nginx", [cluster.port for cluster in clusters])
+        )
+        to = await stack.enter_async_context(connected(settings))
+        yield Door(nginx, clusters, GatewayClient(nginx.url, session, settings, to))
+
+
+def _cluster(port: int, folder: Path, settings: SigningSettings) -> Cluster:
+    own = settings.model_copy(update={"thrones_state_dir": folder / f"gateway-{port}"})
+    env = child_env(
+        own,
+        PORT=str(port),
+        API_WORKERS="2",
+        JWT_SECRET=SECRET,
+        BUYS_PER_SECOND_PER_USER="100000",
+        TRUSTED_PROXIES="127.0.0.1",
+    )
+    return Cluster(port, env)
+
+
+def _end(cluster: Cluster) -> None:
+    if cluster.process is not None and cluster.process.returncode is None:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            cluster.kill()
+
+
+@dataclass(slots=True)
+class Storm:
+    """Buyers who never rest: what they were answered, by key."""
+
+    client: GatewayClient
+    product: ProductId
+    accepted: dict[str, str] = field(default_factory=dict)
+    others: dict[str, Answer] = field(default_factory=dict)
+
+    @asynccontextmanager
+    async def raging(self) -> AsyncIterator[None]:
+        stop = asyncio.Event()
+        buyers = [asyncio.create_task(self._buy_on(stop)) for _ in range(BUYERS)]
+        try:
+            yield
+        finally:
+            stop.set()
+            await asyncio.gather(*buyers)
+
+    async def more(self, orders: int) -> None:
+        """Returns when so many more were accepted."""
+        wanted = len(self.accepted) + orders
+        async with asyncio.timeout(30):
+            while len(self.accepted) < wanted:
+                await asyncio.sleep(0.05)
+
+    async def _buy_on(self, stop: asyncio.Event) -> None:
+        while not stop.is_set():
+            await self.buy(uuid4().hex)
+
+    async def buy(self, key: str) -> None:
+        answer = await self.client.buy({"productId": self.product}, key)
+        if answer.status == 202:
+            self.accepted[key] = answer.json["orderId"]
+        else:
+            self.others[key] = answer
+
+
+async def test_a_killed_gateway_costs_no_more_than_what_was_in_flight(
+    nginx_binary: Path, tmp_path: Path, settings: SigningSettings
+) -> None:
+    """Each of those is told that it is unknown, repeats its key and gets its one order. The other gateway goes on."""
+    async with a_door(nginx_binary, tmp_path, settings) as door:
+        storm = Storm(door.client, await door.client.product(STOCK))
+        killed, survivor = door.clusters
+        async with storm.raging():
+            await storm.more(200)
+            killed.kill()
+            await storm.more(300)
+        assert len(storm.others) <= BUYERS
+        unknown, storm.others = storm.others, {}
+        for key, answer in unknown.items():
+            assert answer.is_problem(504, "outcome_unknown")
+            await storm.buy(key)
+        assert storm.others == {}
+        await _one_unit_an_order(door, storm)
+
+        survivor.kill()
+        assert (await door.client.buy({"productId": storm.product})).is_problem(503, "unavailable")
+
+        await killed.start()
+        await killed.ready(door.client.session)
+        async with storm.raging():
+            await storm.more(100)
+        # nginx tries a gateway that had failed again after 1 s; until then purchases are refused, and nothing is taken
+        for answer in storm.others.values():
+            assert answer.is_problem(503, "unavailable")
+        await _one_unit_an_order(door, storm)
+
+
+async def test_gateways_restarted_one_after_the_other_cost_nothing(
+    nginx_binary: Path, tmp_path: Path, settings: SigningSettings
+) -> None:
+    """A rolling restart under load: every purchase is accepted."""
+    async with a_door(nginx_binary, tmp_path, settings) as door:
+        storm = Storm(door.client, await door.client.product(STOCK))
+        async with storm.raging():
+            for cluster in door.clusters:
+                await storm.more(50)
+                await cluster.stop()
+                await storm.more(50)
+                await cluster.start()
+                await cluster.ready(door.client.session)
+            await storm.more(100)
+        assert storm.others == {}
+        await _one_unit_an_order(door, storm)
+        await _everything_else(door, storm.product)
+
+
+async def _one_unit_an_order(door: Door, storm: Storm) -> None:
+    assert len(set(storm.accepted.values())) == len(storm.accepted)
+    assert await door.client.available(storm.product) == STOCK - len(storm.accepted)
+
+
+async def _everything_else(door: Door, product: ProductId) -> None:
+    """On the same stack, for it takes a while to start."""
+    await asyncio.gather(_stock_is_streamed(door, product), _a_dripping_body_is_cut(door.nginx.port))
+    inside = GatewayClient(
+        f"http://127.0.0.1:{door.clusters[0].port}", door.client.session, door.client.settings, door.client.to
+    )
+    assert b"thrones_gateway_accepted" in (await inside.ask("GET", "/metrics")).body
+    assert (await door.client.ask("GET", "/metrics")).status == 403
+
+
+async def _stock_is_streamed(door: Door, product: ProductId) -> None:
+    """The snapshot at once, and a purchase when the gateways have heard of it."""
+    async with asyncio.timeout(8), door.client.session.get(f"{door.nginx.url}/sse/stock/{product}") as stream:
+        before = await _stock(stream)
+        assert (await door.client.buy({"productId": product})).status == 202
+        assert await _stock(stream) == before - 1
+
+
+async def _stock(stream: aiohttp.ClientResponse) -> int:
+    import orjson
+
+    while not (line := await stream.content.readline()).startswith(b"data: "):
+        assert line, "the stream has ended"
+    return int(orjson.loads(line[6:])["stock"])
+
+
+async def _a_dripping_body_is_cut(port: int) -> None:
+    """A byte a second keeps nginx content; the gateway counts the whole body and refuses it after 10 s."""
+    async with asyncio.timeout(12), Raw.to(port) as raw:
+        raw.writer.write(
+            b"POST /api/auth/login HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 900\r\n\r\n"
+        )
+        answer = asyncio.create_task(raw.reply())
+        while not answer.done():
+            raw.writer.write(b" ")
+            await asyncio.wait({answer}, timeout=1.0)
+        assert (await answer).is_problem(400, "invalid_request")

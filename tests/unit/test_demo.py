@@ -1,0 +1,118 @@
+"""The demo's buyers against a scripted gateway, and what the demo counts as passed."""
+
+import random
+from collections import defaultdict
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from typing import Any
+
+import aiohttp
+from aiohttp import web
+from aiohttp.test_utils import TestServer
+
+from consumers.audit.books import Report
+from consumers.demo.buyers import Buyer, Crowd
+from consumers.demo.people import CLICKS_WITHIN_S, timetable
+from consumers.demo.summary import passed, summary
+from consumers.demo.tally import Tally, percentile, spread
+from schemas.order_state import Status
+
+ORDER = "01936f2e-7d1c-7a30-8000-0123456789ab"
+Script = Callable[[str, int], tuple[int, dict[str, Any], dict[str, str]]]  # (key, nth request of it) -> an answer
+
+
+def accept(_key: str, _nth: int) -> tuple[int, dict[str, Any], dict[str, str]]:
+    return 202, {"orderId": ORDER}, {}
+
+
+class ScriptedGateway:
+    def __init__(self, script: Script) -> None:
+        self.script = script
+        self.keys: defaultdict[str, int] = defaultdict(int)
+
+    async def buy(self, request: web.Request) -> web.Response:
+        key = request.headers["Idempotency-Key"]
+        self.keys[key] += 1
+        status, body, headers = self.script(key, self.keys[key])
+        return web.json_response(body, status=status, headers=headers)
+
+    async def status(self, _request: web.Request) -> web.Response:
+        return web.json_response({"orderId": ORDER, "status": "confirmed"})
+
+
+@asynccontextmanager
+async def gateway(script: Script) -> AsyncIterator[tuple[ScriptedGateway, Callable[[list[Buyer]], Any]]]:
+    scripted = ScriptedGateway(script)
+    app = web.Application()
+    app.router.add_post("/api/order/buy-flash", scripted.buy)
+    app.router.add_get("/api/order/{id}/status", scripted.status)
+    async with TestServer(app) as server, aiohttp.ClientSession() as session:
+
+        async def hold(buyers: list[Buyer]) -> Tally:
+            tally = Tally()
+            await Crowd(session, str(server.make_url("")).rstrip("/"), 1, tally).buy(buyers)
+            return tally
+
+        yield scripted, hold
+
+
+async def test_a_double_click_is_two_requests_with_one_key_and_one_order() -> None:
+    async with gateway(accept) as (scripted, hold):
+        tally = await hold([Buyer("t", "k", 0.0, double_click=True)])
+    assert scripted.keys == {"k": 2}
+    assert len(tally.accepted) == 1
+    assert tally.doubled_orders == 0
+    assert tally.ended(Status.CONFIRMED) == 1
+    assert tally.unended == 0
+
+
+async def test_a_double_click_that_makes_two_orders_is_noticed() -> None:
+    def two(_key: str, nth: int) -> tuple[int, dict[str, Any], dict[str, str]]:
+        return 202, {"orderId": f"{ORDER[:-1]}{nth}"}, {}
+
+    async with gateway(two) as (_, hold):
+        tally = await hold([Buyer("t", "k", 0.0, double_click=True)])
+    assert tally.doubled_orders == 1
+    assert not passed(tally, Report(ok=True, products=[], problems=[]))
+
+
+async def test_busy_is_tried_again_with_the_same_key_and_sold_out_is_not() -> None:
+    def busy_once(key: str, nth: int) -> tuple[int, dict[str, Any], dict[str, str]]:
+        if key == "late":
+            return 409, {"code": "sold_out"}, {}
+        return (503, {"code": "busy"}, {"Retry-After": "0"}) if nth == 1 else accept(key, nth)
+
+    async with gateway(busy_once) as (scripted, hold):
+        tally = await hold([Buyer("t", "k", 0.0), Buyer("t", "late", 0.0)])
+    assert scripted.keys == {"k": 2, "late": 1}
+    assert (len(tally.accepted), tally.sold_out_buyers) == (1, 1)
+    assert tally.refused == {"busy": 1, "sold_out": 1}
+
+
+async def test_an_answer_that_must_not_be_fails_the_demo() -> None:
+    async with gateway(lambda _key, _nth: (500, {"code": None}, {})) as (_, hold):
+        tally = await hold([Buyer("t", "k", 0.0)])
+    assert tally.bad_answers == ["500 None"]
+    report = Report(ok=True, products=[], problems=[])
+    assert not passed(tally, report)
+    assert "must not be: 500" in summary(tally, report, 1.0, "http://x")
+
+
+def test_books_that_do_not_balance_fail_the_demo() -> None:
+    assert passed(Tally(), Report(ok=True, products=[], problems=[]))
+    assert not passed(Tally(), Report(ok=False, products=[], problems=["product 1: oversold"]))
+
+
+def test_the_timetable_has_everybody_once_within_seconds() -> None:
+    random.seed(1)
+    buyers = timetable([f"token {n}" for n in range(3_000)], 7)
+    assert len({buyer.key for buyer in buyers}) == 3_000
+    assert all(0 <= buyer.clicks_at_s <= CLICKS_WITHIN_S for buyer in buyers)
+    assert 450 < sum(buyer.double_click for buyer in buyers) < 750
+
+
+def test_percentiles_are_nearest_rank() -> None:
+    assert percentile([], 50) is None
+    assert percentile([3.0, 1.0, 2.0], 50) == 2.0
+    assert percentile([1.0], 99) == 1.0
+    assert spread([0.001, 0.002]) == "p50 2 ms   p95 2 ms   p99 2 ms"

@@ -1,0 +1,115 @@
+"""Reading requests, without a server: bodies, keys, addresses, times and the bytes of answers."""
+
+from typing import Any
+
+import orjson
+import pytest
+from aiohttp.test_utils import make_mocked_request
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gateway.addresses import Addresses
+from gateway.catalogue import make_product, parse_product_id
+from gateway.orders import accepted, decode_wish, idempotency_key
+from gateway.problems import KINDS, Problem
+from gateway.wire import iso_ms
+from schemas.ids import ProductId, new_order_id
+
+
+@given(st.integers(1, 2**31 - 1), st.integers(1, 2**31 - 1), st.booleans())
+def test_a_wish_is_read_however_it_is_spaced_and_ordered(product: int, quantity: int, swapped: bool) -> None:
+    """Same members, same wish."""
+    members = [("productId", product), ("quantity", quantity)]
+    body = orjson.dumps(dict(reversed(members) if swapped else members), option=orjson.OPT_INDENT_2)
+    assert decode_wish(body) == (product, quantity)
+    assert decode_wish(b' {"productId" : %d } ' % product) == (product, 1)
+
+
+@given(st.binary(max_size=60) | st.text(max_size=60).map(lambda text: text.encode()))
+def test_whatever_bytes_come_the_answer_is_a_wish_or_400(body: bytes) -> None:
+    """Never another exception."""
+    try:
+        product, quantity = decode_wish(body)
+    except Problem as problem:
+        code = problem.code
+    else:
+        code = "invalid_request" if product >= 1 and quantity >= 1 else "a wish for nothing"
+    assert code == "invalid_request"
+
+
+json_values = st.recursive(
+    st.none() | st.booleans() | st.floats() | st.integers() | st.text(max_size=5),
+    lambda children: st.lists(children, max_size=3) | st.dictionaries(st.text(max_size=5), children, max_size=3),
+    max_leaves=8,
+)
+
+
+@given(json_values)
+def test_only_whole_positive_numbers_are_quantities(value: Any) -> None:
+    """JSON of any other kind is refused."""
+    try:
+        body = orjson.dumps({"productId": 1, "quantity": value})
+    except TypeError:
+        return  # an integer beyond 64 bits: orjson cannot write it
+    if type(value) is int and 1 <= value < 2**31:
+        assert decode_wish(body) == (1, value)
+    else:
+        with pytest.raises(Problem):
+            decode_wish(body)
+
+
+@given(st.text(min_size=1, max_size=300))
+def test_keys_are_printable_ascii(key: str) -> None:
+    """1 to 255 of them."""
+    fine = len(key) <= 255 and all(" " <= c <= "~" for c in key)
+    request = make_mocked_request("POST", "/", headers={"Idempotency-Key": key})
+    if fine:
+        assert idempotency_key(request) == key
+    else:
+        with pytest.raises(Problem):
+            idempotency_key(request)
+
+
+def test_an_acceptance_is_valid_json_for_any_name() -> None:
+    """The bytes are put together around the order id; names may hold anything."""
+    for name in ('Ned\'s "Ice"', "\ue000", "\\ud800", "Schwert ⚔", "</script>"):
+        product = make_product(ProductId(7), name, 1_005, "USD")
+        order_id = new_order_id()
+        body = orjson.loads(bytes(accepted(product, order_id).body or b""))
+        assert body["orderId"] == order_id
+        assert body["checkStatusUrl"] == f"/order/{order_id}/status"
+        assert body["product"] == {"id": 7, "name": name.replace("\ue000", ""), "price": "10.05"}
+
+
+@pytest.mark.parametrize("text", ["0", "01", "-1", "+1", "1.0", "2147483648", "99999999999", "", "x", "１", "1 "])
+def test_what_is_no_product_id_is_not_found(text: str) -> None:
+    """One spelling a product."""
+    with pytest.raises(Problem, match="not_found"):
+        parse_product_id(text)
+
+
+def test_forwarded_addresses_are_believed_from_trusted_proxies_only() -> None:
+    """From the right, up to the first hop that is not ours; what a client writes itself is never reached."""
+    request = make_mocked_request("GET", "/", headers={"X-Forwarded-For": "1.1.1.1, 2.2.2.2, 10.0.0.2"})
+    request = request.clone(remote="10.0.0.1")
+    assert Addresses(()).of(request) == "10.0.0.1"
+    assert Addresses(("10.0.0.0/8",)).of(request) == "2.2.2.2"
+    assert Addresses(("10.0.0.1",)).of(request) == "10.0.0.2"
+    broken = request.clone(remote="10.0.0.1", headers={"X-Forwarded-For": "' OR 1=1"})
+    assert Addresses(("10.0.0.0/8",)).of(broken) == "10.0.0.1"
+
+
+def test_times_are_utc_with_milliseconds() -> None:
+    """One spelling everywhere."""
+    assert iso_ms(1_790_000_000_007) == "2026-09-21T14:13:20.007Z"
+    assert iso_ms(0) == "1970-01-01T00:00:00.000Z"
+
+
+def test_every_code_has_one_meaning() -> None:
+    """503 and 429, and they alone, say when to come back; they and 504 may be repeated."""
+    for code, kind in KINDS.items():
+        assert (kind.status in (429, 503)) == (kind.retry_after_s is not None), code
+        assert kind.retryable or kind.status not in (429, 503, 504), code
+        answer = Problem(code).answer()
+        assert ("Retry-After" in answer.headers) == (kind.status in (429, 503))
+        assert orjson.loads(Problem(code).body())["error"] == kind.title
