@@ -4,6 +4,7 @@ Plain batches, one pipeline each. At least once: a lower or equal rank never rep
 """
 
 import asyncio
+import time
 
 from aiokafka import ConsumerRecord
 from aiokafka.errors import CommitFailedError, IllegalGenerationError, KafkaError
@@ -21,7 +22,9 @@ from schemas.events import OrderStatusChanged
 from schemas.topics import ORDER_STATUS, PROJECTOR_GROUP
 
 MAX_BATCH = 1_000
-FETCH_MAX_WAIT_MS = 50  # fetches cost more than records
+FETCH_MIN_BYTES = 32 * 1024  # fetches and commits cost more than records,
+FETCH_MAX_WAIT_MS = 50  # so a status may be this late in the read model
+COMMIT_EVERY_S = 0.25  # far below the 2 s after which the relay thinks an announcement stranded
 POLL_MS = 250  # how long a stop may go unnoticed
 
 log = get_logger()
@@ -31,19 +34,28 @@ async def run(settings: Settings, stop: Stop) -> None:
     """Project until asked to stop; ends with the error when the broker throws this member out, to be started anew."""
     redis = connect_redis(settings, timeout_s=2.0)
     consumer = make_consumer(
-        settings, ORDER_STATUS.name, group=PROJECTOR_GROUP, fetch_min_bytes=1, fetch_max_wait_ms=FETCH_MAX_WAIT_MS
+        settings,
+        ORDER_STATUS.name,
+        group=PROJECTOR_GROUP,
+        fetch_min_bytes=FETCH_MIN_BYTES,
+        fetch_max_wait_ms=FETCH_MAX_WAIT_MS,
     )
     await until_it_works("kafka", (KafkaError, OSError), consumer.start)
     inventory = Inventory(redis)
     watching = asyncio.create_task(Watchdog(settings, PROJECTOR_GROUP, idle=lambda: True).run())
+    committed_at, uncommitted = time.monotonic(), False
     try:
         while not stop.stopping:
             batches = await consumer.getmany(timeout_ms=POLL_MS, max_records=MAX_BATCH)
             events = [event for records in batches.values() for record in records if (event := _read(record))]
             if events:
                 await until_it_works("redis", (RedisError, OSError), inventory.project, events)
-            if batches:
+            uncommitted = uncommitted or bool(batches)
+            if uncommitted and time.monotonic() - committed_at >= COMMIT_EVERY_S:
                 await _commit(consumer)
+                committed_at, uncommitted = time.monotonic(), False
+        if uncommitted:
+            await _commit(consumer)
     finally:
         watching.cancel()
         await consumer.stop()
@@ -55,6 +67,10 @@ async def _commit(consumer: object) -> None:
         await consumer.commit()  # type: ignore[attr-defined]  # aiokafka has no types
     except (CommitFailedError, IllegalGenerationError) as error:
         log.info("partitions moved before a commit; their records are read again", error=repr(error))
+    except KafkaError as error:
+        if not error.retriable:
+            raise
+        log.warning("could not commit; the next commit covers it", error=repr(error))
 
 
 def _read(record: ConsumerRecord) -> OrderStatusChanged | None:
