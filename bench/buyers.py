@@ -5,6 +5,7 @@ python -m bench.buyers sell-out --product 2 --tokens tokens.json --double-clicks
 """
 
 import asyncio
+import contextlib
 import os
 import secrets
 import sys
@@ -32,22 +33,37 @@ class GeneratorFailed(Exception):
     """A generator process ended without a tally."""
 
 
-async def run(plan: Plan) -> Result:
-    """Do the plan with `plan.processes` processes. Raises GeneratorFailed. Cancelled, it ends them."""
+async def run(plan: Plan, stop: asyncio.Event | None = None) -> Result:
+    """Do the plan with `plan.processes` processes; `stop` ends the arrivals early. Raises GeneratorFailed.
+
+    Answers still under way are waited for in either case. Cancelled, it ends the processes at once.
+    """
     run_name = secrets.token_hex(5)
     shares = [Share(plan=plan, index=index, run=run_name) for index in range(plan.processes)]
     processes = [await _start() for _ in shares]
+    stopping: asyncio.Task[None] | None = None
     try:
         async with asyncio.timeout(LOAD_TIMEOUT_S):
             await asyncio.gather(*(_load(process, share) for process, share in zip(processes, shares, strict=True)))
         starts_at_s = time.time() + START_AFTER_S
         async with asyncio.timeout(plan.seconds + plan.follow_s + REST_S):
+            stopping = asyncio.create_task(_stop_with(stop, processes))
             tallies = await asyncio.gather(*(_generate_apart(process, starts_at_s) for process in processes))
     finally:
+        if stopping is not None:
+            stopping.cancel()
         for process in processes:
             if process.returncode is None:
                 process.kill()
-    return summarise(plan.mode, tallies, plan.seconds if plan.mode == "open" else None)
+    return summarise(plan.mode, tallies)
+
+
+async def _stop_with(stop: asyncio.Event | None, processes: list[asyncio.subprocess.Process]) -> None:
+    if stop is not None:
+        await stop.wait()
+        for process in processes:
+            with contextlib.suppress(ProcessLookupError):  # it has ended by itself
+                process.terminate()
 
 
 async def _start() -> asyncio.subprocess.Process:

@@ -9,6 +9,7 @@ import base64
 import itertools
 import os
 import random
+import signal
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -120,6 +121,7 @@ class Generator:
         self._random = random.Random(None if share.plan.seed is None else share.plan.seed * 1_000 + share.index)
         self._users = users
         self._starts_at_s = starts_at_s
+        self._ends_s = 0.0
         self._log = ClientLog(share.plan.log)
         self._tally = Tally()
         self._connections = Connections(share.plan.base_url, self._at_once)
@@ -138,11 +140,14 @@ class Generator:
 
     async def run(self) -> Tally:
         starts_s = self._starts_at_s - self._clock_offset_s
+        self._ends_s = starts_s + self._plan.seconds
+        asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, self._end)
         await asyncio.sleep(max(0.0, starts_s - time.monotonic()))
         cpu_s = time.process_time()
         flushing = asyncio.create_task(self._log.keep_flushing())
         try:
             await (self._open(starts_s) if self._plan.mode == "open" else self._closed(starts_s))
+            self._tally.arrived_s = max(0.001, min(self._ends_s, time.monotonic()) - starts_s)
             self._tally.cpu_s = time.process_time() - cpu_s
             await self._end_following()
         finally:
@@ -151,6 +156,9 @@ class Generator:
             self._lookers.close()
             self._log.close()
         return self._tally
+
+    def _end(self) -> None:
+        self._ends_s = min(self._ends_s, time.monotonic())
 
     async def _open(self, starts_s: float) -> None:
         async with asyncio.TaskGroup() as group:
@@ -164,20 +172,18 @@ class Generator:
         """Monotonic times. Several processes' even arrivals interleave."""
         gap_s = self._plan.processes / self._plan.rate
         at_s = starts_s + gap_s * self._share.index / self._plan.processes
-        ends_s = starts_s + self._plan.seconds
-        while at_s < ends_s:
+        while at_s < self._ends_s:
             yield at_s
             at_s += self._random.expovariate(1 / gap_s) if self._plan.poisson else gap_s
 
     async def _closed(self, starts_s: float) -> None:
-        ends_s = starts_s + self._plan.seconds
         self._last_accepted_s = starts_s
         async with asyncio.TaskGroup() as group:
             for _ in range(self._at_once):
-                group.create_task(self._click_on(ends_s))
+                group.create_task(self._click_on())
 
-    async def _click_on(self, ends_s: float) -> None:
-        while time.monotonic() < ends_s and not self._is_sold_out():
+    async def _click_on(self) -> None:
+        while time.monotonic() < self._ends_s and not self._is_sold_out():
             code = await self._buy(time.monotonic())
             if code == "unreachable":
                 await asyncio.sleep(NO_SERVER_PAUSE_S)

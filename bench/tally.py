@@ -13,6 +13,7 @@ class Tally(msgspec.Struct):
     """Raw observations of one generator process. Latencies are ms from when the request was meant to be sent."""
 
     arrivals: int = 0  # wishes, each clicked once or more
+    arrived_s: float = 0.001  # from the start to the last arrival's time
     requests: int = 0
     accepted_ms: list[float] = []
     refused_ms: list[float] = []
@@ -88,8 +89,8 @@ def percentiles(values: Sequence[float]) -> Percentiles | None:
     return Percentiles(len(ordered), at(50), at(95), at(99), round(ordered[-1], 2))
 
 
-def summarise(mode: str, tallies: Sequence[Tally], planned_s: float | None) -> Result:
-    """`planned_s`: how long arrivals were planned for, in open mode."""
+def summarise(mode: str, tallies: Sequence[Tally]) -> Result:
+    """One result of all processes of a run."""
     accepted = _joined([tally.accepted_ms for tally in tallies])
     refused = _joined([tally.refused_ms for tally in tallies])
     unknown = _joined([tally.unknown_ms for tally in tallies])
@@ -100,7 +101,7 @@ def summarise(mode: str, tallies: Sequence[Tally], planned_s: float | None) -> R
     return Result(
         mode=mode,
         seconds=round(seconds, 2),
-        offered_per_s=round(arrivals / (planned_s or seconds), 1),
+        offered_per_s=round(arrivals / max(tally.arrived_s for tally in tallies), 1),
         answered_per_s=round(answered / seconds, 1),
         accepted_per_s=round(len(accepted) / seconds, 1),
         arrivals=arrivals,

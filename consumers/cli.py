@@ -1,13 +1,15 @@
-"""The commands of this room: `audit`, `lag`, `demo`."""
+"""The commands of this room: `audit`, `lag`, `demo`, and those of analysts, which have modules of their own."""
 
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from consumers.replay.cli import app as replay_app
 from infra.cli import Json, fail, report, run_command
 
 app = typer.Typer(no_args_is_help=True)
+app.add_typer(replay_app)
 
 
 @app.command()

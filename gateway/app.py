@@ -110,9 +110,10 @@ def _problems(health: Health, metrics: Metrics) -> Middleware:
         except ConnectionError:
             raise  # the client has gone: aiohttp ends the connection
         except Exception:
-            # A fault of ours. Whether it is safe to repeat is the same question as after a lost answer.
+            # A fault of ours. A reading may be repeated; of a writing nobody knows how far it came.
             log.exception("unhandled error", path=request.path)
-            response = _refuse(Problem("unavailable", "Something went wrong here.", close=True), metrics)
+            code = "unavailable" if request.method in ("GET", "HEAD") else "outcome_unknown"
+            response = _refuse(Problem(code, "Something went wrong here.", close=True), metrics)
         if health.draining and not response.prepared:
             response.force_close()
         return response

@@ -4,18 +4,22 @@ The parent binds the socket and holds it, so that a worker that dies or is repla
 """
 
 import asyncio
+import socket
 
 from infra.lifecycle import Stop
-from infra.local.ports import listen
+from infra.local.ports import bind
 from infra.local.specs import gateway_specs
 from infra.local.supervisor import Supervisor
 from infra.logs import get_logger
 from infra.settings import SigningSettings
 
+LAST_ACCEPTS_S = 0.05  # the workers take what is queued
+
 
 async def run(settings: SigningSettings, stop: Stop) -> None:
     """Keep the workers running until `stop`; returns when all have drained. Raises StackError where PORT is in use."""
-    with listen(settings.port, settings.listen_address) as sock:
+    # Not listening yet: requests to a gateway whose workers are still starting would wait, where another could answer.
+    with bind(settings.port, settings.listen_address) as sock:
         port = sock.getsockname()[1]
         supervisor = Supervisor(None)  # a local stack beside us keeps its own list of children
         supervisor.start(gateway_specs(settings.api_workers, sock.fileno(), port))
@@ -23,4 +27,15 @@ async def run(settings: SigningSettings, stop: Stop) -> None:
         keeping = asyncio.create_task(supervisor.housekeeping())
         await stop.wait()
         keeping.cancel()
+        await _refuse_new_connections(sock)
         await supervisor.stop()
+
+
+async def _refuse_new_connections(sock: socket.socket) -> None:
+    """Held open, the socket would go on queueing connections that no worker accepts; a balancer waits for each in vain.
+
+    The workers close theirs as they drain, and with the last one the queue is reset: it is kept empty before that.
+    """
+    sock.listen(0)
+    await asyncio.sleep(LAST_ACCEPTS_S)
+    sock.close()

@@ -34,7 +34,7 @@ def decode(value: bytes | None, headers: Headers = ()) -> AnyEvent:
         raise Undecodable(f"{len(value)} bytes, at most {MAX_EVENT_BYTES} are an event")
     for name, version in headers:
         if name == VERSION_HEADER[0] and version not in READABLE_VERSIONS:
-            raise Undecodable(f"unknown schema version {version[:20]!r}")
+            raise Undecodable(f"unknown schema version {version!r:.60}")
     try:
         return _decoder.decode(value)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:

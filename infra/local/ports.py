@@ -136,6 +136,13 @@ def owner_of(port: int) -> str:
 
 def listen(port: int, host: str = LOOPBACK, backlog: int = 4_096) -> socket.socket:
     """A listening socket to hand down to gateway workers. Raises StackError naming who has the port, and a free one."""
+    listener = bind(port, host)
+    listener.listen(backlog)
+    return listener
+
+
+def bind(port: int, host: str = LOOPBACK) -> socket.socket:
+    """As `listen`, but whoever connects is refused until the first worker listens on it."""
     listener = socket.socket()
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
@@ -147,7 +154,6 @@ def listen(port: int, host: str = LOOPBACK, backlog: int = 4_096) -> socket.sock
             free_ports(1)[0],
         )
         raise StackError(f"port {port} is in use by {owner_of(port)}; try PORT={other}") from error
-    listener.listen(backlog)
     listener.setblocking(False)
     listener.set_inheritable(True)
     return listener

@@ -1,6 +1,6 @@
 """A whole running stack for end-to-end tests: its commands, its processes to be killed, its outside clients.
 
-Nothing here looks inside: what is known comes from `thrones` commands and from HTTP, as a stranger would learn it.
+Nothing here looks inside the stores: what is known comes from `thrones` commands and from HTTP, as a stranger learns it.
 """
 
 import asyncio
@@ -21,6 +21,7 @@ import psutil
 from bench.buyers import run
 from bench.plan import Plan
 from bench.tally import Result
+from infra.registry import Row, live_rows
 
 THRONES = str(Path(sys.executable).with_name("thrones"))
 # Settings that a developer's shell may have from `thrones env`: they would send our stack to another one's servers.
@@ -46,7 +47,7 @@ FOREIGN = [
 ]
 USERS = 5_000
 UP_TIMEOUT_S = 150.0  # the machine is busy with other tests
-REGISTER_TIMEOUT_S = 20.0
+REGISTER_TIMEOUT_S = 30.0
 LOOK_EVERY_S = 0.05
 
 GOOD_WEATHER = {"median_ms": 100, "sigma": 0.5, "hang": 0, "unavailable": 0, "rate_limited": 0, "declined": 0}
@@ -60,8 +61,6 @@ BAD_WEATHER = {
     "declined": 0.05,
     "reset_after_capture": 0.01,
 }
-
-Row = dict[str, Any]
 
 
 @dataclass
@@ -143,10 +142,10 @@ class Stack:
     def client_log(self, product: int) -> Path:
         return self.state_dir / f"clients-{product}.jsonl"
 
-    async def buy(self, product: int, **plan: Any) -> Result:
-        """A load run against one product, written to its client log."""
+    async def buy(self, product: int, stop: asyncio.Event | None = None, **plan: Any) -> Result:
+        """A load run against one product, written to its client log; `stop` ends it early."""
         options = {"seconds": 30.0, "retries": 0, "log": str(self.client_log(product)), "tokens": str(self.tokens)}
-        return await run(Plan(**{"base_url": self.url, "products": (product,), **options, **plan}))
+        return await run(Plan(**{"base_url": self.url, "products": (product,), **options, **plan}), stop)
 
     def audit(self, product: int, log: Path | None = None, wait_s: float = 60.0) -> dict[str, Any]:
         """The report on one product, its clients' log included; `ok` and the exit code agree."""
@@ -159,24 +158,23 @@ class Stack:
         return report
 
     def rows(self, role: str | None = None) -> list[Row]:
-        done = self.thrones("status", "--json")
-        assert done.returncode == 0, done.stdout
-        return [row for row in json.loads(done.stdout) if role in (None, row["role"])]
+        """What `thrones status` says, without the cost of a command: it is asked many times a second."""
+        return [row for row in live_rows(self.state_dir) if role in (None, row["role"])]
 
     def kill(self, role: str) -> int:
         """SIGKILL one process of the role; its pid."""
         rows = self.rows(role)
         assert rows, f"no {role} runs"
         os.kill(rows[0]["pid"], signal.SIGKILL)
-        return int(rows[0]["pid"])
+        return rows[0]["pid"]
 
     async def kill_and_wait(self, role: str) -> float:
         """SIGKILL one process of the role; seconds until the supervisor has another one registered in its place."""
-        before = len(await asyncio.to_thread(self.rows, role))
-        pid = await asyncio.to_thread(self.kill, role)
+        before = len(self.rows(role))
+        pid = self.kill(role)
         killed_at = time.monotonic()
         while True:
-            rows = await asyncio.to_thread(self.rows, role)
+            rows = self.rows(role)
             if len(rows) == before and all(row["pid"] != pid for row in rows):
                 return time.monotonic() - killed_at
             assert time.monotonic() - killed_at < REGISTER_TIMEOUT_S, f"{role} (pid {pid}) was not replaced: {rows}"

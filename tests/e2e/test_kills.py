@@ -6,7 +6,7 @@ The load never stops; processes are killed one after the other, and the books ar
 import asyncio
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Awaitable, Sequence
 from typing import Any
 
 import msgspec
@@ -23,20 +23,30 @@ RATE = 150
 BETWEEN_S = 1.5  # after a replaced process has registered itself, before the next kill
 FIRST_AFTER_S = 2.0
 LAST_S = 4.0  # of load after the last replacement
-RESTART_MAX_S = 10.0  # with every core busy; the supervisor itself waits half a second
+LOAD_MAX_S = 150.0
+RESTART_MAX_S = 20.0  # with every core busy; the supervisor itself waits half a second
 STOCK = 100_000
 
 
-async def _sale_with(stack: Stack, faults: Any, seconds: float) -> tuple[int, Result]:
-    """A steady sale while `faults` (an awaitable) happens; it must be over well before the load ends."""
+async def _sale_with(stack: Stack, faults: Awaitable[None]) -> tuple[int, Result]:
+    """A steady sale that goes on until `faults` have happened, and a little longer."""
     product = await asyncio.to_thread(stack.new_product, STOCK)
-    load = asyncio.create_task(
-        stack.buy(product, mode="open", rate=RATE, seconds=seconds, double_clicks=0.1, timeout_s=8.0, connections=1_000)
-    )
-    await asyncio.sleep(FIRST_AFTER_S)
+    stop = asyncio.Event()
+    plan = {
+        "mode": "open",
+        "rate": RATE,
+        "seconds": LOAD_MAX_S,
+        "double_clicks": 0.1,
+        "timeout_s": 8.0,
+        "connections": 2_000,
+    }
+    load = asyncio.create_task(stack.buy(product, stop, **plan))
     try:
+        await asyncio.sleep(FIRST_AFTER_S)
         await faults
         assert not load.done(), "the faults took longer than the load"
+        await asyncio.sleep(LAST_S)
+        stop.set()
         result = await load
     finally:
         load.cancel()
@@ -73,7 +83,7 @@ async def test_each_application_process_dies_once_during_a_sale(stack: Stack) ->
     async def faults() -> None:
         took.update(await _kill_each(stack, roles))
 
-    product, result = await _sale_with(stack, faults(), seconds=50)
+    product, result = await _sale_with(stack, faults())
     assert max(took.values()) < RESTART_MAX_S, took
     found = await _balanced(stack, product, result)
     assert result.over_5_s == 0
@@ -89,9 +99,8 @@ async def test_each_server_dies_once_during_a_sale(stack: Stack) -> None:
 
     async def faults() -> None:
         await _kill_each(stack, roles)
-        await asyncio.sleep(LAST_S)
 
-    product, result = await _sale_with(stack, faults(), seconds=55)
+    product, result = await _sale_with(stack, faults())
     served = await asyncio.to_thread(_outcomes_since, stack, product, time.time() - LAST_S)
     assert served["A"] > 0.8 * sum(served.values()), f"the sale did not go on: {served}"
     await _balanced(stack, product, result)
@@ -107,9 +116,8 @@ async def test_the_supervisor_dies_during_a_sale_its_children_stop_and_up_resume
             assert time.monotonic() < deadline, "children outlived their supervisor"
             await asyncio.sleep(0.1)
         await asyncio.to_thread(stack.up)
-        await asyncio.sleep(LAST_S)
 
-    product, result = await _sale_with(stack, faults(), seconds=60)
+    product, result = await _sale_with(stack, faults())
     served = await asyncio.to_thread(_outcomes_since, stack, product, time.time() - LAST_S)
     assert served["A"] > 0.8 * sum(served.values()), f"the sale did not go on: {served}"
     await _balanced(stack, product, result)

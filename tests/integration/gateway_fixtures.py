@@ -1,20 +1,20 @@
 """A real gateway worker on real servers, in the test's own event loop; products, users and tokens to try it with."""
 
 import asyncio
-import os
 import random
 import socket
 import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
-from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit, urlunsplit
 from uuid import uuid4
 
 import aiohttp
 import asyncpg
 import jwt
 import pytest
+from pydantic import SecretStr
 
 from gateway.worker import run_worker
 from infra.inventory import keys
@@ -25,31 +25,28 @@ from infra.settings import SigningSettings
 from infra.tokens import AUDIENCE, ISSUER, sign
 from schemas.ids import ProductId
 
+REDIS_DB = 8  # of these tests: others empty theirs
 SECRET = "a secret that only these tests know, long enough"
 UNKNOWN_ORDER = "01900000-0000-7000-8000-000000000000"
 
 
 @pytest.fixture(scope="session")
-def backing(request: pytest.FixtureRequest) -> dict[str, str]:
-    """The servers' settings: those of the environment, else of a stack that the test session starts."""
-    if "KAFKA_BOOTSTRAP_SERVERS" in os.environ:
-        return dict(os.environ)
-    return dict(request.getfixturevalue("servers"))
-
-
-@pytest.fixture(scope="session")
-def settings(backing: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Iterator[SigningSettings]:
+def settings(servers: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Iterator[SigningSettings]:
     """Settings with a migrated database of its own, which is dropped in the end."""
     name = f"gateway_{uuid4().hex}"
     base = SigningSettings(
-        **{field: backing[field.upper()] for field in SigningSettings.model_fields if field.upper() in backing}
-        | {
-            "thrones_profile": "development",
-            "thrones_state_dir": tmp_path_factory.mktemp("state"),
-            "jwt_secret": SECRET,
-            "bcrypt_cost": 10,
-            "buys_per_second_per_user": 1_000,
-        }
+        thrones_profile="development",
+        thrones_state_dir=tmp_path_factory.mktemp("state"),
+        kafka_bootstrap_servers=servers["KAFKA_BOOTSTRAP_SERVERS"],
+        redis_url=urlunsplit(urlsplit(servers["REDIS_URL"])._replace(path=f"/{REDIS_DB}")),
+        db_host=servers["DB_HOST"],
+        db_port=int(servers["DB_PORT"]),
+        postgres_user=servers["POSTGRES_USER"],
+        postgres_password=SecretStr(servers["POSTGRES_PASSWORD"]),
+        postgres_db=servers["POSTGRES_DB"],
+        jwt_secret=SecretStr(SECRET),
+        bcrypt_cost=10,
+        buys_per_second_per_user=1_000,
     )
     asyncio.run(_execute(base, f"CREATE DATABASE {name}"))
     own = base.model_copy(update={"postgres_db": name})
@@ -193,7 +190,3 @@ def forged(claims: dict[str, Any] | None = None, *, key: str = SECRET, headers: 
     right = {"sub": "7", "iss": ISSUER, "aud": AUDIENCE, "iat": now, "exp": now + 60, "role": "user"}
     changed = {name: value for name, value in (right | (claims or {})).items() if value is not None}
     return jwt.encode(changed, key, "HS256", headers=headers)
-
-
-def state_of(settings: SigningSettings) -> Path:
-    return settings.thrones_state_dir

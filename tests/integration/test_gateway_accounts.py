@@ -11,9 +11,9 @@ import pytest
 
 from infra.settings import SigningSettings
 
-from .gateway_fixtures import SECRET, Answer, GatewayClient, backing, forged, gateway, gateway_on, settings
+from .gateway_fixtures import SECRET, Answer, GatewayClient, forged, gateway, gateway_on, settings
 
-__all__ = ["backing", "gateway", "settings"]
+__all__ = ["gateway", "settings"]
 
 
 async def register(gateway: GatewayClient, **changes: str) -> Answer:

@@ -15,9 +15,9 @@ from schemas import topics
 from schemas.codec import decode
 from schemas.events import OrderPlaced
 
-from .gateway_fixtures import GatewayClient, backing, gateway, gateway_on, settings
+from .gateway_fixtures import GatewayClient, gateway, gateway_on, settings
 
-__all__ = ["backing", "gateway", "settings"]
+__all__ = ["gateway", "settings"]
 
 
 async def test_an_accepted_order_is_answered_held_and_on_the_log(gateway: GatewayClient) -> None:

@@ -10,9 +10,9 @@ from uuid import uuid4
 from infra.settings import SigningSettings
 
 from .fault_proxy import FaultProxy, fault_proxy
-from .gateway_fixtures import UNKNOWN_ORDER, GatewayClient, backing, gateway, gateway_on, settings
+from .gateway_fixtures import UNKNOWN_ORDER, GatewayClient, gateway, gateway_on, settings
 
-__all__ = ["backing", "gateway", "settings"]
+__all__ = ["gateway", "settings"]
 
 
 @asynccontextmanager

@@ -9,9 +9,9 @@ import pytest
 from infra.lifecycle import Stop
 from infra.settings import SigningSettings
 
-from .gateway_fixtures import GatewayClient, backing, gateway, settings, worker_on
+from .gateway_fixtures import GatewayClient, gateway, settings, worker_on
 
-__all__ = ["backing", "gateway", "settings"]
+__all__ = ["gateway", "settings"]
 
 
 async def raw(gateway: GatewayClient, request: bytes, read_s: float = 3.0) -> bytes:

@@ -17,9 +17,9 @@ import pytest
 from infra.registry import Row, live_rows
 from infra.settings import KNOWN_BAD_SECRETS, SigningSettings
 
-from .gateway_fixtures import backing, settings
+from .gateway_fixtures import settings
 
-__all__ = ["backing", "settings"]
+__all__ = ["settings"]
 
 WORKERS = 3
 RESTART_S = 20.0  # 1-2 s on a quiet machine; the tests' own is not

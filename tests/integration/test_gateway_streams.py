@@ -22,9 +22,9 @@ from schemas.events import OrderStatusChanged, Step, StockChanged
 from schemas.ids import OrderId, ProductId
 from schemas.order_state import Entry, Status
 
-from .gateway_fixtures import UNKNOWN_ORDER, GatewayClient, backing, gateway, gateway_on, settings
+from .gateway_fixtures import UNKNOWN_ORDER, GatewayClient, gateway, gateway_on, settings
 
-__all__ = ["backing", "gateway", "settings"]
+__all__ = ["gateway", "settings"]
 
 
 class Events:

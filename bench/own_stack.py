@@ -1,0 +1,98 @@
+"""The local stack as an outside tool sees it: where it listens, its commands, bearer tokens; nothing of it is imported."""
+
+import fcntl
+import json
+import os
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from base64 import urlsafe_b64decode
+from pathlib import Path
+from typing import Any
+
+from infra.local.place import REPOSITORY, default_state_dir
+from infra.local.ports import load_config
+
+COMMAND_TIMEOUT_S = 180.0
+HTTP_TIMEOUT_S = 10.0
+FRESH_FOR_S = 7_200.0  # tokens that end sooner are made anew: a soak takes half an hour
+
+
+class CommandFailed(Exception):
+    """A `thrones` command refused; the text is its own."""
+
+
+def own_url() -> str:
+    """Where the local stack's gateway is; PORT, else 8080, where there is none."""
+    config = load_config(default_state_dir())
+    port = config.port if config else os.environ.get("PORT", "8080")
+    return f"http://127.0.0.1:{port}"
+
+
+def thrones(*arguments: str, timeout_s: float = COMMAND_TIMEOUT_S, failing: bool = False) -> str:
+    """A command's output. Raises CommandFailed, unless `failing` is an answer too."""
+    done = subprocess.run(
+        [sys.executable, "-m", "thrones", *arguments],
+        cwd=REPOSITORY,
+        env={**os.environ, "THRONES_STATE_DIR": str(default_state_dir())},
+        capture_output=True,
+        text=True,
+        timeout=timeout_s,
+        check=False,
+    )
+    if done.returncode and not (failing and done.stdout):
+        raise CommandFailed(f"thrones {arguments[0]}: {(done.stderr or done.stdout).strip()}")
+    return done.stdout
+
+
+def get(url: str, token: str | None = None) -> tuple[int, Any]:
+    """Status and JSON body (None where there is none). Raises OSError when nobody answers."""
+    headers = {"Authorization": f"Bearer {token}"} if token else {}
+    try:
+        with urllib.request.urlopen(urllib.request.Request(url, headers=headers), timeout=HTTP_TIMEOUT_S) as answer:  # noqa: S310 # http(s), by --host
+            return answer.status, json.load(answer)
+    except urllib.error.HTTPError as error:
+        error.close()
+        return error.code, None
+
+
+def ensure_tokens(users: int, url: str) -> Path:
+    """The local stack's file of bearer tokens, made where missing, too few, too old or of another stack.
+
+    Several load generators may ask at once; one makes them.
+    """
+    folder = default_state_dir() / "load"
+    folder.mkdir(parents=True, exist_ok=True)
+    file = folder / "tokens.json"
+    with (folder / "tokens.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not _are_good(file, users, url):
+            thrones("tokens", "--users", str(users), "--out", str(file))
+    return file
+
+
+def _are_good(file: Path, users: int, url: str) -> bool:
+    try:
+        tokens = read_tokens(file)
+    except (FileNotFoundError, ValueError):
+        return False
+    if len(tokens) < users or claims(tokens[0])["exp"] < time.time() + FRESH_FOR_S:
+        return False
+    return get(f"{url}/api/auth/me", tokens[0])[0] == 200
+
+
+def read_tokens(file: Path) -> list[str]:
+    """Raises FileNotFoundError, or ValueError for what is not a JSON array of tokens."""
+    tokens = json.loads(file.read_text())
+    if not isinstance(tokens, list) or not tokens:
+        raise ValueError(f"{file}: not a JSON array of tokens")
+    return [str(token) for token in tokens]
+
+
+def claims(token: str) -> dict[str, Any]:
+    """What a token says of itself, unverified. Raises ValueError."""
+    _, payload, _ = token.split(".")
+    found: dict[str, Any] = json.loads(urlsafe_b64decode(payload + "=" * (-len(payload) % 4)))
+    return found

@@ -1,0 +1,55 @@
+"""What a load test's users saw, as one value: written by locust's side as JSON, read and judged by `bench.load`."""
+
+import msgspec
+
+
+class Spread(msgspec.Struct, frozen=True):
+    """Times in ms, rounded by locust to two digits; `max_ms` is exact."""
+
+    count: int = 0
+    mean_ms: float = 0.0
+    p50_ms: float = 0.0
+    p95_ms: float = 0.0
+    p99_ms: float = 0.0
+    max_ms: float = 0.0
+
+
+class SaleResult(msgspec.Struct, frozen=True, kw_only=True):
+    """`sale` holds the reference's metrics by its names; `requests` the HTTP requests by method and name."""
+
+    shape: str
+    follow: str
+    think_s: float
+    seconds: float
+    users_planned: float  # mean over the test
+    users_running: float
+    users_peak: int
+    sale: dict[str, Spread]
+    requests: dict[str, Spread]
+    failures: dict[str, int]
+
+    def of(self, metric: str) -> Spread:
+        return self.sale.get(metric, Spread())
+
+    def count(self, metric: str) -> int:
+        return self.of(metric).count
+
+    @property
+    def order_success_rate(self) -> float | None:
+        """Confirmed of accepted; an order whose end was not seen counts as not confirmed. None of none."""
+        accepted = self.count("successful_purchases")
+        return self.count("fully_confirmed_orders") / accepted if accepted else None
+
+    @property
+    def clicks(self) -> int:
+        """What users did of their own will: looked at the product, or bought. Following an order is not a click."""
+        return self.count("clicks")
+
+    @property
+    def offered_per_s(self) -> float:
+        """Clicks a second if every answer came at once and no order were followed: planned users / think time."""
+        return self.users_planned / self.think_s if self.think_s else 0.0
+
+    @property
+    def achieved_per_s(self) -> float:
+        return self.clicks / self.seconds if self.seconds else 0.0

@@ -1,0 +1,1 @@
+"""Topics into files: read without a group, written nowhere but where the analyst said."""

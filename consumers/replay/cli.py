@@ -1,0 +1,72 @@
+"""The command `replay`."""
+
+import sys
+from enum import StrEnum
+from typing import Annotated
+
+import typer
+
+from infra.cli import Json, fail, run_command
+
+app = typer.Typer(no_args_is_help=True)
+
+From = Annotated[
+    str | None, typer.Option("--from", metavar="TIME|OFFSET", help="Begin here. A time is the broker's append time.")
+]
+To = Annotated[str | None, typer.Option("--to", metavar="TIME|OFFSET", help="End before this.")]
+
+
+class PartitionBy(StrEnum):
+    """How a directory of files is divided."""
+
+    DATE = "date"
+
+
+@app.command()
+def replay(
+    topics: Annotated[list[str], typer.Argument(metavar="TOPIC...", help="orders, payments, order-status, ...")],
+    start: From = None,
+    end: To = None,
+    key: Annotated[str | None, typer.Option("--key", metavar="ORDER_ID", help="Only the records of this key.")] = None,
+    out: Annotated[str, typer.Option("--out", help="x.parquet, x.csv or x.jsonl; - is standard output.")] = "-",
+    partition_by: Annotated[
+        PartitionBy | None, typer.Option("--partition-by", help="OUT becomes a directory: topic=.../date=.../.")
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace what OUT was.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Copy a stretch of topics into a file. Joins no consumer group and writes to no topic; leaves a whole file or none.
+
+    TIME is like 2026-11-22T12:00:03.250Z (UTC without a zone), 12:00:03.250 (today) or 15m (ago).
+
+    Example: thrones replay orders order-status --from 12:00 --out sale.parquet
+    """
+    from infra.settings import get_settings
+
+    from .output import STDOUT
+    from .reader import ReplayError
+    from .replay import Request, bound, show
+    from .replay import replay as copy
+    from .show import saying
+
+    try:
+        request = Request(tuple(topics), out, bound(start), bound(end), key, partition_by is not None, force)
+        with saying(quiet=as_json) as say:
+            summary = run_command(lambda: copy(get_settings(), request, say))
+    except ReplayError as error:
+        fail(str(error))
+    except BrokenPipeError:
+        _end_quietly()
+    import msgspec
+
+    text = msgspec.json.encode(summary).decode() if as_json else show(summary)
+    # The rows have standard output to themselves.
+    typer.echo(text, err=out == STDOUT or not as_json)
+
+
+def _end_quietly() -> None:
+    """The reader of a pipe had enough (`| head`)."""
+    import os
+
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else Python complains at exit
+    raise SystemExit(0)

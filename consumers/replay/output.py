@@ -1,0 +1,236 @@
+"""Tables in; a finished file or directory out, or nothing at all: written beside its place and moved there at the end."""
+
+import os
+import shutil
+import sys
+from abc import abstractmethod
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from enum import StrEnum
+from pathlib import Path
+from typing import Any, BinaryIO, Protocol
+
+import msgspec
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.csv
+import pyarrow.parquet as pq
+
+from .reader import ReplayError
+from .table import SCHEMA, Aside
+
+STDOUT = "-"
+ASIDE_SUFFIX = ".undecodable.jsonl"
+ASIDE_NAME = "undecodable.jsonl"
+
+
+class Format(StrEnum):
+    """How rows are written; a file's ending says which."""
+
+    PARQUET = "parquet"
+    CSV = "csv"
+    JSONL = "jsonl"
+
+
+class Rows(Protocol):
+    """One kind of file."""
+
+    @abstractmethod
+    def write(self, table: pa.Table) -> None: ...
+
+    @abstractmethod
+    def close(self) -> None: ...
+
+
+class _Parquet:
+    def __init__(self, path: Path) -> None:
+        self._writer = pq.ParquetWriter(path, SCHEMA, compression="zstd", compression_level=1)
+
+    def write(self, table: pa.Table) -> None:
+        self._writer.write_table(table)
+
+    def close(self) -> None:
+        self._writer.close()
+
+
+class _Csv:
+    def __init__(self, path: Path) -> None:
+        self._writer = pyarrow.csv.CSVWriter(path, SCHEMA)
+
+    def write(self, table: pa.Table) -> None:
+        self._writer.write_table(table)
+
+    def close(self) -> None:
+        self._writer.close()
+
+
+class _Jsonl:
+    """Nulls are left out."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self._encoder = msgspec.json.Encoder()
+
+    def write(self, table: pa.Table) -> None:
+        rows = ({k: v for k, v in row.items() if v is not None} for row in table.to_pylist())
+        self._file.write(self._encoder.encode_lines(rows))
+
+    def close(self) -> None:
+        self._file.flush()
+        if self._file is not sys.stdout.buffer:
+            self._file.close()
+
+
+class Output:
+    """Where a replay writes. `destination` is None for standard output, which alone can be left half-written."""
+
+    def __init__(self, draft: Path | None, kind: Format, by_date: bool) -> None:
+        self._draft = draft
+        self._kind = kind
+        self._by_date = by_date
+        self._open: dict[str, Rows] = {}
+        self._aside: BinaryIO | None = None
+        if by_date:
+            assert draft is not None
+            draft.mkdir()
+        else:
+            self._rows("")  # a replay of nothing is still a file
+
+    def write(self, table: pa.Table) -> None:
+        if not self._by_date:
+            self._rows("").write(table)
+            return
+        folders = pc.binary_join_element_wise(
+            "topic=", table["topic"], "/date=", pc.strftime(table["appended_at"], "%Y-%m-%d"), ""
+        )
+        for folder in pc.unique(folders).to_pylist():
+            self._rows(folder).write(table.filter(pc.equal(folders, folder)))
+
+    def put_aside(self, records: Sequence[Aside]) -> None:
+        if self._aside is None and records:
+            self._aside = sys.stderr.buffer if self._draft is None else aside_of(self._draft, self._by_date).open("wb")
+        for record in records:
+            assert self._aside is not None
+            self._aside.write(record.line() + b"\n")
+
+    def close(self) -> None:
+        for rows in self._open.values():
+            rows.close()
+        if self._aside is not None and self._draft is not None:
+            self._aside.close()
+
+    def _rows(self, folder: str) -> Rows:
+        if folder not in self._open:
+            self._open[folder] = self._start(folder)
+        return self._open[folder]
+
+    def _start(self, folder: str) -> Rows:
+        if self._draft is None:
+            return _Jsonl(sys.stdout.buffer)
+        path = self._draft
+        if self._by_date:
+            (path / folder).mkdir(parents=True)
+            path = path / folder / f"events.{self._kind}"
+        match self._kind:
+            case Format.PARQUET:
+                return _Parquet(path)
+            case Format.CSV:
+                return _Csv(path)
+            case Format.JSONL:
+                return _Jsonl(path.open("wb"))
+
+
+def aside_of(path: Path, by_date: bool) -> Path:
+    """The file beside the rows for what is no event."""
+    return path / ASIDE_NAME if by_date else path.with_name(path.name + ASIDE_SUFFIX)
+
+
+def format_of(out: str, by_date: bool) -> Format:
+    """Raises ReplayError for an ending that means no format."""
+    if out == STDOUT:
+        if by_date:
+            raise ReplayError("--partition-by writes a directory: give --out a name")
+        return Format.JSONL
+    ending = Path(out).suffix.removeprefix(".")
+    if not ending and by_date:
+        return Format.PARQUET
+    try:
+        return Format(ending)
+    except ValueError:
+        endings = ", ".join(f".{kind}" for kind in Format)
+        raise ReplayError(f"--out {out}: its ending must be one of {endings}, or - for standard output") from None
+
+
+@contextmanager
+def output(out: str, *, by_date: bool, force: bool) -> Iterator[Output]:
+    """Rows written in the body stand at `out` when it ends well; when it does not, what stood there is untouched.
+
+    Raises ReplayError before anything is read when `out` cannot be.
+    """
+    kind = format_of(out, by_date)
+    if out == STDOUT:
+        opened = Output(None, kind, by_date)
+        yield opened
+        opened.close()
+        return
+    path = Path(out)
+    _check_place(path, by_date, force)
+    draft = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        opened = Output(draft, kind, by_date)
+        try:
+            yield opened
+        finally:
+            opened.close()
+        _move(draft, path, by_date)
+    except OSError as error:
+        raise ReplayError(f"{out} could not be written, and nothing of it was left: {_why(error)}") from error
+    finally:
+        _remove(draft)
+        _remove(aside_of(draft, by_date=False))
+
+
+def _check_place(path: Path, by_date: bool, force: bool) -> None:
+    if not path.absolute().parent.is_dir():
+        raise ReplayError(f"there is no directory {path.parent}")
+    if not os.path.lexists(path):
+        return
+    if not force:
+        raise ReplayError(f"{path} exists; --force replaces it")
+    if path.is_dir() != by_date:
+        raise ReplayError(f"{path} is {'a directory' if path.is_dir() else 'a file'}: --force does not replace that")
+    if by_date and any(not name.startswith("topic=") and name != ASIDE_NAME for name in os.listdir(path)):
+        raise ReplayError(f"{path} holds more than a replay: --force does not delete that")
+
+
+def _move(draft: Path, path: Path, by_date: bool) -> None:
+    if by_date:
+        old = draft.with_name(draft.name + ".old")
+        if path.exists():
+            path.rename(old)
+        draft.rename(path)
+        _remove(old)
+        return
+    aside = aside_of(draft, by_date)
+    if aside.exists():
+        aside.replace(aside_of(path, by_date))
+    else:
+        aside_of(path, by_date).unlink(missing_ok=True)  # an earlier replay's
+    draft.replace(path)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def _why(error: OSError) -> str:
+    return os.strerror(error.errno) if error.errno else str(error)
+
+
+def size_of(path: Path) -> int:
+    """Bytes of a file, or of all files under a directory."""
+    files: list[Any] = [p for p in path.rglob("*") if p.is_file()] if path.is_dir() else [path]
+    return sum(file.stat().st_size for file in files)

@@ -1,0 +1,300 @@
+"""The OpenAPI document and the gateway say the same: routes, codes, examples, and every answer to thousands of odd requests."""
+
+import asyncio
+import os
+import re
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import Any
+from unittest.mock import MagicMock
+
+import hypothesis
+import jsonschema
+import orjson
+import pytest
+import requests
+import schemathesis
+from hypothesis import HealthCheck, Phase, given
+from hypothesis import strategies as st
+from openapi_spec_validator import validate
+from schemathesis import APIOperation, Case, GenerationMode
+from schemathesis.checks import not_a_server_error
+from schemathesis.specs.openapi import checks
+
+from gateway.api_docs import BUNDLED, OWN, document
+from gateway.app import make_gateway
+from gateway.problems import KINDS, Problem
+from infra.inventory import keys
+from infra.settings import SigningSettings
+from infra.tokens import sign
+from schemas.ids import new_order_id
+
+from .gateway_fixtures import UNKNOWN_ORDER, GatewayClient, gateway, gateway_on, settings
+
+__all__ = ["gateway", "settings"]
+
+Json = dict[str, Any]
+
+METHODS = {"get", "post", "put", "patch", "delete", "options", "trace"}
+SEED = int(os.environ.get("THRONES_FUZZ_SEED", "20261122"))  # printed by a failing test; the same seed asks the same
+EXAMPLES = 25  # an operation, of well-formed and of malformed requests each
+EXAMPLES_WITHOUT_INPUT = 3
+ANSWER_WITHIN_S = 5.0
+PASSWORD = "valar morghulis"
+CHECKS = [
+    not_a_server_error,
+    checks.status_code_conformance,
+    checks.content_type_conformance,
+    checks.response_headers_conformance,
+    checks.response_schema_conformance,
+]
+
+
+@pytest.fixture(scope="module")
+def described() -> Json:
+    loaded: Json = orjson.loads(document())
+    return loaded
+
+
+@pytest.fixture(scope="module")
+def operations(described: Json) -> dict[tuple[str, str], Json]:
+    """By (method, path)."""
+    return {
+        (method.upper(), path): operation
+        for path, item in described["paths"].items()
+        for method, operation in item.items()
+        if method in METHODS
+    }
+
+
+def test_the_document_is_valid_openapi(described: Json) -> None:
+    assert described["openapi"].startswith("3.1.")
+    validate(described)
+
+
+def test_routes_and_document_are_equal(settings: SigningSettings, operations: dict[tuple[str, str], Json]) -> None:
+    """Each route is described and each description is a route; HEAD goes with every GET that is not a stream."""
+    app = make_gateway(settings, *(MagicMock() for _ in range(5))).app
+    routes = {(route.method, route.resource.canonical) for route in app.router.routes() if route.resource}
+    streams = {path for (_, path), operation in operations.items() if "text/event-stream" in str(operation)}
+    heads = {("HEAD", path) for method, path in operations if method == "GET" and path not in streams}
+    assert routes == operations.keys() | heads
+
+
+def test_every_problem_of_the_gateway_is_described_and_no_other(described: Json) -> None:
+    """Codes, their statuses and texts, and Retry-After, are those of the gateway's table."""
+    known = {Problem(code).answer().status: set() for code in KINDS}
+    for code, kind in KINDS.items():
+        known[kind.status].add(orjson.loads(Problem(code).body())["code"])
+    codes = described["components"]["schemas"]["Problem"]["properties"]["code"]["enum"]
+    assert sorted(codes) == sorted(set().union(*known.values()))
+    for name, response in described["components"]["responses"].items():
+        content = response["content"]["application/problem+json"]
+        narrowed = content["schema"]["allOf"][1]["properties"]
+        status = narrowed["status"]["const"]
+        assert set(narrowed["code"]["enum"]) <= known[status], name
+        assert ("Retry-After" in response.get("headers", {})) == (status in (429, 503)), name
+        for example in _examples(content):
+            texts = [orjson.loads(Problem(code).body()) for code, kind in KINDS.items() if kind.status == status]
+            assert {**example, "orderId": None, "opensAt": None} in [
+                {**text, "orderId": None, "opensAt": None} for text in texts
+            ], name
+
+
+def test_examples_are_true_to_their_schemas(described: Json) -> None:
+    """Wherever an example stands."""
+    seen = 0
+    for schema, example in _all_examples(described):
+        _validator(described, schema).validate(example)
+        seen += 1
+    assert seen > 30
+
+
+async def test_the_document_and_its_page_are_served(gateway: GatewayClient) -> None:
+    """The page needs nothing from elsewhere, and its policy would not let it."""
+    answer = await gateway.ask("GET", "/openapi.json")
+    assert (answer.status, answer.body) == (200, document())
+    page = await gateway.ask("GET", "/docs")
+    assert page.headers["Content-Type"] == "text/html; charset=utf-8"
+    policy = page.headers["Content-Security-Policy"]
+    assert "default-src 'none'" in policy
+    assert not re.search(r"https?:|\*|script-src[^;]*unsafe", policy)
+    linked = set(re.findall(rb'(?:src|href)="([^"]+)"', page.body))
+    assert linked == {b"/openapi.json", *(f"/docs/{name}".encode() for name in (*OWN, *BUNDLED))}
+    for name in (*OWN, *BUNDLED):
+        file = await gateway.ask("GET", f"/docs/{name}")
+        assert (file.status, file.headers["X-Content-Type-Options"]) == (200, "nosniff")
+        assert name in BUNDLED or b"//" not in re.sub(rb"^//.*|; //.*|, //.*", b"", file.body, flags=re.M)
+    for odd in ("docs.html", "..%2fapp.py", "%2e%2e%2fapp.py", "swagger-ui-bundle.js%00"):
+        assert (await gateway.ask("GET", f"/docs/{odd}")).is_problem(404, "not_found"), odd
+
+
+@dataclass(frozen=True)
+class Target:
+    """A running gateway, and ids that mean something there."""
+
+    url: str
+    token: str
+    products: tuple[int, ...]
+    orders: tuple[str, ...]
+
+
+@pytest.mark.timeout(300)
+@pytest.mark.filterwarnings("ignore:Do not use the `random` module:hypothesis.errors.HypothesisDeprecationWarning")  # theirs
+async def test_no_request_gets_an_undocumented_answer(settings: SigningSettings, described: Json) -> None:
+    """Well-formed and malformed requests, with a token and without: every answer has a documented status, content type,
+    headers and body, none is a 500; malformed ones are refused, and without a token nothing is given away."""
+    changes = {"bcrypt_cost": 4, "trusted_proxies": ("127.0.0.1/32",)}
+    async with gateway_on(settings, **changes) as gateway:
+        target = await _target(gateway)
+        print(f"THRONES_FUZZ_SEED={SEED}")
+        answers = await asyncio.to_thread(_fuzz, described, target)
+    print(*(f"{operation} {status}: {count}" for (operation, status), count in sorted(answers.items())), sep="\n")
+
+
+async def _target(gateway: GatewayClient) -> Target:
+    """Products in every state, an order under way and one at its end."""
+    now, hour = datetime.now(UTC), timedelta(hours=1)
+    products = await asyncio.gather(
+        gateway.product(1_000_000),
+        gateway.product(1),
+        gateway.product(100_000, per_user_limit=1),
+        gateway.product(10, opens_at=now + hour),
+        gateway.product(10, opens_at=now - hour, closes_at=now - hour / 2),
+    )
+    somebody = {"name": "Arya", "email": f"{new_order_id()}@winterfell.example", "password": PASSWORD}
+    gateway.user_id = (await gateway.ask("POST", "/api/auth/register", json=somebody)).json["user"]["id"]
+    gateway.token = sign(gateway.user_id, "user", gateway.settings)
+    orders = [(await gateway.buy({"productId": products[0]})).json["orderId"] for _ in range(2)]
+    await gateway.to.redis.hset(keys.order(orders[1]), "status", "confirmed")
+    await gateway.verify_books()
+    return Target(gateway.url, gateway.token, tuple(products), (orders[1], UNKNOWN_ORDER, new_order_id()))
+
+
+def _fuzz(described: Json, target: Target) -> Counter[tuple[str, int]]:
+    """How often each operation answered with each status. In a thread: the gateway lives in the test's event loop."""
+    schema = schemathesis.openapi.from_dict(_closed(described))
+    schema.config.max_stream_events = 1
+    answers: Counter[tuple[str, int]] = Counter()
+    with requests.Session() as session:
+        for result in schema.get_all_operations():
+            for mode in GenerationMode.POSITIVE, GenerationMode.NEGATIVE:
+                for token in target.token, None:
+                    _ask(result.ok(), mode, target, session, token, answers)
+    return answers
+
+
+def _ask(
+    operation: APIOperation,
+    mode: GenerationMode,
+    target: Target,
+    session: requests.Session,
+    token: str | None,
+    answers: Counter[tuple[str, int]],
+) -> None:
+    has_input = bool(operation.body) or any(operation.iter_parameters())
+    if mode is GenerationMode.NEGATIVE and not has_input:
+        return
+    plans = hypothesis.settings(
+        max_examples=EXAMPLES if has_input else EXAMPLES_WITHOUT_INPUT,
+        database=None,
+        deadline=None,
+        phases=[Phase.generate],
+        suppress_health_check=list(HealthCheck),
+    )
+
+    @hypothesis.seed(SEED)
+    @plans
+    @given(case=operation.as_strategy(generation_mode=mode), choice=st.integers(0, 2**16))
+    def probe(case: Case, choice: int) -> None:
+        if mode is GenerationMode.POSITIVE:
+            _aim(case, choice, target)
+        headers = {"X-Forwarded-For": f"10.{choice % 251}.{choice // 251 % 251}.1"}
+        if token is not None:
+            headers["Authorization"] = f"Bearer {token}"
+        answer = case.call_and_validate(
+            base_url=target.url,
+            session=session,
+            headers=headers,
+            checks=[*_checks(operation, mode, token), events_conform],
+            timeout=ANSWER_WITHIN_S,
+        )
+        answers[operation.label, answer.status_code] += 1
+
+    probe()
+
+
+def _checks(operation: APIOperation, mode: GenerationMode, token: str | None) -> list[Any]:
+    if mode is GenerationMode.NEGATIVE:
+        return [*CHECKS, checks.negative_data_rejection]
+    more = [] if token is None else [checks.ignored_auth]
+    if not operation.path.startswith("/api/auth/"):  # a schema cannot count a password's bytes
+        more.append(checks.positive_data_acceptance)
+    return CHECKS + more
+
+
+def events_conform(_ctx: object, response: Any, case: Case) -> None:
+    """The data of every event, and its type, are those that the document describes."""
+    if response.headers.get("content-type", [""])[0].startswith("text/event-stream"):
+        name = "OrderEvent" if "order" in case.path else "StockEvent"
+        schema = {"$ref": f"#/components/schemas/{name}"}
+        events = re.findall(r"(?:^|\n)data: (.*)\n\n", response.text)
+        assert events, "a stream begins with the present state"
+        for event in events:
+            _validator(case.operation.schema.raw_schema, schema).validate(orjson.loads(event))
+        assert ("event: status\n" in response.text) == (name == "OrderEvent")
+
+
+def _aim(case: Case, choice: int, target: Target) -> None:
+    """Two times in three the request is about something that exists."""
+    if choice % 3 == 0:
+        return
+    if "id" in case.path_parameters:
+        ids: tuple[object, ...] = target.orders if "order" in case.path else target.products
+        case.path_parameters["id"] = ids[choice % len(ids)]
+    if isinstance(case.body, dict) and "productId" in case.body:
+        case.body["productId"] = target.products[choice % len(target.products)]
+    if isinstance(case.body, dict) and "password" in case.body:
+        case.body["password"] = PASSWORD
+
+
+def _closed(described: Json) -> Json:
+    """The document with answers that may hold nothing but what it names. For clients it stays open to additions."""
+    closed: Json = orjson.loads(orjson.dumps(described))
+    for schema in closed["components"]["schemas"].values():
+        if schema.get("type") == "object":
+            schema.setdefault("additionalProperties", False)
+    for path in "/sse/stock/{id}", "/sse/order/{id}":  # schemathesis takes a stream's schema for that of one event
+        closed["paths"][path]["get"]["responses"]["200"]["content"]["text/event-stream"]["schema"] = {}
+    return closed
+
+
+def _validator(described: Json, schema: Json) -> jsonschema.Draft202012Validator:
+    return jsonschema.Draft202012Validator(
+        {"components": described["components"], **schema},
+        format_checker=jsonschema.Draft202012Validator.FORMAT_CHECKER,
+    )
+
+
+def _all_examples(node: Any) -> Iterator[tuple[Json, Any]]:
+    """Every (schema, example): in schemas, and beside them in contents, parameters and headers."""
+    if isinstance(node, list):
+        for item in node:
+            yield from _all_examples(item)
+    elif isinstance(node, dict):
+        if isinstance(node.get("schema"), dict):
+            for example in _examples(node):
+                yield node["schema"], example
+        elif isinstance(node.get("examples"), list):
+            for example in node["examples"]:
+                yield node, example
+        for name, item in node.items():
+            if name not in ("example", "examples"):
+                yield from _all_examples(item)
+
+
+def _examples(node: Json) -> list[Any]:
+    named = [example["value"] for example in node.get("examples", {}).values()]
+    return named + ([node["example"]] if "example" in node else [])
