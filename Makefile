@@ -1,7 +1,7 @@
 # Backend of Thrones. `make help` lists the targets; sizes and ports are environment variables (see `make help`).
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help setup up down reset demo test check
+.PHONY: schemas help setup up down reset demo load test check
 
 PYTHON ?= python3
 VENV := .venv
@@ -43,6 +43,11 @@ reset: ## Stop everything, delete the state, keep downloads
 demo: up ## A whole sale, the audit and a summary; exit 0 only when the books balance (ARGS=--down stops afterwards)
 	@$(THRONES) demo $(ARGS)
 
+SHAPE ?= reference
+
+load: up ## A load test and its books: SHAPE=reference, spike, step, soak or sell-out (ARGS="--scale 0.2": in a fifth of the time)
+	@$(BIN)/python -m bench.load $(SHAPE) $(ARGS)
+
 test: setup ## Every test, on a stack of its own
 	@$(BIN)/python -m pytest $(ARGS)
 
@@ -52,3 +57,6 @@ check: setup ## Format, lint, types, import walls, unit tests
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports
 	@$(BIN)/python -m pytest -q tests/unit
+
+schemas: setup ## schemas/*.schema.json anew from schemas/events.py
+	@$(BIN)/python -m schemas.generate

@@ -20,7 +20,9 @@ from locust.env import Environment
 from locust.runners import MasterRunner, WorkerRunner
 
 from bench.own_stack import CommandFailed, ensure_tokens, get, own_url, thrones
-from bench.sale_metrics import ENDS, Attendance, SaleMetrics, lines, show_progress
+from bench.sale_metrics import Attendance, SaleMetrics, show_progress
+from bench.sale_result import ENDS
+from bench.sale_text import lines
 from bench.sale_user import FOLLOW_S, FlashSaleUser, open_sale, sale_of
 from bench.shapes import SHAPES
 

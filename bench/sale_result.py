@@ -2,6 +2,14 @@
 
 import msgspec
 
+# What became of an accepted order -> the metric that counts it. Confirmed has the reference's name.
+ENDS = {
+    "confirmed": "fully_confirmed_orders",
+    "payment_failed": "declined_orders",
+    "failed": "failed_orders",
+    "unseen": "orders_without_an_end",
+}
+
 
 class Spread(msgspec.Struct, frozen=True):
     """Times in ms, rounded by locust to two digits; `max_ms` is exact."""
@@ -43,7 +51,7 @@ class SaleResult(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def clicks(self) -> int:
         """What users did of their own will: looked at the product, or bought. Following an order is not a click."""
-        return self.count("clicks")
+        return self.count("generator_late")  # noted at every click
 
     @property
     def offered_per_s(self) -> float:

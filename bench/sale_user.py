@@ -17,7 +17,8 @@ from locust.contrib.fasthttp import ResponseContextManager
 from locust.env import Environment
 
 from bench.own_stack import claims, own_url, read_tokens
-from bench.sale_metrics import ENDS, Answered, Attendance, ClientLog, SaleMetrics
+from bench.sale_metrics import Answered, Attendance, ClientLog, SaleMetrics
+from bench.sale_result import ENDS
 from bench.shapes import SHAPES, Shape
 
 FOLLOW_S = 60.0  # then an order is given up on
@@ -90,7 +91,6 @@ class FlashSaleUser(FastHttpUser):
         due_s = time.monotonic() + self.think_s
         time.sleep(self.think_s)
         self.sale.metrics.note("generator_late", (time.monotonic() - due_s) * 1000)
-        self.sale.metrics.note("clicks")
 
     def _look(self) -> None:
         with self._ask("GET", f"/api/products/{self.product}", "/api/products/[id]") as answer:

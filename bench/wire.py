@@ -4,6 +4,7 @@ Every failure says whether the request may have reached the server: `Unreachable
 """
 
 import asyncio
+from collections import deque
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import NamedTuple, cast
@@ -144,7 +145,7 @@ class Connections:
         parts = urlsplit(base_url)
         self.host = parts.hostname or "127.0.0.1"
         self.port = parts.port or 80
-        self._idle: list[Connection] = []
+        self._idle: deque[Connection] = deque()  # the longest idle goes first: all servers behind get their share
         self._free = asyncio.Semaphore(limit)
 
     async def ask(self, request: bytes, timeout_s: float) -> Reply:
@@ -166,7 +167,7 @@ class Connections:
 
     def _find_idle(self) -> Connection | None:
         while self._idle:
-            connection = self._idle.pop()
+            connection = self._idle.popleft()
             if connection.usable:
                 return connection
             connection.close()
@@ -183,4 +184,4 @@ class Connections:
 
     def close(self) -> None:
         while self._idle:
-            self._idle.pop().close()
+            self._idle.popleft().close()

@@ -5,11 +5,13 @@ from typing import Annotated
 
 import typer
 
+from consumers.analysis.cli import app as analysis_app
 from consumers.replay.cli import app as replay_app
 from infra.cli import Json, fail, report, run_command
 
 app = typer.Typer(no_args_is_help=True)
 app.add_typer(replay_app)
+app.add_typer(analysis_app)
 
 
 @app.command()
@@ -67,6 +69,9 @@ def lag(as_json: Json = False) -> None:
 @app.command()
 def demo(
     down: Annotated[bool, typer.Option("--down", help="Stop the stack afterwards.")] = False,
+    picture: Annotated[
+        Path | None, typer.Option("--picture", help="Keep the live view as it stood in mid-sale, as SVG.")
+    ] = None,
 ) -> None:
     """A whole sale on the running stack: 3,000 buyers, 1,000 units; then the audit. Exit 0 only if the books balance.
 
@@ -87,7 +92,7 @@ def demo(
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
     try:
-        ok = run_command(lambda: hold_sale(get_signing_settings(), Console()), busy=True)
+        ok = run_command(lambda: hold_sale(get_signing_settings(), Console(), picture), busy=True)
     finally:
         if down:
             stop(default_state_dir())

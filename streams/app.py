@@ -4,6 +4,7 @@ Faust reads, rebalances and commits; batching, effects and acknowledgements are 
 """
 
 import asyncio
+import os
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
@@ -31,6 +32,7 @@ from schemas.topics import Topic
 from .acks import InOrderAcks, Ticket
 from .dead_letters import DeadLetters
 
+STOP_DEADLINE_S = DRAIN_DEADLINE_S + 3.0  # the supervisor kills after 25 s
 log = get_logger()
 Record = Ticket["faust.Event"]
 Acks = InOrderAcks["faust.Event", TP]
@@ -129,6 +131,8 @@ class StageApp(faust.App):
 
     async def on_stop(self) -> None:
         self.taking = False
+        # Faust's consumer waits for ever for a broker that is gone. What is unfinished then is still in the log.
+        asyncio.get_running_loop().call_later(STOP_DEADLINE_S, _end_at_once)
         if self.resources is not None and not self._work.done():
             with suppress(TimeoutError):
                 async with asyncio.timeout(DRAIN_DEADLINE_S - 5.0):
@@ -144,6 +148,11 @@ class StageApp(faust.App):
         if not work.cancelled() and (error := work.exception()) is not None:
             log.error("stage stopped", error=repr(error))
             asyncio.get_running_loop().create_task(self.crash(error))
+
+
+def _end_at_once() -> None:
+    log.error("ended: it did not stop in time", deadline_s=STOP_DEADLINE_S)
+    os._exit(1)
 
 
 def stage_app(group: str, topic: Topic, make_stage: MakeStage) -> StageApp:

@@ -14,6 +14,10 @@ from schemas.topics import DEAD_LETTERS
 LIMIT = 2_000  # letters within WINDOW_S
 WINDOW_S = 60.0
 MAX_REASON_BYTES = 500
+# A broker takes 1 MiB, headers included, but a record that came compressed may unpack to more; what is cut off is still in
+# the source topic.
+MAX_VALUE_BYTES = 900_000
+MAX_KEY_BYTES = 64_000
 
 log = get_logger()
 
@@ -37,14 +41,17 @@ class DeadLetters:
     ) -> None:
         """Returns when the letter is acknowledged; only then may its source record be."""
         self._count()
-        headers = (
+        headers: tuple[tuple[str, bytes], ...] = (
             ("source-topic", topic.encode()),
             ("source-partition", str(partition).encode()),
             ("source-offset", str(offset).encode()),
             ("reason", reason.encode()[:MAX_REASON_BYTES]),
         )
+        key, value = key or b"", value or b""
+        if len(key) > MAX_KEY_BYTES or len(value) > MAX_VALUE_BYTES:
+            headers = (*headers, ("cut-from-bytes", f"key {len(key)}, value {len(value)}".encode()))
         log.warning("dead letter", topic=topic, partition=partition, offset=offset, reason=reason[:200])
-        await self._publisher.publish(DEAD_LETTERS, key or b"", value or b"", headers)
+        await self._publisher.publish(DEAD_LETTERS, key[:MAX_KEY_BYTES], value[:MAX_VALUE_BYTES], headers)
         self.buried += 1
 
     def _count(self) -> None:

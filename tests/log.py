@@ -49,10 +49,10 @@ async def committed(settings: Settings, group: str, topic: Topic) -> dict[int, i
 
 
 @asynccontextmanager
-async def producing(settings: Settings) -> AsyncIterator[AIOKafkaProducer]:
+async def producing(settings: Settings, **options: Any) -> AsyncIterator[AIOKafkaProducer]:
     """A producer as anybody may have one: it appends what it is told to."""
     producer = AIOKafkaProducer(
-        bootstrap_servers=settings.kafka_bootstrap_servers, max_request_size=8 << 20, linger_ms=2
+        bootstrap_servers=settings.kafka_bootstrap_servers, max_request_size=8 << 20, linger_ms=2, **options
     )
     await producer.start()
     try:

@@ -1,33 +1,72 @@
-"""A tally in, a live table on a terminal or a plain line a second elsewhere out."""
+"""A tally in, the sale live on a terminal or a plain line a second elsewhere out."""
 
 import asyncio
+import io
+import re
 import time
 from collections.abc import Callable
+from pathlib import Path
 
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.live import Live
-from rich.table import Table
 
+from infra.registry import live_rows
 from schemas.order_state import Status
 
 from .tally import Tally, milliseconds, percentile
+from .view import WIDTH, Rates, screen
 
 LIVE_EVERY_S = 0.25
 LINE_EVERY_S = 1.0
-OWN = "own: accepted to ended, less the provider's time"
+MEMBERS_EVERY_S = 2.0
+FONTS_FROM_AFAR = re.compile(r"@font-face \{.*?\}\s*", re.DOTALL)  # a picture loads nothing when it is looked at
+TELLING = 0.6  # a picture of the sale is taken when this share of the units has been accepted
 
 
-async def show_progress(tally: Tally, console: Console) -> None:
-    """Until cancelled; what stands at the end is shown once more."""
-    started = time.monotonic()
-    if console.is_terminal:
-        with Live(_table(tally, 0.0), console=console, transient=False) as live:
-            await _repeat(LIVE_EVERY_S, lambda: live.update(_table(tally, time.monotonic() - started)))
-    else:
-        await _repeat(
-            LINE_EVERY_S,
-            lambda: console.print(_line(tally, time.monotonic() - started), highlight=False, soft_wrap=True),
-        )
+class Progress:
+    """How a sale goes, while `show` runs."""
+
+    def __init__(self, tally: Tally, units: int, console: Console) -> None:
+        self._tally, self._units, self._console = tally, units, console
+        self._started = time.monotonic()
+        self._rates = Rates()
+        self._members = live_rows()
+        self._members_at = self._started
+        self._telling: RenderableType | None = None
+
+    async def show(self) -> None:
+        """Until cancelled; what stands at the end is shown once more."""
+        self._started = time.monotonic()
+        if self._console.is_terminal:
+            with Live(self._screen(), console=self._console, auto_refresh=False) as live:
+                await _repeat(LIVE_EVERY_S, lambda: live.update(self._screen(), refresh=True))
+        else:
+            await _repeat(LINE_EVERY_S, self._print_line)
+
+    def save(self, path: Path) -> None:
+        """The screen as it stood in mid-sale, as SVG."""
+        console = Console(record=True, width=WIDTH, file=io.StringIO(), force_terminal=True)
+        console.print(self._telling or self._screen())
+        svg = console.export_svg(title="make demo")
+        path.write_text(FONTS_FROM_AFAR.sub("", svg))
+
+    @property
+    def _elapsed_s(self) -> float:
+        return time.monotonic() - self._started
+
+    def _screen(self) -> RenderableType:
+        now = time.monotonic()
+        if now - self._members_at > MEMBERS_EVERY_S:
+            self._members, self._members_at = live_rows(), now
+        view = screen(self._tally, self._units, self._elapsed_s, self._rates, self._members)
+        if self._telling is None and len(self._tally.accepted) >= TELLING * self._units:
+            self._telling = view
+        return view
+
+    def _print_line(self) -> None:
+        self._screen()  # not shown here, but a picture may be asked for
+        facts = "  ".join(f"{name} {value}" for name, value in _facts(self._tally))
+        self._console.print(f"{self._elapsed_s:5.1f} s  {facts}", highlight=False, soft_wrap=True)
 
 
 async def _repeat(every_s: float, show: Callable[[], None]) -> None:
@@ -50,15 +89,3 @@ def _facts(tally: Tally) -> list[tuple[str, str]]:
         ("own p50", milliseconds(percentile(tally.own_delay_s, 50))),
         ("own p95", milliseconds(percentile(tally.own_delay_s, 95))),
     ]
-
-
-def _line(tally: Tally, elapsed_s: float) -> str:
-    return f"{elapsed_s:5.1f} s  " + "  ".join(f"{name} {value}" for name, value in _facts(tally))
-
-
-def _table(tally: Tally, elapsed_s: float) -> Table:
-    table = Table(title=f"The sale, {elapsed_s:.0f} s in", caption=OWN, title_justify="left", caption_justify="left")
-    for name, _ in _facts(tally):
-        table.add_column(name, justify="right", min_width=len(name))
-    table.add_row(*(value for _, value in _facts(tally)))
-    return table

@@ -3,6 +3,7 @@
 import asyncio
 import time
 from contextlib import suppress
+from pathlib import Path
 
 import aiohttp
 from rich.console import Console
@@ -18,7 +19,7 @@ from schemas.ids import ProductId
 
 from .buyers import Buyer, Crowd
 from .people import timetable, tokens
-from .progress import show_progress
+from .progress import Progress
 from .summary import passed, summary
 from .tally import Tally
 from .watchers import EndsOnTheLog, watch_stock
@@ -36,8 +37,11 @@ class NotReady(operations.Refused):
     """The stack does not serve."""
 
 
-async def demo(settings: SigningSettings, console: Console) -> bool:
-    """The whole show; True when the books balance and no buyer saw what must not be. Raises NotReady."""
+async def demo(settings: SigningSettings, console: Console, picture: Path | None = None) -> bool:
+    """The whole show; True when the books balance and no buyer saw what must not be. Raises NotReady.
+
+    `picture` gets the live view as it stood in mid-sale, terminal or not.
+    """
     url = _url(settings)
     connector = aiohttp.TCPConnector(limit=0, keepalive_timeout=8)  # below the gateway's 10 s
     timeout = aiohttp.ClientTimeout(total=30)
@@ -50,7 +54,10 @@ async def demo(settings: SigningSettings, console: Console) -> bool:
             console.print(f"{UNITS} units of product {product}, {BUYERS} buyers: preparing", highlight=False)
             buyers = timetable(await tokens(session, url, stores.pool, settings, BUYERS), product)
         tally = Tally()
-        took_s = await _hold(settings, session, product, buyers, tally, console)
+        progress = Progress(tally, UNITS, console)
+        took_s = await _hold(settings, session, product, buyers, tally, progress)
+    if picture is not None:
+        progress.save(picture)
     console.print("The audit: waiting for quiet, then reading every book", highlight=False)
     report = await audit(settings, product, AUDIT_WAIT_S)
     console.print("\n" + summary(tally, report, took_s, url), highlight=False, markup=False, soft_wrap=True)
@@ -63,7 +70,7 @@ async def _hold(
     product: ProductId,
     buyers: list[Buyer],
     tally: Tally,
-    console: Console,
+    progress: Progress,
 ) -> float:
     """The sale itself; how many seconds it took."""
     url = _url(settings)
@@ -73,7 +80,7 @@ async def _hold(
     try:
         async with background(*watching, log.run()):
             await asyncio.sleep(DOORS_S)
-            async with background(show_progress(tally, console)):
+            async with background(progress.show()):
                 started = time.monotonic()
                 with suppress(TimeoutError):
                     async with asyncio.timeout(SALE_TIMEOUT_S):

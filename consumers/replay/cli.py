@@ -43,7 +43,7 @@ def replay(
     """
     from infra.settings import get_settings
 
-    from .output import STDOUT
+    from .output import STDOUT, EnoughRead
     from .reader import ReplayError
     from .replay import Request, bound, show
     from .replay import replay as copy
@@ -55,7 +55,7 @@ def replay(
             summary = run_command(lambda: copy(get_settings(), request, say))
     except ReplayError as error:
         fail(str(error))
-    except BrokenPipeError:
+    except EnoughRead:
         _end_quietly()
     import msgspec
 
@@ -65,7 +65,6 @@ def replay(
 
 
 def _end_quietly() -> None:
-    """The reader of a pipe had enough (`| head`)."""
     import os
 
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else Python complains at exit

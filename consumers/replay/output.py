@@ -24,6 +24,10 @@ ASIDE_SUFFIX = ".undecodable.jsonl"
 ASIDE_NAME = "undecodable.jsonl"
 
 
+class EnoughRead(Exception):
+    """Nobody reads standard output any more (`| head`)."""
+
+
 class Format(StrEnum):
     """How rows are written; a file's ending says which."""
 
@@ -82,9 +86,10 @@ class _Jsonl:
 
 
 class Output:
-    """Where a replay writes. `destination` is None for standard output, which alone can be left half-written."""
+    """Where a replay writes; `draft` is None for standard output, which alone can be left half-written."""
 
-    def __init__(self, draft: Path | None, kind: Format, by_date: bool) -> None:
+    def __init__(self, name: str, draft: Path | None, kind: Format, by_date: bool) -> None:
+        self._name = name
         self._draft = draft
         self._kind = kind
         self._by_date = by_date
@@ -96,7 +101,22 @@ class Output:
         else:
             self._rows("")  # a replay of nothing is still a file
 
-    def write(self, table: pa.Table) -> None:
+    def write(self, table: pa.Table, aside: Sequence[Aside]) -> None:
+        """Raises ReplayError when the disk is full, EnoughRead when nobody reads standard output any more."""
+        with writing(self._name):
+            if table.num_rows:
+                self._write(table)
+            if aside:
+                self._put_aside(aside)
+
+    def close(self) -> None:
+        with writing(self._name):
+            for rows in self._open.values():
+                rows.close()
+            if self._aside is not None and self._draft is not None:
+                self._aside.close()
+
+    def _write(self, table: pa.Table) -> None:
         if not self._by_date:
             self._rows("").write(table)
             return
@@ -106,18 +126,10 @@ class Output:
         for folder in pc.unique(folders).to_pylist():
             self._rows(folder).write(table.filter(pc.equal(folders, folder)))
 
-    def put_aside(self, records: Sequence[Aside]) -> None:
-        if self._aside is None and records:
+    def _put_aside(self, records: Sequence[Aside]) -> None:
+        if self._aside is None:
             self._aside = sys.stderr.buffer if self._draft is None else aside_of(self._draft, self._by_date).open("wb")
-        for record in records:
-            assert self._aside is not None
-            self._aside.write(record.line() + b"\n")
-
-    def close(self) -> None:
-        for rows in self._open.values():
-            rows.close()
-        if self._aside is not None and self._draft is not None:
-            self._aside.close()
+        self._aside.writelines(record.line() + b"\n" for record in records)
 
     def _rows(self, folder: str) -> Rows:
         if folder not in self._open:
@@ -165,11 +177,11 @@ def format_of(out: str, by_date: bool) -> Format:
 def output(out: str, *, by_date: bool, force: bool) -> Iterator[Output]:
     """Rows written in the body stand at `out` when it ends well; when it does not, what stood there is untouched.
 
-    Raises ReplayError before anything is read when `out` cannot be.
+    Raises ReplayError: before anything is read when `out` cannot be, later when the disk is full.
     """
     kind = format_of(out, by_date)
     if out == STDOUT:
-        opened = Output(None, kind, by_date)
+        opened = Output(out, None, kind, by_date)
         yield opened
         opened.close()
         return
@@ -177,17 +189,30 @@ def output(out: str, *, by_date: bool, force: bool) -> Iterator[Output]:
     _check_place(path, by_date, force)
     draft = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
-        opened = Output(draft, kind, by_date)
+        with writing(out):
+            opened = Output(out, draft, kind, by_date)
         try:
             yield opened
         finally:
             opened.close()
-        _move(draft, path, by_date)
-    except OSError as error:
-        raise ReplayError(f"{out} could not be written, and nothing of it was left: {_why(error)}") from error
+        with writing(out):
+            _move(draft, path, by_date)
     finally:
         _remove(draft)
         _remove(aside_of(draft, by_date=False))
+
+
+@contextmanager
+def writing(out: str) -> Iterator[None]:
+    """The disk's errors apart from the broker's."""
+    try:
+        yield
+    except BrokenPipeError:
+        raise EnoughRead from None
+    except OSError as error:
+        left = "" if out == STDOUT else ", and nothing of it was left"
+        why = os.strerror(error.errno) if error.errno else str(error)
+        raise ReplayError(f"{out} could not be written{left}: {why}") from error
 
 
 def _check_place(path: Path, by_date: bool, force: bool) -> None:
@@ -199,7 +224,7 @@ def _check_place(path: Path, by_date: bool, force: bool) -> None:
         raise ReplayError(f"{path} exists; --force replaces it")
     if path.is_dir() != by_date:
         raise ReplayError(f"{path} is {'a directory' if path.is_dir() else 'a file'}: --force does not replace that")
-    if by_date and any(not name.startswith("topic=") and name != ASIDE_NAME for name in os.listdir(path)):
+    if by_date and any(not found.name.startswith("topic=") and found.name != ASIDE_NAME for found in path.iterdir()):
         raise ReplayError(f"{path} holds more than a replay: --force does not delete that")
 
 
@@ -224,10 +249,6 @@ def _remove(path: Path) -> None:
         shutil.rmtree(path)
     else:
         path.unlink(missing_ok=True)
-
-
-def _why(error: OSError) -> str:
-    return os.strerror(error.errno) if error.errno else str(error)
 
 
 def size_of(path: Path) -> int:

@@ -3,6 +3,7 @@
 What is read is fixed at the start (`Span` by partition), so a replay of a living topic ends.
 """
 
+import asyncio
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -144,9 +145,13 @@ class TopicReader:
 @asynccontextmanager
 async def topic_reader(settings: Settings) -> AsyncIterator[TopicReader]:
     consumer = make_consumer(
-        settings, max_partition_fetch_bytes=PARTITION_FETCH_BYTES, fetch_max_wait_ms=WAIT_MS, auto_offset_reset="earliest"
+        settings,
+        max_partition_fetch_bytes=PARTITION_FETCH_BYTES,
+        fetch_max_wait_ms=WAIT_MS,
+        auto_offset_reset="earliest",
     )
     await consumer.start()
+    await asyncio.sleep(0)  # lets its tasks begin: aiokafka's stop() fails on one that never did
     try:
         yield TopicReader(consumer)
     finally:

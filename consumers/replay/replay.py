@@ -1,5 +1,6 @@
 """`thrones replay`: a stretch of topics in, a file out and a summary. Reads without a group, so it has no side effects."""
 
+import asyncio
 import time
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
@@ -83,8 +84,8 @@ def bound(text: str | None) -> Bound | None:
 async def replay(settings: Settings, request: Request, say: Say | None = None) -> Summary:
     """Raises ReplayError (nothing is left behind then), KafkaError or OSError when the broker does not answer."""
     started = time.monotonic()
-    async with topic_reader(settings) as reader:
-        with output(request.out, by_date=request.by_date, force=request.force) as out:
+    with output(request.out, by_date=request.by_date, force=request.force) as out:
+        async with topic_reader(settings) as reader:
             topics = await _copy(reader, request, out, say)
     written = sum(topic.written for topic in topics.values())
     undecodable = sum(topic.undecodable for topic in topics.values())
@@ -115,7 +116,7 @@ async def _copy(reader: TopicReader, request: Request, out: Output, say: Say | N
         topics[batch[0].topic].records += len(batch)
         waiting += batch if key is None else [record for record in batch if record.key == key]
         if len(waiting) >= ROWS_AT_ONCE:
-            _write(waiting, out, topics)
+            await _aside(_write, waiting, out, topics)
             waiting = []
         if say and time.monotonic() - said > SAY_EVERY_S:
             said = time.monotonic()
@@ -128,13 +129,21 @@ async def _copy(reader: TopicReader, request: Request, out: Output, say: Say | N
     return topics
 
 
+async def _aside(write: Callable[..., None], *arguments: object) -> None:
+    """In a thread, so that fetching goes on meanwhile. It always ends first: what it writes to is closed after it."""
+    writing = asyncio.ensure_future(asyncio.to_thread(write, *arguments))
+    try:
+        await asyncio.shield(writing)
+    except asyncio.CancelledError:
+        await writing
+        raise
+
+
 def _write(records: Sequence[Record], out: Output, topics: dict[str, TopicSummary]) -> None:
     if not records:
         return
     table, aside = to_table(records)
-    if table.num_rows:
-        out.write(table)
-    out.put_aside(aside)
+    out.write(table, aside)
     for record in records:
         topics[record.topic].count(record.timestamp)
     for odd in aside:

@@ -6,12 +6,13 @@ does not decode becomes no row: it is returned beside the table, as it was found
 
 import base64
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import msgspec
 import pyarrow as pa
+import pyarrow.compute as pc
 from msgspec import UNSET
 
 from schemas.codec import VERSION_HEADER, Undecodable, decode
@@ -109,7 +110,7 @@ def to_table(records: Sequence[Record]) -> tuple[pa.Table, list[Aside]]:
     if len(parts) < 2:
         return (parts[0] if parts else SCHEMA.empty_table()), aside
     order = pa.array([n for rows in found.values() for n, _, _ in rows])
-    ranks = pa.compute.sort_indices(order)
+    ranks = pc.sort_indices(order)
     return pa.concat_tables(parts).take(ranks), aside
 
 
@@ -128,16 +129,16 @@ def _columns(kind: type[AnyEvent], rows: Sequence[tuple[int, Record, AnyEvent]])
     names = kind.__struct_fields__
     values = zip(*[msgspec.structs.astuple(event) for _, _, event in rows], strict=True)
     for name, column in zip(names, values, strict=True):
-        columns[name] = pa.array([_plain(name)(value) for value in column], _TYPES[name])
+        columns[name] = pa.array(_plain(kind, name, column), _TYPES[name])
     return pa.table([columns.get(name, pa.nulls(len(records), _TYPES[name])) for name in SCHEMA.names], schema=SCHEMA)
 
 
-def _plain(name: str) -> Callable[[Any], Any]:
-    return _steps if name == "steps" else _set
-
-
-def _set(value: Any) -> Any:
-    return None if value is UNSET else value
+def _plain(kind: type[AnyEvent], name: str, column: Sequence[Any]) -> Sequence[Any]:
+    if name == "steps":
+        return [_steps(value) for value in column]
+    if kind.__struct_defaults__ and name in kind.__struct_fields__[-len(kind.__struct_defaults__) :]:
+        return [None if value is UNSET else value for value in column]
+    return column  # never absent
 
 
 def _steps(value: Any) -> str | None:

@@ -6,7 +6,10 @@ from datetime import UTC, datetime, time, timedelta
 
 _AGO = re.compile(r"(\d+)(s|m|h|d)")
 _UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}
-EXAMPLES = "an offset (1500), a time (2026-11-22T12:00:03.250Z; without a zone it is UTC), a time of today (12:00:03.250), or how long ago (15m)"
+EXAMPLES = (
+    "an offset (1500), a time (2026-11-22T12:00:03.250Z; UTC without a zone), a time of today (12:00:03.250), "
+    "or how long ago (15m)"
+)
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,7 +6,7 @@ The load never stops; processes are killed one after the other, and the books ar
 import asyncio
 import time
 from collections import Counter
-from collections.abc import Awaitable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
 import msgspec
@@ -22,14 +22,16 @@ pytestmark = pytest.mark.timeout(240)
 RATE = 150
 BETWEEN_S = 1.5  # after a replaced process has registered itself, before the next kill
 FIRST_AFTER_S = 2.0
-LAST_S = 4.0  # of load after the last replacement
+LAST_S = 1.0  # of load after the last fault
+SELLS_AGAIN_MAX_S = 45.0  # with every core busy
+STOP_MAX_S = 40.0  # the slowest process may take 25 s to drain
 LOAD_MAX_S = 150.0
 RESTART_MAX_S = 20.0  # with every core busy; the supervisor itself waits half a second
 STOCK = 100_000
 
 
-async def _sale_with(stack: Stack, faults: Awaitable[None]) -> tuple[int, Result]:
-    """A steady sale that goes on until `faults` have happened, and a little longer."""
+async def _sale_with(stack: Stack, faults: Callable[[int], Awaitable[None]]) -> tuple[int, Result]:
+    """A steady sale that goes on until `faults` (called with the product) have happened, and a little longer."""
     product = await asyncio.to_thread(stack.new_product, STOCK)
     stop = asyncio.Event()
     plan = {
@@ -43,7 +45,7 @@ async def _sale_with(stack: Stack, faults: Awaitable[None]) -> tuple[int, Result
     load = asyncio.create_task(stack.buy(product, stop, **plan))
     try:
         await asyncio.sleep(FIRST_AFTER_S)
-        await faults
+        await faults(product)
         assert not load.done(), "the faults took longer than the load"
         await asyncio.sleep(LAST_S)
         stop.set()
@@ -55,6 +57,7 @@ async def _sale_with(stack: Stack, faults: Awaitable[None]) -> tuple[int, Result
 
 
 async def _kill_each(stack: Stack, roles: Sequence[str]) -> dict[str, float]:
+    """Seconds that each took to be replaced."""
     took: dict[str, float] = {}
     for role in roles:
         took[role] = round(await stack.kill_and_wait(role), 2)
@@ -63,16 +66,35 @@ async def _kill_each(stack: Stack, roles: Sequence[str]) -> dict[str, float]:
     return took
 
 
-def _outcomes_since(stack: Stack, product: int, since_s: float) -> Counter[str]:
-    lines = stack.client_log(product).read_bytes().splitlines()
-    answers = [msgspec.json.decode(line) for line in lines]
-    return Counter(answer["outcome"] for answer in answers if answer["at_ms"] > since_s * 1000)
+async def _sells_again(stack: Stack, product: int, killed_at_s: float) -> float:
+    """Seconds from a kill until orders were accepted again without a break for a second."""
+    while True:
+        now_s = time.time()
+        outcomes = _outcomes(stack, product, now_s - 1.5, now_s - 0.5)
+        if now_s - killed_at_s > 2.0 and outcomes["A"] > 0.9 * max(RATE, sum(outcomes.values())):
+            return now_s - 1.5 - killed_at_s
+        assert now_s - killed_at_s < SELLS_AGAIN_MAX_S, f"no sale any more: {outcomes}"
+        await asyncio.sleep(0.2)
+
+
+def _outcomes(stack: Stack, product: int, from_s: float, to_s: float) -> Counter[str]:
+    """What clients were answered between two times (epoch seconds)."""
+    found: Counter[str] = Counter()
+    for line in reversed(stack.client_log(product).read_bytes().splitlines()):
+        answer = msgspec.json.decode(line)
+        if answer["at_ms"] < (from_s - 1.0) * 1000:  # lines are in the order of their times, but for a flush's delay
+            break
+        found[answer["outcome"]] += from_s <= answer["at_ms"] / 1000 < to_s
+    return found
 
 
 async def _balanced(stack: Stack, product: int, result: Result) -> dict[str, Any]:
     """The books within 60 s of the load's end, and what clients were told against them."""
+    ended_at = time.monotonic()
     assert (result.two_orders, result.bad_answers) == ([], [])
-    return books(await asyncio.to_thread(stack.audit, product))
+    found = books(await asyncio.to_thread(stack.audit, product))
+    print(f"the books balanced {time.monotonic() - ended_at:.1f} s after the load")
+    return found
 
 
 async def test_each_application_process_dies_once_during_a_sale(stack: Stack) -> None:
@@ -80,10 +102,10 @@ async def test_each_application_process_dies_once_during_a_sale(stack: Stack) ->
     roles = ("gateway", "order-stage", "payment-stage", "relay", "projector", "reconciler")
     took: dict[str, float] = {}
 
-    async def faults() -> None:
+    async def faults(product: int) -> None:
         took.update(await _kill_each(stack, roles))
 
-    product, result = await _sale_with(stack, faults())
+    product, result = await _sale_with(stack, faults)
     assert max(took.values()) < RESTART_MAX_S, took
     found = await _balanced(stack, product, result)
     assert result.over_5_s == 0
@@ -95,29 +117,32 @@ async def test_each_application_process_dies_once_during_a_sale(stack: Stack) ->
 
 async def test_each_server_dies_once_during_a_sale(stack: Stack) -> None:
     """Redis, Kafka, Postgres and the provider: refusals meanwhile are definite, then the sale goes on by itself."""
-    roles = ("redis", "kafka", "postgres", "payment-gateway")
 
-    async def faults() -> None:
-        await _kill_each(stack, roles)
+    async def faults(product: int) -> None:
+        for role in ("redis", "kafka", "postgres", "payment-gateway"):
+            killed_at_s = time.time()
+            replaced_s = await stack.kill_and_wait(role)
+            again_s = await _sells_again(stack, product, killed_at_s)
+            print(f"{role}: replaced after {replaced_s:.1f} s, sells again after {again_s:.1f} s")
 
-    product, result = await _sale_with(stack, faults())
-    served = await asyncio.to_thread(_outcomes_since, stack, product, time.time() - LAST_S)
-    assert served["A"] > 0.8 * sum(served.values()), f"the sale did not go on: {served}"
+    product, result = await _sale_with(stack, faults)
     await _balanced(stack, product, result)
 
 
 async def test_the_supervisor_dies_during_a_sale_its_children_stop_and_up_resumes_without_loss(stack: Stack) -> None:
-    children = [row["pid"] for row in await asyncio.to_thread(stack.rows) if row["role"] != "supervisor"]
+    """And nobody has to help: no rebuild by hand, no reset."""
+    children = {row["pid"]: row["role"] for row in stack.rows() if row["role"] != "supervisor"}
 
-    async def faults() -> None:
-        await asyncio.to_thread(stack.kill, "supervisor")
-        deadline = time.monotonic() + 30
-        while not all(gone(pid) for pid in children):
-            assert time.monotonic() < deadline, "children outlived their supervisor"
+    async def faults(product: int) -> None:
+        stack.kill("supervisor")
+        deadline = time.monotonic() + STOP_MAX_S
+        while left := [role for pid, role in children.items() if not gone(pid)]:
+            assert time.monotonic() < deadline, f"outlived their supervisor: {left}"
             await asyncio.sleep(0.1)
+        up_at_s = time.time()
         await asyncio.to_thread(stack.up)
+        again_s = await _sells_again(stack, product, up_at_s)
+        print(f"supervisor: sells again {again_s:.1f} s after `thrones up`")
 
-    product, result = await _sale_with(stack, faults())
-    served = await asyncio.to_thread(_outcomes_since, stack, product, time.time() - LAST_S)
-    assert served["A"] > 0.8 * sum(served.values()), f"the sale did not go on: {served}"
+    product, result = await _sale_with(stack, faults)
     await _balanced(stack, product, result)

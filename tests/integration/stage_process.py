@@ -1,9 +1,9 @@
-"""A stage as a process of its own, on a topic and in a group of its own: `python -m tests.integration.stage_process KIND GROUP TOPIC PARTITIONS`.
+"""A stage as a process of its own, on a topic and in a group of its own.
 
-KIND `order` and `payment` are the real stages (with a low dead-letter limit, LIMIT in the environment). The others do one
-unit of work a record, which is to write its value to the file WORK; a record that starts with "slow" is worked on until the
-file RELEASE exists. `in-order` acknowledges as our stages do; `concurrent` is what one would write first, faust's own
-concurrency and acknowledgements, on the same settings.
+`python -m tests.integration.stage_process KIND GROUP TOPIC PARTITIONS`. KIND `order` and `payment` are the real stages (with
+a low dead-letter limit, LIMIT in the environment). The others do one unit of work a record, which is to write its value to
+the file WORK; a record that starts with "slow" is worked on until the file RELEASE exists. `in-order` acknowledges as our
+stages do; `concurrent` is what one would write first, faust's own concurrency and acknowledgements, on the same settings.
 """
 
 import asyncio
@@ -25,12 +25,20 @@ from streams.payment_stage import PaymentStage
 CONCURRENCY = 100
 
 
-async def work(value: bytes) -> None:
-    """The effect: one line in a file, durable against the death of this process."""
-    while value.startswith(b"slow") and not Path(os.environ["RELEASE"]).exists():
-        await asyncio.sleep(0.02)
+def released() -> bool:
+    return Path(os.environ["RELEASE"]).exists()
+
+
+def write_down(value: bytes) -> None:
     with Path(os.environ["WORK"]).open("ab") as done:
         done.write(value + b"\n")
+
+
+async def work(value: bytes) -> None:
+    """The effect: one line in a file, durable against the death of this process."""
+    while value.startswith(b"slow") and not released():  # noqa: ASYNC110 - another process releases it
+        await asyncio.sleep(0.02)
+    write_down(value)
 
 
 class InOrder:
@@ -73,7 +81,7 @@ def main(kind: str, group: str, name: str, partitions: str) -> None:
     topic = Topic(name, "any", int(partitions), FOR_EVER)
     CONSUMED_BY[group] = topic
     limit = int(os.environ.get("LIMIT", "1000"))
-    streams.app.DeadLetters = partial(DeadLetters, limit=limit)  # type: ignore[assignment,misc,attr-defined]
+    streams.app.DeadLetters = partial(DeadLetters, limit=limit)  # type: ignore[assignment,attr-defined]
     if kind == "concurrent":
         app = concurrent_app(group, topic)
     else:

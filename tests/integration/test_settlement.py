@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Literal
 
 import asyncpg
 import pytest
@@ -21,6 +22,8 @@ from schemas.topics import ORDER_STATUS
 from tests.books import hold, open_books, read_books, wish
 from tests.log import tailing
 from tests.rows import Placed, create_product, place, taken
+
+Outcome = Literal[Status.CONFIRMED, Status.PAYMENT_FAILED]
 
 
 @dataclass
@@ -117,7 +120,7 @@ async def test_every_step_may_be_taken_again_by_anyone(sale: Sale) -> None:
 async def test_two_who_settle_the_same_order_at_once_move_its_units_once(sale: Sale) -> None:
     """Payment stage, reconciler and relay may meet; the first definite answer wins and all announce it."""
     asked, _ = await sale.order(quantity=5)
-    outcomes = [Status.CONFIRMED, Status.PAYMENT_FAILED] * 5
+    outcomes: list[Outcome] = [Status.CONFIRMED, Status.PAYMENT_FAILED] * 5
     async with tailing(sale.settings, ORDER_STATUS) as tail:
         await asyncio.gather(*(sale.desk.settle([Verdict(asked.order_id, status)]) for status in outcomes))
         events = await tail.statuses(len(outcomes), asked.order_id)
@@ -147,7 +150,7 @@ async def test_books_that_ended_an_order_otherwise_are_closed_and_waited_for(sal
     settling = asyncio.create_task(sale.desk.settle([Verdict(asked.order_id, Status.CONFIRMED)]))
     try:
         async with asyncio.timeout(10):
-            while await sale.redis.hget(keys.stock(sale.product), "state") != b"closed":
+            while await sale.redis.hget(keys.stock(sale.product), "state") != b"closed":  # noqa: ASYNC110 - Redis tells nobody
                 await asyncio.sleep(0.01)
         assert not settling.done()
     finally:
@@ -172,5 +175,5 @@ async def test_an_unknown_outcome_is_said_and_moves_nothing(sale: Sale) -> None:
 
 async def _until_row_is(sale: Sale, asked: Reservation, status: Status) -> None:
     async with asyncio.timeout(10):
-        while (await read_rows(sale.pool, [asked.order_id]))[asked.order_id].status is not status:
+        while (await read_rows(sale.pool, [asked.order_id]))[asked.order_id].status is not status:  # noqa: ASYNC110
             await asyncio.sleep(0.01)

@@ -192,6 +192,7 @@ def poison() -> list[tuple[bytes | None, Headers]]:
         (b"[" * 60_000, VERSIONED),
         (b'{"type":"payment.requested","x":' + b"[" * 60_000, VERSIONED),
         (b"x" * 1_000_000, VERSIONED),
+        (b"x" * 5_000_000, VERSIONED),  # larger, once unpacked, than what the dead-letter topic takes
         (good.replace(b'"order_id":"', b'"order_id":"x'), VERSIONED),
         (placed.replace(b'"quantity":1', b'"quantity":%d' % 2**40), VERSIONED),
         (placed.replace(b'"currency":"USD"', b'"currency":"U\\u0000D"'), VERSIONED),
@@ -215,7 +216,7 @@ def order_placed(product: ProductId, order_id: OrderId, version: int) -> OrderPl
 
 
 async def inject(stage: StageProcess, records: list[tuple[bytes | None, Headers]]) -> None:
-    async with producing(stage.settings) as producer:
+    async with producing(stage.settings, compression_type="gzip") as producer:
         for value, headers in records:
             await producer.send_and_wait(stage.topic.name, value, b"poison", headers=headers)
 

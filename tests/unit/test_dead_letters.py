@@ -60,6 +60,15 @@ async def test_a_long_reason_is_cut() -> None:
     assert len(publisher.letters[0][3]["reason"]) <= MAX_REASON_BYTES
 
 
+async def test_a_letter_always_fits_into_the_topic() -> None:
+    """A record may be larger than what a broker takes back (compressed, or with our headers): it is cut, and says so."""
+    publisher = FakePublisher()
+    await letters_to(publisher).bury("orders", 0, 0, b"k" * 1_000_000, b"v" * 50_000_000, "too large")
+    _, key, value, headers = publisher.letters[0]
+    assert len(key) + len(value) + sum(len(n) + len(v) for n, v in headers.items()) < 1_000_000
+    assert headers["cut-from-bytes"] == b"key 1000000, value 50000000"
+
+
 async def test_the_limit_counts_letters_within_a_window_and_raises_before_the_next_is_sent() -> None:
     """Old letters are forgotten; one above the limit within a minute is not sent, so it cannot be acknowledged."""
     now_s = 0.0

@@ -1,0 +1,102 @@
+"""The commands of analysts that ask the log: `sql`, `prove`, `rewind`, `report`."""
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from consumers.replay.cli import From, To
+from infra.cli import Json, fail, run_command
+
+if TYPE_CHECKING:
+    import duckdb
+
+app = typer.Typer(no_args_is_help=True)
+
+Data = Annotated[
+    list[Path] | None,
+    typer.Option("--data", help="Files or directories of `thrones replay`; without it the topics are read."),
+]
+
+
+@app.command()
+def sql(
+    query: Annotated[
+        str | None, typer.Argument(help="One statement; without it they are read from standard input.")
+    ] = None,
+    data: Data = None,
+    start: From = None,
+    end: To = None,
+    as_csv: Annotated[bool, typer.Option("--csv", help="All rows as CSV.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Ask the log in SQL (DuckDB). Views: orders, payments, order_history, stock_timeline, funnel, events; see docs/data.md.
+
+    Example: thrones sql "SELECT status, count(*) FROM orders GROUP BY status" --data sale.parquet
+    """
+    from . import answers
+
+    render = answers.as_json if as_json else answers.as_csv if as_csv else answers.as_table
+    with _lake(data, start, end, quiet=as_json or as_csv) as lake:
+        for statement in [query] if query is not None else _statements():
+            try:
+                typer.echo(render(answers.ask(lake, statement)))
+            except answers.QueryError as error:
+                if query is not None or not sys.stdin.isatty():
+                    fail(str(error))
+                typer.echo(str(error), err=True)
+
+
+@contextmanager
+def _lake(
+    data: list[Path] | None, start: str | None, end: str | None, *, quiet: bool
+) -> "Iterator[duckdb.DuckDBPyConnection]":
+    """The views over files, or over the topics as they are now. What cannot be read is said, exit 1."""
+    from consumers.replay.reader import ReplayError
+    from consumers.replay.replay import bound
+    from consumers.replay.show import saying
+    from infra.settings import get_settings
+
+    from .lake import open_lake, replay_into, scratch
+
+    if data and (start or end):
+        fail("--from and --to are for topics; in SQL: WHERE appended_at >= ...")
+    try:
+        if data:
+            yield open_lake(data)
+            return
+        with scratch() as path:
+            since, until = bound(start), bound(end)
+            with saying(quiet=quiet) as say:
+                run_command(lambda: replay_into(get_settings(), path, since, until, say))
+            yield open_lake([path])
+    except ReplayError as error:
+        fail(str(error))
+
+
+def _statements() -> Iterator[str]:
+    """Statements ending in a semicolon, or in the end of the input."""
+    if sys.stdin.isatty():
+        import readline  # noqa: F401 - gives input() a history
+
+        typer.echo(
+            "statements end with ; - views: orders payments order_history stock_timeline funnel events", err=True
+        )
+    text = ""
+    while (line := _next_line("thrones> " if not text else "     ... ")) is not None:
+        text += line + "\n"
+        if text.rstrip().endswith(";"):
+            yield text
+            text = ""
+    if text.strip():
+        yield text
+
+
+def _next_line(prompt: str) -> str | None:
+    try:
+        return input(prompt if sys.stdin.isatty() else "")
+    except (EOFError, KeyboardInterrupt):
+        return None

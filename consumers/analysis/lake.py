@@ -1,0 +1,94 @@
+"""Replayed files, or topics replayed for the occasion, in; a DuckDB database in memory with the views of views.sql out."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import duckdb
+import pyarrow as pa
+
+from consumers.replay.output import ASIDE_NAME, ASIDE_SUFFIX, Format
+from consumers.replay.reader import ReplayError
+from consumers.replay.replay import Request, Say, replay
+from consumers.replay.table import SCHEMA
+from consumers.replay.when import Bound
+from infra.settings import Settings
+from schemas.order_state import RANK, TERMINAL
+from schemas.topics import ORDER_STATUS, ORDERS, PAYMENTS, STOCK_CHANGES
+
+VIEWS = Path(__file__).with_name("views.sql")
+EVENT_TOPICS = tuple(topic.name for topic in (ORDERS, PAYMENTS, ORDER_STATUS, STOCK_CHANGES))
+_SQL_TYPES = {
+    pa.string(): "VARCHAR",
+    pa.int32(): "INTEGER",
+    pa.int64(): "BIGINT",
+    SCHEMA.field("appended_at").type: "TIMESTAMPTZ",
+}
+
+
+def open_lake(paths: Sequence[Path]) -> duckdb.DuckDBPyConnection:
+    """Files that `thrones replay` wrote, or directories of them. Raises ReplayError for anything else."""
+    # Nothing is fetched from the network, whatever a query names.
+    options = {"autoinstall_known_extensions": "false", "autoload_known_extensions": "false"}
+    lake = duckdb.connect(config=options)
+    lake.execute("SET TimeZone = 'UTC'")
+    selects = [_select(kind, files) for kind, files in _by_format(paths).items()]
+    try:
+        lake.execute(f"CREATE VIEW events AS {' UNION ALL '.join(selects)}")
+        ranks = ", ".join(f"('{status}', {rank}, {status in TERMINAL})" for status, rank in RANK.items())
+        lake.execute(f"CREATE TABLE status_ranks AS FROM (VALUES {ranks}) AS ranks (status, rank, terminal)")
+        lake.execute(VIEWS.read_text())
+    except duckdb.Error as error:
+        raise ReplayError(f"these are not files of `thrones replay`: {error}") from error
+    return lake
+
+
+@contextmanager
+def scratch() -> Iterator[Path]:
+    """Where a replay for the occasion goes, until the questions are answered."""
+    with TemporaryDirectory(prefix="thrones-sql-") as folder:
+        yield Path(folder) / "events.parquet"
+
+
+async def replay_into(
+    settings: Settings, path: Path, start: Bound | None = None, end: Bound | None = None, say: Say | None = None
+) -> None:
+    """Everything an analyst may ask about, from the topics as they are now."""
+    await replay(settings, Request(EVENT_TOPICS, str(path), start, end), say)
+
+
+def _by_format(paths: Sequence[Path]) -> dict[Format, list[Path]]:
+    found: dict[Format, list[Path]] = {}
+    for path in paths:
+        if not path.exists():
+            raise ReplayError(
+                f"there is no {path}; `thrones replay orders order-status payments --out {path}` makes it"
+            )
+        files = sorted(file for file in path.rglob("*") if file.is_file()) if path.is_dir() else [path]
+        for file in files:
+            if file.name == ASIDE_NAME or file.name.endswith(ASIDE_SUFFIX):
+                continue
+            try:
+                found.setdefault(Format(file.suffix.removeprefix(".")), []).append(file)
+            except ValueError:
+                raise ReplayError(f"{file} is no file of `thrones replay`") from None
+    if not found:
+        raise ReplayError(f"no replayed files in {', '.join(map(str, paths))}")
+    return found
+
+
+def _select(kind: Format, files: Sequence[Path]) -> str:
+    names = ", ".join(f'"{name}"' for name in SCHEMA.names)
+    listed = "[" + ", ".join("'" + str(file).replace("'", "''") + "'" for file in files) + "]"
+    columns = "{" + ", ".join(f"'{field.name}': '{_SQL_TYPES[field.type]}'" for field in SCHEMA) + "}"
+    match kind:
+        case Format.PARQUET:
+            source = f"read_parquet({listed}, hive_partitioning = false)"
+        case Format.CSV:
+            source = f"read_csv({listed}, header = true, columns = {columns}, hive_partitioning = false)"
+        case Format.JSONL:
+            source = (
+                f"read_json({listed}, format = 'newline_delimited', columns = {columns}, hive_partitioning = false)"
+            )
+    return f"SELECT {names} FROM {source}"  # noqa: S608 - names of ours, and paths in quotes
