@@ -7,6 +7,7 @@ import asyncio
 import os
 from collections.abc import Callable, Coroutine
 from enum import StrEnum
+from functools import partial
 from typing import Annotated, Any
 
 import typer
@@ -52,32 +53,25 @@ def options(
     pass
 
 
+Inherited = Annotated[int | None, typer.Option("--fd", help="Be one worker on this inherited listening socket.")]
+
+
 @app.command(rich_help_panel="Processes")
-def gateway(
-    fd: Annotated[int | None, typer.Option("--fd", help="Be one worker on this inherited listening socket.")] = None,
-) -> None:
+def gateway(fd: Inherited = None) -> None:
     """Serve HTTP on PORT with API_WORKERS processes.
 
     Example: PORT=8080 API_WORKERS=4 thrones gateway
     """
-    _be("gateway")
-    from infra.settings import get_signing_settings
+    _serve_http("gateway", fd)
 
-    settings = get_signing_settings()  # refuses to start without a secret worth the name
-    if fd is None:
-        from gateway.cluster import run as run_cluster
 
-        _prepare("gateway", "parent")
-        _run(settings, run_cluster)
-        return
-    from gateway.worker import run_worker
+@app.command(rich_help_panel="Processes")
+def sse(fd: Inherited = None) -> None:
+    """Serve the event streams only, on PORT with API_WORKERS processes: a pool of its own behind nginx.
 
-    sock = _inherited(fd)
-
-    async def serve(settings: Any, stop: Any) -> None:
-        await run_worker(settings, sock, stop)
-
-    _serve("gateway", settings, serve, port=settings.port)
+    Example: PORT=8081 API_WORKERS=1 thrones sse
+    """
+    _serve_http("sse", fd)
 
 
 @app.command(rich_help_panel="Processes")
@@ -91,7 +85,7 @@ def stage(name: Stage) -> None:
     from streams.run import run_stage
 
     _prepare(f"{name.value}-stage", settings.thrones_member)
-    register(f"{name.value}-stage", settings.thrones_member, _serve_metrics())
+    register(f"{name.value}-stage", settings.thrones_member, _serve_metrics(settings))
     run_stage(name.value)
 
 
@@ -156,12 +150,34 @@ def _be(role: str) -> Any:
     return get_settings()
 
 
+def _serve_http(role: str, fd: int | None) -> None:
+    """The parent of a gateway's workers, or one worker of them."""
+    _be(role)
+    from infra.settings import get_signing_settings
+
+    settings = get_signing_settings()  # refuses to start without a secret worth the name
+    if fd is None:
+        from gateway.cluster import run as run_cluster
+
+        _prepare(role, "parent")
+        _run(settings, partial(run_cluster, role=role))
+        return
+    from gateway.worker import run_worker
+
+    sock = _inherited(fd)
+
+    async def serve(settings: Any, stop: Any) -> None:
+        await run_worker(settings, sock, stop, role)
+
+    _serve(role, settings, serve, port=settings.port)
+
+
 def _serve(role: str, settings: Any, run: Runner, port: int | None = None) -> None:
     """Be one registered process of `role` until a signal."""
     from infra.registry import register
 
     _prepare(role, settings.thrones_member)
-    register(role, settings.thrones_member, port or _serve_metrics())
+    register(role, settings.thrones_member, port or _serve_metrics(settings))
     _run(settings, run)
 
 
@@ -188,11 +204,11 @@ def _prepare(role: str, member: str) -> None:
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
-def _serve_metrics() -> int:
-    """Prometheus metrics of this process on a free loopback port, which is returned."""
+def _serve_metrics(settings: Any) -> int:
+    """Prometheus metrics of this process on METRICS_PORT, or a free port, which is returned."""
     from prometheus_client import start_http_server
 
-    server, _ = start_http_server(0, addr="127.0.0.1")
+    server, _ = start_http_server(settings.metrics_port, addr=settings.listen_address)
     return int(server.server_port)
 
 

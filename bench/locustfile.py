@@ -18,6 +18,7 @@ from locust import LoadTestShape, events
 from locust.argument_parser import LocustArgumentParser
 from locust.env import Environment
 from locust.runners import MasterRunner, WorkerRunner
+from locust.stats import CSV_STATS_INTERVAL_SEC
 
 from bench.own_stack import CommandFailed, ensure_tokens, get, own_url, thrones
 from bench.sale_metrics import Attendance, SaleMetrics, show_progress
@@ -104,7 +105,10 @@ def tell(environment: Environment, **_: Any) -> None:
 
 
 def close(environment: Environment, **_: Any) -> None:
-    sale_of(environment).log.flush()
+    sale = sale_of(environment)
+    sale.log.flush()
+    if getattr(sale.options, "csv_prefix", None):
+        time.sleep(1.5 * CSV_STATS_INTERVAL_SEC)  # locust writes the files so often, and does not once more at the end
 
 
 class Profile(LoadTestShape):

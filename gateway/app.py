@@ -32,6 +32,7 @@ from .stock_stream import StockHub, StockStream
 from .tickets import Tickets
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+STREAM_POOL_PATHS = ("/sse/", "/health", "/metrics")
 log = get_logger()
 
 
@@ -53,8 +54,13 @@ def make_gateway(
     pool: asyncpg.Pool,
     publisher: Publisher,
     metrics: Metrics,
+    *,
+    streams_only: bool = False,
 ) -> Gateway:
-    """`reads_redis` has connections of its own, so that reading never delays a reservation."""
+    """`reads_redis` has connections of its own, so that reading never delays a reservation.
+
+    `streams_only` is for those who split the streams off (`thrones sse`): the same routes less those of the API.
+    """
     reads = Pipeliner(reads_redis)
     identity = Identity(settings)
     catalogue = Catalogue(reads, pool)
@@ -91,6 +97,8 @@ def make_gateway(
         ("GET", "/docs/{file}", api_docs.page_file),
     ]
     for method, path, handler in routes:
+        if streams_only and path.startswith(("/api/", "/docs", "/openapi.json")):
+            continue
         resource = app.router.add_resource(path)
         resource.add_route(method, handler, expect_handler=_expect)
         if method == "GET" and not path.startswith("/sse/"):

@@ -1,4 +1,4 @@
-"""`thrones gateway`: a port in, API_WORKERS worker processes that share one listening socket out.
+"""`thrones gateway` and `thrones sse`: a port in, API_WORKERS worker processes that share one listening socket out.
 
 The parent binds the socket and holds it, so that a worker that dies or is replaced resets no waiting connection.
 """
@@ -7,8 +7,8 @@ import asyncio
 import socket
 
 from infra.lifecycle import Stop
+from infra.local.app_specs import worker_specs
 from infra.local.ports import bind
-from infra.local.specs import gateway_specs
 from infra.local.supervisor import Supervisor
 from infra.logs import get_logger
 from infra.settings import SigningSettings
@@ -16,13 +16,13 @@ from infra.settings import SigningSettings
 LAST_ACCEPTS_S = 0.05  # the workers take what is queued
 
 
-async def run(settings: SigningSettings, stop: Stop) -> None:
+async def run(settings: SigningSettings, stop: Stop, role: str = "gateway") -> None:
     """Keep the workers running until `stop`; returns when all have drained. Raises StackError where PORT is in use."""
     # Not listening yet: requests to a gateway whose workers are still starting would wait, where another could answer.
     with bind(settings.port, settings.listen_address) as sock:
         port = sock.getsockname()[1]
         supervisor = Supervisor(None)  # a local stack beside us keeps its own list of children
-        supervisor.start(gateway_specs(settings.api_workers, sock.fileno(), port))
+        supervisor.start(worker_specs(role, settings.api_workers, sock.fileno(), port))
         get_logger().info("listening", port=port, workers=settings.api_workers)
         keeping = asyncio.create_task(supervisor.housekeeping())
         await stop.wait()

@@ -34,9 +34,9 @@ class Metrics:
         return generate_latest(registry)
 
 
-def opened(state_dir: Path) -> Metrics:
-    """The metrics of this worker, kept under `state_dir`."""
-    folder = state_dir / "metrics" / "gateway"
+def opened(state_dir: Path, role: str = "gateway") -> Metrics:
+    """The metrics of this worker, kept under `state_dir`, apart from those of other roles."""
+    folder = state_dir / "metrics" / role
     folder.mkdir(parents=True, exist_ok=True)
     _start_afresh(folder)
     os.environ["PROMETHEUS_MULTIPROC_DIR"] = str(folder)

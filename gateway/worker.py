@@ -33,16 +33,16 @@ POLL_S = 0.05
 log = get_logger()
 
 
-async def run_worker(settings: SigningSettings, sock: socket.socket, stop: Stop) -> None:
-    """Serve until `stop`; returns drained within 25 s."""
-    async with _gateway(settings) as gateway:
+async def run_worker(settings: SigningSettings, sock: socket.socket, stop: Stop, *, role: str = "gateway") -> None:
+    """Serve until `stop`; returns drained within 25 s. Role `sse` serves the streams alone."""
+    async with _gateway(settings, role) as gateway:
         runner = web.AppRunner(gateway.app, shutdown_timeout=IN_FLIGHT_S, handle_signals=False)
         await runner.setup()
         listener = await asyncio.get_running_loop().create_server(
             connection_factory(runner), sock=sock, backlog=BACKLOG
         )
         registry.register(
-            "gateway", settings.thrones_member, sock.getsockname()[1], state_dir=settings.thrones_state_dir
+            role, settings.thrones_member, sock.getsockname()[1], state_dir=settings.thrones_state_dir
         )
         log.info("serving", port=sock.getsockname()[1])
         async with background(gateway.hub.run()):
@@ -70,14 +70,14 @@ async def _drain(gateway: Gateway, runner: web.AppRunner, listener: asyncio.Serv
 
 
 @asynccontextmanager
-async def _gateway(settings: SigningSettings) -> AsyncIterator[Gateway]:
+async def _gateway(settings: SigningSettings, role: str) -> AsyncIterator[Gateway]:
     """Everything a worker holds; it starts, and says so in its health, while any of the servers is away."""
-    metrics = metrics_of_worker.opened(settings.thrones_state_dir)
+    metrics = metrics_of_worker.opened(settings.thrones_state_dir, role)
     redis = connect_redis(settings, connections=RESERVE_CONNECTIONS)
     reads = connect_redis(settings, connections=READ_CONNECTIONS)
     pool = await connect_postgres(settings)
     publisher = await Publisher.start(settings)
-    gateway = make_gateway(settings, redis, reads, pool, publisher, metrics)
+    gateway = make_gateway(settings, redis, reads, pool, publisher, metrics, streams_only=role == "sse")
     try:
         yield gateway
     finally:

@@ -44,7 +44,8 @@ class Settings(BaseSettings):
     worker_concurrency: Annotated[int, Field(ge=1)] = 4_000  # charges in flight a payment-stage member
 
     port: Annotated[int, Field(ge=0, le=65535)] = 8080
-    listen_address: str = "127.0.0.1"  # of the gateway; 0.0.0.0 in a container
+    listen_address: str = "127.0.0.1"  # of whatever serves HTTP, metrics too; 0.0.0.0 in a container
+    metrics_port: Annotated[int, Field(ge=0, le=65535)] = 0  # of every process but the gateway; 0: a free one
     api_workers: Annotated[int, Field(ge=1, le=64)] = 2
     order_workers: Annotated[int, Field(ge=0, le=64)] = 1
     payment_workers: Annotated[int, Field(ge=0, le=64)] = 1

@@ -16,6 +16,7 @@ from urllib.parse import urlsplit, urlunsplit
 import asyncpg
 import hypothesis
 import pytest
+import structlog
 from hypothesis import HealthCheck
 from pydantic import SecretStr
 
@@ -77,6 +78,13 @@ def child_env(settings: Settings, **more: str) -> Env:
         "PAYMENT_GATEWAY_URL": settings.payment_gateway_url,
         **more,
     }
+
+
+@pytest.fixture(autouse=True)
+def unconfigured_logging() -> Iterator[None]:
+    """A command under test sends log lines to its own captured stream, which the next test must not write to."""
+    yield
+    structlog.reset_defaults()
 
 
 @pytest.fixture(scope="session")

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from consumers.replay.cli import From, To
-from infra.cli import Json, fail, run_command
+from infra.cli import Json, fail, report, run_command
 
 if TYPE_CHECKING:
     import duckdb
@@ -100,3 +100,46 @@ def _next_line(prompt: str) -> str | None:
         return input(prompt if sys.stdin.isatty() else "")
     except (EOFError, KeyboardInterrupt):
         return None
+
+
+@app.command()
+def prove(product: Annotated[int, typer.Argument(min=1)], as_json: Json = False) -> None:
+    """Prove from the log alone that a product was never oversold; no store is asked. Exit 0 only if it is proved.
+
+    Example: thrones prove 1
+    """
+    from infra.settings import get_settings
+    from schemas.ids import ProductId
+
+    from . import proof
+
+    try:
+        found = run_command(lambda: proof.prove(get_settings(), ProductId(product)))
+    except proof.NoSuchProduct as error:
+        fail(str(error))
+    report(found, proof.show(found), as_json)
+    raise typer.Exit(0 if found.proved else 1)
+
+
+@app.command()
+def rewind(
+    product: Annotated[int | None, typer.Option("--product", min=1, metavar="ID", help="Only this one.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Replay the log into an empty database, compare it with the live one, drop it. Exit 0 only if they are equal.
+
+    Example: thrones rewind
+    """
+    from consumers.replay.reader import ReplayError
+    from consumers.replay.show import saying
+    from infra.settings import get_settings
+
+    from . import rewind as rewinding
+
+    try:
+        with saying(quiet=as_json) as say:
+            found = run_command(lambda: rewinding.rewind(get_settings(), product, say))
+    except (ReplayError, rewinding.RewindImpossible) as error:
+        fail(str(error))
+    report(found, rewinding.show(found), as_json)
+    raise typer.Exit(0 if found.equal else 1)

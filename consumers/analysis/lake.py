@@ -30,7 +30,10 @@ _SQL_TYPES = {
 def open_lake(paths: Sequence[Path]) -> duckdb.DuckDBPyConnection:
     """Files that `thrones replay` wrote, or directories of them. Raises ReplayError for anything else."""
     # Nothing is fetched from the network, whatever a query names.
-    options = {"autoinstall_known_extensions": "false", "autoload_known_extensions": "false"}
+    options: dict[str, str | bool | int | float | list[str]] = {
+        "autoinstall_known_extensions": "false",
+        "autoload_known_extensions": "false",
+    }
     lake = duckdb.connect(config=options)
     lake.execute("SET TimeZone = 'UTC'")
     selects = [_select(kind, files) for kind, files in _by_format(paths).items()]

@@ -5,6 +5,7 @@ Only an epoch that a rebuild closed may miss its tail: reservations and settleme
 """
 
 from collections import defaultdict
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from msgspec import UNSET
@@ -16,6 +17,7 @@ from .problems import Problems
 
 TAIL_MS = 120_000  # how long before its closing an epoch's news may still have been on its way
 PLACED, ENDED = "placed", "ended"
+WITHOUT_END = "accepted without an end"
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +69,10 @@ class LogBook:
     def newest_epoch(self) -> int:
         return max(self.openings, default=0)
 
+    def uses(self, epoch: int) -> Mapping[int, Use]:
+        """What each version of an epoch was spent on, as far as the log tells."""
+        return self._uses.get(epoch, {})
+
     def add(self, event: AnyEvent, appended_ms: int) -> None:
         match event:
             case OrderPlaced():
@@ -86,7 +92,7 @@ class LogBook:
         )
         lost = [order for order in self.placed.values() if order.order_id not in self.ended]
         for order in lost:
-            problems.add("accepted without an end", f"order {order.order_id} ({order.quantity} units)")
+            problems.add(WITHOUT_END, f"order {order.order_id} ({order.quantity} units)")
         confirmed = sum(end.quantity for end in self.ended.values() if end.status is Status.CONFIRMED)
         totals = Totals(
             accepted=sum(order.quantity for order in self.placed.values()),

@@ -77,12 +77,14 @@ async def read_log(settings: Settings, offsets: Offsets) -> dict[int, LogBook]:
     """Every product's log, from the first record still kept to what was its end when this was called."""
     begins = await _positions(offsets, "begins")
     ends = await _positions(offsets, "ends")
+    unread = {tp for tp, end in ends.items() if begins[tp] < end}
+    if not unread:
+        return {}
     books: dict[int, LogBook] = {}
     kept_from_ms = 0
     consumer = make_consumer(settings, max_partition_fetch_bytes=4 * 1024 * 1024)
     await consumer.start()
     try:
-        unread = {tp for tp, end in ends.items() if begins[tp] < end}
         consumer.assign(list(unread))
         for tp in unread:
             consumer.seek(tp, begins[tp])

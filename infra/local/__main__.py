@@ -11,11 +11,12 @@ from pathlib import Path
 
 from infra import registry
 from infra.lifecycle import Stop, stop_on_signals
+from infra.local.app_specs import application_specs, worker_specs
 from infra.local.phase import SERVERS_ONLY, TIED, Phase, write_phase
 from infra.local.ports import StackConfig, StackError, listen, load_config
 from infra.local.process import ProcessSpec
 from infra.local.readiness import note_former_members
-from infra.local.specs import application_specs, gateway_specs, server_specs
+from infra.local.specs import server_specs
 from infra.local.supervisor import Supervisor
 from infra.logs import configure, get_logger
 from infra.settings import get_settings
@@ -108,7 +109,7 @@ async def _boot(
     listener = listen(config.port)
     settings = get_settings()
     supervisor.start(application_specs(settings))
-    supervisor.start(gateway_specs(settings.api_workers, listener.detach(), config.port))
+    supervisor.start(worker_specs("gateway", settings.api_workers, listener.detach(), config.port))
     write_phase(state_dir, Phase("running"))
 
 

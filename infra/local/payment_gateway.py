@@ -212,13 +212,13 @@ def make_app(gateway: MockGateway) -> web.Application:
     return app
 
 
-async def serve(port: int, ledger_path: Path, stop: Stop) -> None:
-    """Serve 127.0.0.1:`port` until `stop`; the ledger is read again first, so a restart remembers every decision."""
+async def serve(port: int, ledger_path: Path, stop: Stop, address: str = "127.0.0.1") -> None:
+    """Serve `address`:`port` until `stop`; the ledger is read again first, so a restart remembers every decision."""
     ledger = ChargeLedger(ledger_path)
     runner = web.AppRunner(make_app(MockGateway(ledger)), access_log=None, shutdown_timeout=2, keepalive_timeout=30)
     await runner.setup()
     try:
-        await web.TCPSite(runner, "127.0.0.1", port, backlog=BACKLOG).start()
+        await web.TCPSite(runner, address, port, backlog=BACKLOG).start()
         await stop.wait()
     finally:
         await runner.cleanup()
@@ -232,11 +232,12 @@ def run(settings: Settings) -> None:
     if port is None:
         raise SystemExit(f"PAYMENT_GATEWAY_URL names no port: {settings.payment_gateway_url}")
     register("payment-gateway", settings.thrones_member, port, state_dir=settings.thrones_state_dir)
-    uvloop.run(_serve_until_signal(port, settings.thrones_state_dir / "payments" / "ledger.jsonl"))
+    uvloop.run(_serve_until_signal(settings, port))
 
 
-async def _serve_until_signal(port: int, ledger_path: Path) -> None:
-    await serve(port, ledger_path, stop_on_signals())
+async def _serve_until_signal(settings: Settings, port: int) -> None:
+    ledger_path = settings.thrones_state_dir / "payments" / "ledger.jsonl"
+    await serve(port, ledger_path, stop_on_signals(), settings.listen_address)
 
 
 if __name__ == "__main__":

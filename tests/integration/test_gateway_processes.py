@@ -44,20 +44,23 @@ def environment(settings: SigningSettings, state_dir: Path, port: int) -> dict[s
 
 
 @asynccontextmanager
-async def cluster(settings: SigningSettings, state_dir: Path) -> AsyncIterator[str]:
+async def cluster(
+    settings: SigningSettings, state_dir: Path, command: str = "gateway", members: int = WORKERS
+) -> AsyncIterator[str]:
+    """`thrones COMMAND` on a free port, once its members are registered; it must end with 0 when told to stop."""
     with socket.create_server(("127.0.0.1", 0)) as probe:
         port = probe.getsockname()[1]
     process = await asyncio.create_subprocess_exec(
         sys.executable,
         "-m",
         "thrones",
-        "gateway",
+        command,
         env=environment(settings, state_dir, port),
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     )
     try:
-        await _until(lambda: len(workers(state_dir)) == WORKERS, 30)
+        await _until(lambda: len(workers(state_dir, command)) == members, 30)
         yield f"http://127.0.0.1:{port}"
     finally:
         if process.returncode is None:
@@ -65,8 +68,8 @@ async def cluster(settings: SigningSettings, state_dir: Path) -> AsyncIterator[s
         assert await asyncio.wait_for(process.wait(), 30) == 0
 
 
-def workers(state_dir: Path) -> list[Row]:
-    return [row for row in live_rows(state_dir) if row["role"] == "gateway"]
+def workers(state_dir: Path, role: str = "gateway") -> list[Row]:
+    return [row for row in live_rows(state_dir) if row["role"] == role]
 
 
 async def _until(condition: Callable[[], bool], within_s: float) -> None:
@@ -125,3 +128,26 @@ def test_a_weak_secret_is_refused_at_the_start(settings: SigningSettings, tmp_pa
     assert done.returncode != 0
     assert b"JWT_SECRET" in done.stderr
     assert not secret or secret.encode() not in done.stdout + done.stderr
+
+
+async def test_streams_split_off_serve_no_api_and_end_their_streams_when_stopped(
+    settings: SigningSettings, tmp_path: Path
+) -> None:
+    """`thrones sse` knows the streams and its health, nothing that buys or logs in; its exit code is 0."""
+    async with cluster(settings, tmp_path, "sse", members=1) as url, aiohttp.ClientSession(url) as session:
+        await _until_answering(session)
+        for path, status in (("/health/live", 200), ("/api/products", 404), ("/sse/stock/2000000000", 404)):
+            async with session.get(path) as response:
+                assert (path, response.status) == (path, status)
+        async with session.post("/api/order/buy-flash", json={"productId": 1}) as response:
+            assert response.status == 404
+
+
+async def _until_answering(session: aiohttp.ClientSession) -> None:
+    async with asyncio.timeout(20):
+        while True:
+            try:
+                async with session.get("/health/live"):
+                    return
+            except aiohttp.ClientError:
+                await asyncio.sleep(0.05)

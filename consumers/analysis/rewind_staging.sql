@@ -1,0 +1,11 @@
+-- What the log told, as it told it, copies and all: filled record by record, gone with the connection.
+CREATE TEMP TABLE placed (
+    order_id uuid, product_id integer, user_id bigint, quantity integer, unit_price_cents bigint, currency text,
+    placed_at_ms bigint, epoch bigint, version bigint, available integer, key_hash text
+);
+CREATE TEMP TABLE told (
+    order_id uuid, product_id integer, user_id bigint, quantity integer, total_cents bigint, currency text,
+    status text, status_rank integer, reason text, placed_at_ms bigint, at_ms bigint,
+    charge_started_at_ms bigint, charge_answered_at_ms bigint
+);
+CREATE TEMP TABLE opened (product_id integer, epoch bigint, initial integer, opened_at_ms bigint);

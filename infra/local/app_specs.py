@@ -1,0 +1,42 @@
+"""Our own processes as specs: settings in, what a supervisor runs out. Needs none of the local servers' packages."""
+
+import os
+
+from infra.local.place import REPOSITORY
+from infra.local.process import ProcessSpec, python
+from infra.settings import Settings
+
+
+def worker_specs(role: str, workers: int, fd: int, port: int) -> list[ProcessSpec]:
+    """Workers (`gateway` or `sse`) that share one listening socket, which their parent holds: a restart resets nobody."""
+    return [_app(role, n, role, "--fd", str(fd), fds=(fd,), port=port) for n in range(1, workers + 1)]
+
+
+def application_specs(settings: Settings) -> list[ProcessSpec]:
+    """Everything but the servers and the gateway."""
+    return [
+        _app("payment-gateway", 1, "payment-gateway"),
+        *(_app("order-stage", n, "stage", "order") for n in range(1, settings.order_workers + 1)),
+        *(_app("payment-stage", n, "stage", "payment") for n in range(1, settings.payment_workers + 1)),
+        _app("projector", 1, "projector"),
+        _app("relay", 1, "relay"),
+        _app("reconciler", 1, "reconciler"),
+    ]
+
+
+def _app(
+    role: str,
+    member: int,
+    *command: str,
+    fds: tuple[int, ...] = (),
+    port: int | None = None,
+) -> ProcessSpec:
+    return ProcessSpec(
+        role=role,
+        member=str(member),
+        argv=python("-m", "thrones", *command),
+        env={"PYTHONUNBUFFERED": "1", "PYTHONPATH": os.environ.get("PYTHONPATH", "")},
+        fds=fds,
+        port=port,
+        cwd=REPOSITORY,
+    )
