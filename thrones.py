@@ -167,7 +167,7 @@ def _serve_http(role: str, fd: int | None) -> None:
     sock = _inherited(fd)
 
     async def serve(settings: Any, stop: Any) -> None:
-        await run_worker(settings, sock, stop, role)
+        await run_worker(settings, sock, stop, role=role)
 
     _serve(role, settings, serve, port=settings.port)
 

@@ -103,8 +103,8 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
 def run(plan: Plan) -> Report:
     """Raises CommandFailed, NoRun, or OSError when there is no stack."""
     url = own_url()
-    plan.folder.mkdir(parents=True, exist_ok=True)
     card = run_card.take()
+    plan.folder.mkdir(parents=True, exist_ok=True)
     product = _new_product(url, plan)
     tokens = ensure_tokens(plan.users, url)
     result, cpu_s, took_s = _locust(url, plan, product, tokens)
@@ -277,8 +277,11 @@ def main(
     )
     try:
         report = run(plan)
-    except (CommandFailed, NoRun, OSError, subprocess.TimeoutExpired) as error:
-        typer.echo(f"{error} - is the stack up? (`thrones status`, `make up`)", err=True)
+    except OSError as error:
+        typer.echo(f"{own_url()}: {error} - is the stack up? (`thrones status`, `make up`)", err=True)
+        raise typer.Exit(2) from None
+    except (CommandFailed, NoRun, subprocess.TimeoutExpired) as error:
+        typer.echo(str(error), err=True)
         raise typer.Exit(2) from None
     encoded = msgspec.json.encode(report)
     (folder / "result.json").write_bytes(msgspec.json.format(encoded, indent=2))

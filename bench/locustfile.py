@@ -75,9 +75,9 @@ def prepare(environment: Environment, **_: Any) -> None:
     host = str(environment.host or FlashSaleUser.host).rstrip("/")
     try:
         if not options.tokens and host == own_url():
-            options.tokens = str(ensure_tokens(USERS, host))
             if get(f"{host}/api/products/{options.product}")[0] == 404 and options.product == 1:
                 thrones("deploy")
+            options.tokens = str(ensure_tokens(USERS, host))
     except (OSError, CommandFailed) as error:
         sys.exit(f"{host}: {error} - is the stack up? (`make up`; another one: --host and --tokens)")
     if not options.tokens and not isinstance(environment.runner, MasterRunner):

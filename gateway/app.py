@@ -32,7 +32,6 @@ from .stock_stream import StockHub, StockStream
 from .tickets import Tickets
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
-STREAM_POOL_PATHS = ("/sse/", "/health", "/metrics")
 log = get_logger()
 
 

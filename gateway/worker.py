@@ -41,9 +41,7 @@ async def run_worker(settings: SigningSettings, sock: socket.socket, stop: Stop,
         listener = await asyncio.get_running_loop().create_server(
             connection_factory(runner), sock=sock, backlog=BACKLOG
         )
-        registry.register(
-            role, settings.thrones_member, sock.getsockname()[1], state_dir=settings.thrones_state_dir
-        )
+        registry.register(role, settings.thrones_member, sock.getsockname()[1], state_dir=settings.thrones_state_dir)
         log.info("serving", port=sock.getsockname()[1])
         async with background(gateway.hub.run()):
             await stop.wait()

@@ -150,9 +150,9 @@ async def topic_reader(settings: Settings) -> AsyncIterator[TopicReader]:
         fetch_max_wait_ms=WAIT_MS,
         auto_offset_reset="earliest",
     )
-    await consumer.start()
-    await asyncio.sleep(0)  # lets its tasks begin: aiokafka's stop() fails on one that never did
     try:
+        await consumer.start()
+        await asyncio.sleep(0)  # lets its tasks begin: aiokafka's stop() fails on one that never did
         yield TopicReader(consumer)
     finally:
         await consumer.stop()

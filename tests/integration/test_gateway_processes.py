@@ -44,9 +44,7 @@ def environment(settings: SigningSettings, state_dir: Path, port: int) -> dict[s
 
 
 @asynccontextmanager
-async def cluster(
-    settings: SigningSettings, state_dir: Path, command: str = "gateway", members: int = WORKERS
-) -> AsyncIterator[str]:
+async def cluster(settings: SigningSettings, state_dir: Path, command: str = "gateway") -> AsyncIterator[str]:
     """`thrones COMMAND` on a free port, once its members are registered; it must end with 0 when told to stop."""
     with socket.create_server(("127.0.0.1", 0)) as probe:
         port = probe.getsockname()[1]
@@ -60,7 +58,7 @@ async def cluster(
         stderr=subprocess.DEVNULL,
     )
     try:
-        await _until(lambda: len(workers(state_dir, command)) == members, 30)
+        await _until(lambda: len(workers(state_dir, command)) == WORKERS, 30)
         yield f"http://127.0.0.1:{port}"
     finally:
         if process.returncode is None:
@@ -134,7 +132,7 @@ async def test_streams_split_off_serve_no_api_and_end_their_streams_when_stopped
     settings: SigningSettings, tmp_path: Path
 ) -> None:
     """`thrones sse` knows the streams and its health, nothing that buys or logs in; its exit code is 0."""
-    async with cluster(settings, tmp_path, "sse", members=1) as url, aiohttp.ClientSession(url) as session:
+    async with cluster(settings, tmp_path, "sse") as url, aiohttp.ClientSession(url) as session:
         await _until_answering(session)
         for path, status in (("/health/live", 200), ("/api/products", 404), ("/sse/stock/2000000000", 404)):
             async with session.get(path) as response:

@@ -1,5 +1,6 @@
 """Load tests decide nothing by chance: shapes say how many users when, criteria say met or not, exit codes follow."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -155,3 +156,11 @@ def test_a_file_of_something_else_is_no_file_of_tokens(tmp_path: Path) -> None:
             read_tokens(file)
     with pytest.raises(ValueError):
         claims("no.token")
+
+
+def test_the_page_lists_exactly_the_shapes_there_are_with_their_stock() -> None:
+    page = (Path(__file__).parent.parent.parent / "docs" / "load-testing.md").read_text()
+    rows = re.findall(r"^\| `([\w-]+)` \|.*\| ([\d,]+) \|$", page, re.M)
+    assert {name: int(stock.replace(",", "")) for name, stock in rows} == {
+        shape.name: shape.stock for shape in SHAPES.values()
+    }
