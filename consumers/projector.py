@@ -5,13 +5,15 @@ Plain batches, one pipeline each. At least once: a lower or equal rank never rep
 
 import asyncio
 import time
+from contextlib import suppress
+from typing import Any
 
 from aiokafka import ConsumerRecord
 from aiokafka.errors import CommitFailedError, IllegalGenerationError, KafkaError
 
 from infra.inventory.inventory import Inventory
 from infra.kafka import make_consumer
-from infra.lifecycle import Stop
+from infra.lifecycle import Stop, background, cancelled
 from infra.logs import get_logger
 from infra.redis_client import RedisError, connect_redis
 from infra.settings import Settings
@@ -25,7 +27,8 @@ MAX_BATCH = 1_000
 FETCH_MIN_BYTES = 32 * 1024  # fetches and commits cost more than records,
 FETCH_MAX_WAIT_MS = 50  # so a status may be this late in the read model
 COMMIT_EVERY_S = 0.25  # far below the 2 s after which the relay thinks an announcement stranded
-POLL_MS = 250  # how long a stop may go unnoticed
+POLL_MS = 250  # the longest that what was projected last stays uncommitted
+STOP_TIMEOUT_S = 5.0
 
 log = get_logger()
 
@@ -40,31 +43,33 @@ async def run(settings: Settings, stop: Stop) -> None:
         fetch_min_bytes=FETCH_MIN_BYTES,
         fetch_max_wait_ms=FETCH_MAX_WAIT_MS,
     )
-    await until_it_works("kafka", (KafkaError, OSError), consumer.start)
-    inventory = Inventory(redis)
-    watching = asyncio.create_task(Watchdog(settings, PROJECTOR_GROUP, idle=lambda: True).run())
-    committed_at, uncommitted = time.monotonic(), False
+    watchdog = Watchdog(settings, PROJECTOR_GROUP, idle=lambda: True)
     try:
-        while not stop.stopping:
-            batches = await consumer.getmany(timeout_ms=POLL_MS, max_records=MAX_BATCH)
-            events = [event for records in batches.values() for record in records if (event := _read(record))]
-            if events:
-                await until_it_works("redis", (RedisError, OSError), inventory.project, events)
-            uncommitted = uncommitted or bool(batches)
-            if uncommitted and time.monotonic() - committed_at >= COMMIT_EVERY_S:
-                await _commit(consumer)
-                committed_at, uncommitted = time.monotonic(), False
-        if uncommitted:
-            await _commit(consumer)
+        async with background(_project(consumer, Inventory(redis)), watchdog.run()):
+            await stop.wait()  # whichever server is waited for; what was not committed is read again
     finally:
-        watching.cancel()
-        await consumer.stop()
+        with suppress(TimeoutError):
+            await asyncio.wait_for(consumer.stop(), STOP_TIMEOUT_S)
         await redis.aclose()
 
 
-async def _commit(consumer: object) -> None:
+async def _project(consumer: Any, inventory: Inventory) -> None:
+    await until_it_works("kafka", (KafkaError, OSError), consumer.start)
+    committed_at, uncommitted = time.monotonic(), False
+    while not cancelled():
+        batches = await consumer.getmany(timeout_ms=POLL_MS, max_records=MAX_BATCH)
+        events = [event for records in batches.values() for record in records if (event := _read(record))]
+        if events:
+            await until_it_works("redis", (RedisError, OSError), inventory.project, events)
+        uncommitted = uncommitted or bool(batches)
+        if uncommitted and time.monotonic() - committed_at >= COMMIT_EVERY_S:
+            await _commit(consumer)
+            committed_at, uncommitted = time.monotonic(), False
+
+
+async def _commit(consumer: Any) -> None:
     try:
-        await consumer.commit()  # type: ignore[attr-defined]  # aiokafka has no types
+        await consumer.commit()
     except (CommitFailedError, IllegalGenerationError) as error:
         log.info("partitions moved before a commit; their records are read again", error=repr(error))
     except KafkaError as error:

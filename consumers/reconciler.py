@@ -5,16 +5,18 @@
 
 import asyncio
 import random
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
+
+import asyncpg
 
 from infra.charging import Charge, charge_once
 from infra.circuit_breaker import CircuitBreaker
 from infra.inventory.inventory import Inventory
 from infra.kafka import Publisher
-from infra.lifecycle import Stop
+from infra.lifecycle import Stop, background, cancelled
 from infra.logs import get_logger
 from infra.orders import OrderRow, now_ms
-from infra.payment_provider import Captured, Declined, HttpPaymentProvider, PaymentProvider
+from infra.payment_provider import KEY_LIFETIME, Captured, Declined, HttpPaymentProvider, PaymentProvider
 from infra.postgres.pool import UNAVAILABLE, connect_postgres
 from infra.postgres.queries import SQL
 from infra.redis_client import connect_redis
@@ -25,9 +27,9 @@ from schemas.ids import OrderId
 from schemas.order_state import Status
 
 MAX_BATCH = 200  # charges asked about at once
+MAX_ROWS = 5_000  # looked through for ones that are due: those that were asked about lately hold up nobody
 PAUSE_S = 1.0  # between rounds
 SLOWEST_S = 60.0  # between two questions about one order
-KEY_LIFETIME = timedelta(hours=24)
 
 log = get_logger()
 
@@ -42,9 +44,9 @@ class Reconciler:
         self._next_question: dict[OrderId, tuple[float, float]] = {}  # order -> (loop time, pause that led to it)
 
     async def reconcile(self, rows: list[OrderRow]) -> int:
-        """Ask about every row that is due; returns how many became definite."""
+        """Ask about the oldest rows that are due; returns how many became definite. Cancelling it is safe."""
         self._forget_all_but(rows)
-        due = [row for row in rows if self._is_due(row)]
+        due = [row for row in rows if self._is_due(row)][:MAX_BATCH]
         verdicts = [verdict for verdict in await asyncio.gather(*map(self._ask, due)) if verdict is not None]
         await self._desk.settle(verdicts)
         return len(verdicts)
@@ -62,8 +64,6 @@ class Reconciler:
                 return None
 
     def _is_due(self, row: OrderRow) -> bool:
-        if row.created_at < datetime.now(UTC) - KEY_LIFETIME:
-            return False
         at, _ = self._next_question.get(row.id, (0.0, 0.0))
         return asyncio.get_running_loop().time() >= at
 
@@ -86,12 +86,19 @@ async def run(settings: Settings, stop: Stop) -> None:
     try:
         async with HttpPaymentProvider(settings.payment_gateway_url) as provider:
             reconciler = Reconciler(SettlementDesk(pool, Inventory(redis), publisher), provider)
-            while not await stop.sleep(PAUSE_S):
-                records = await until_it_works("postgres", UNAVAILABLE, pool.fetch, SQL.unsettled_payments, MAX_BATCH)
-                settled = await reconciler.reconcile([OrderRow.of(record) for record in records])
-                if settled:
-                    log.info("reconciled", orders=settled)
+            async with background(_reconcile_in_rounds(reconciler, pool)):
+                await stop.wait()  # a round may wait for the provider or the books for ever
     finally:
         await publisher.stop()
         await redis.aclose()
         await pool.close()
+
+
+async def _reconcile_in_rounds(reconciler: Reconciler, pool: asyncpg.Pool) -> None:
+    while not cancelled():
+        await asyncio.sleep(PAUSE_S)
+        since = datetime.now(UTC) - KEY_LIFETIME
+        records = await until_it_works("postgres", UNAVAILABLE, pool.fetch, SQL.unsettled_payments, since, MAX_ROWS)
+        settled = await reconciler.reconcile([OrderRow.of(record) for record in records])
+        if settled:
+            log.info("reconciled", orders=settled)

@@ -14,7 +14,7 @@ from prometheus_client import Gauge
 from infra.inventory.inventory import Inventory
 from infra.kafka import Publisher
 from infra.leadership import RELAY_LOCK, lead
-from infra.lifecycle import Stop
+from infra.lifecycle import Stop, cancelled
 from infra.logs import get_logger
 from infra.openings import Log
 from infra.postgres.pool import UNAVAILABLE, connect_postgres
@@ -88,9 +88,9 @@ async def _loops(
 
 
 async def _repeat(what: str, every_s: float, turn: Callable[[], Awaitable[object]]) -> None:
-    """For ever; a store that is away is waited for, anything else ends the process."""
+    """Until cancelled; a store that is away is waited for, anything else ends the process."""
     away = False
-    while True:
+    while not cancelled():
         try:
             await turn()
         except AWAY as error:

@@ -15,7 +15,7 @@ from aiokafka.errors import KafkaError
 from prometheus_client import Counter
 
 from infra.inventory import keys
-from infra.inventory.rebuild import RebuildImpossible, rebuild_if_needed
+from infra.inventory.rebuild import RebuildImpossible, in_force, rebuild_if_needed
 from infra.kafka import Publisher, create_topics
 from infra.logs import get_logger
 from infra.openings import Log
@@ -169,7 +169,9 @@ class Keeper:
             return
         now: datetime = await self.pool.fetchval("SELECT clock_timestamp()")  # before the look
         for product in moved:
-            if not await self.redis.hlen(keys.held(product.id)) and product.version:
+            nothing_held = product.version and not await self.redis.hlen(keys.held(product.id))
+            # Asked after the look: what a Redis wiped meanwhile does not hold may well be owed.
+            if nothing_held and await in_force(self.redis, product.id, product.books_epoch):
                 await self.pool.execute(SQL.mark_verified, product.id, now)
             self._marked[product.id] = (product.books_epoch, product.version)
             await self._restore_looks(product.id)

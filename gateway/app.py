@@ -21,6 +21,7 @@ from .health import Health
 from .identity import Identity
 from .login_attempts import LoginAttempts
 from .metrics import Metrics
+from .ops import Ops
 from .order_status import OrderReader, OrderStatus
 from .order_stream import OrderStream
 from .order_updates import OrderUpdates
@@ -73,6 +74,7 @@ def make_gateway(
     accounts = Accounts(settings, identity, pool, passwords, LoginAttempts(reads_redis), metrics)
     products = Products(catalogue, reads, pool)
     status = OrderStatus(identity, catalogue, reader, pool, updates)
+    ops = Ops(settings, identity, pool, publisher)
     api_docs.document()  # converted now, not while buyers wait
     app = web.Application(middlewares=[_problems(health, metrics)])
     routes: list[tuple[str, str, Handler]] = [
@@ -85,6 +87,8 @@ def make_gateway(
         ("POST", "/api/order/buy-flash", orders.buy),
         ("GET", "/api/order/{id}/status", status.one),
         ("GET", "/api/orders", status.mine),
+        ("GET", "/api/ops/sales/{id}", ops.show),
+        ("POST", "/api/ops/sales/{id}", ops.control),
         ("GET", "/sse/stock/{id}", StockStream(hub, catalogue).stream),
         ("GET", "/sse/order/{id}", OrderStream(tickets, reader, updates, metrics).stream),
         ("GET", "/health", health.overall),

@@ -7,6 +7,7 @@ from contextlib import suppress
 from aiokafka.errors import KafkaError
 
 from infra.kafka import make_consumer
+from infra.lifecycle import cancelled
 from infra.logs import get_logger
 from infra.settings import Settings
 from schemas.topics import Topic
@@ -64,7 +65,7 @@ class Tail:
         return task
 
     async def _run(self) -> None:
-        while True:
+        while not cancelled():
             try:
                 await self._read()
             except (KafkaError, OSError, TimeoutError) as error:

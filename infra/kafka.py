@@ -4,6 +4,7 @@
 """
 
 import asyncio
+import os
 from collections import deque
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
@@ -29,6 +30,7 @@ from schemas import topics
 from schemas.codec import VERSION_HEADER
 from schemas.topics import Topic
 
+from .lifecycle import cancelled
 from .settings import Settings
 
 LINGER_MS = 4  # produce requests cost more than records
@@ -72,6 +74,7 @@ class Publisher:
         """A publisher that connects in the background: a process may start while Kafka is away."""
         publisher = cls(settings)
         publisher._pump = asyncio.create_task(publisher._run(), name="publisher")
+        publisher._pump.add_done_callback(_end_process)
         return publisher
 
     def publish(
@@ -99,9 +102,11 @@ class Publisher:
             self._pump.cancel()
             await asyncio.gather(self._pump, return_exceptions=True)
         await self._discard_producer()
+        while self._queue:
+            self._finish(self._queue.popleft(), KafkaTimeoutError("the publisher has stopped"))
 
     async def _run(self) -> None:
-        while True:
+        while not cancelled():
             if self._producer is None or self._broken:
                 await self._replace_producer()
             while self._queue and self._producer is not None and not self._broken:
@@ -156,6 +161,9 @@ class Publisher:
             return
         try:
             delivery = await producer.send(record.topic, record.value, record.key, headers=list(record.headers))
+        except asyncio.CancelledError:  # the publisher stops, and says of each record that it was left over
+            self._queue.appendleft(record)
+            raise
         except MessageSizeTooLargeError as error:
             self._finish(record, error)
         except KafkaTimeoutError:  # its partition's buffer is full, so it was not taken: the broker is slow or away
@@ -192,6 +200,14 @@ class Publisher:
             record.done.set_result(None)
         else:
             record.done.set_exception(error)
+            record.done.exception()  # whoever still waits is told; nobody has to
+
+
+def _end_process(pump: "asyncio.Task[None]") -> None:
+    """Nobody awaits the pump, and without it every publish would wait for ever: an error of its own ends the process."""
+    if not pump.cancelled() and (error := pump.exception()) is not None:
+        log.error("the publisher broke down", error=repr(error))
+        os._exit(os.EX_SOFTWARE)
 
 
 def make_consumer(settings: Settings, *names: str, group: str | None = None, **overrides: Any) -> AIOKafkaConsumer:
@@ -267,11 +283,11 @@ class Offsets:
                     bootstrap_servers=self._settings.kafka_bootstrap_servers, request_timeout_ms=REQUEST_TIMEOUT_MS
                 )
                 consumer = make_consumer(self._settings, *(topic.name for topic in topics.ALL))
-                await admin.start()
                 try:
+                    await admin.start()
                     await consumer.start()
-                except (KafkaError, OSError):
-                    await admin.close()
+                except BaseException:  # also when the asker has given up: both may hold connections already
+                    await asyncio.gather(admin.close(), consumer.stop(), return_exceptions=True)
                     raise
                 consumer.pause(*consumer.assignment())  # a fetch that waits for data would hold up every question
                 self._admin, self._consumer = admin, consumer

@@ -12,7 +12,7 @@ from typing import Any
 
 import asyncpg
 
-from .lifecycle import Stop
+from .lifecycle import Stop, cancelled
 from .logs import get_logger
 from .postgres.pool import CONNECT_TIMEOUT_S, UNAVAILABLE
 from .settings import Settings
@@ -71,7 +71,7 @@ async def _work_while_connected(connection: Any, stop: Stop, work: Callable[[], 
 
 async def _until_lost(connection: Any) -> None:
     with suppress(*UNAVAILABLE):
-        while True:
+        while not cancelled():
             await asyncio.sleep(PROBE_S)
             await connection.fetchval("SELECT 1")
 

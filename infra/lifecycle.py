@@ -47,6 +47,16 @@ def stop_on_signals() -> Stop:
     return stop
 
 
+def cancelled() -> bool:
+    """Whether this task was asked to end. Every loop that runs until it is cancelled asks this too.
+
+    Being cancelled can go unnoticed below it: Python 3.11's `wait_for` drops a cancellation that comes in the same turn
+    as its result, aiokafka's `stop` one that comes while it waits for its own tasks.
+    """
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0
+
+
 @asynccontextmanager
 async def background(*coroutines: Coroutine[Any, Any, None]) -> AsyncIterator[asyncio.TaskGroup]:
     """Run coroutines beside the body; cancelled when the body ends, and an error in one ends the body."""

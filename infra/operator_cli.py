@@ -1,4 +1,4 @@
-"""The operator's commands: `deploy`, `product create`, `stock rebuild`, `settle`, `operator create`, `tokens`."""
+"""The operator's commands: `deploy`, `product create`, `stock rebuild`, `sale ...`, `settle`, `operator create`, `tokens`."""
 
 from datetime import UTC, datetime
 from enum import StrEnum
@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from infra.cli import Json, fail, report, run_command
+from infra.sale_cli import app as sale_app
 
 app = typer.Typer(no_args_is_help=True)
 product_app = typer.Typer(no_args_is_help=True, help="Products on sale.")
@@ -16,6 +17,7 @@ operator_app = typer.Typer(no_args_is_help=True, help="Users with the operator's
 app.add_typer(product_app, name="product")
 app.add_typer(stock_app, name="stock")
 app.add_typer(operator_app, name="operator")
+app.add_typer(sale_app, name="sale")
 
 ProductArgument = Annotated[int, typer.Argument(min=1, max=2**31 - 1, metavar="ID")]
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from datetime import datetime
 
 import asyncpg
+import msgspec
 from msgspec import UNSET
 
 from infra.inventory.inventory import Settlement
@@ -56,7 +57,7 @@ async def read_rows(pool: asyncpg.Pool, ids: Sequence[OrderId]) -> dict[OrderId,
 
 
 def status_event(row: OrderRow, *, status: Status, steps: tuple[Step, ...], at_ms: int) -> OrderStatusChanged:
-    """A status that is not terminal."""
+    """An order at `status`; of a terminal one, what `terminal_event` adds is left out."""
     return OrderStatusChanged(
         order_id=row.id,
         product_id=row.product_id,
@@ -76,19 +77,10 @@ def terminal_event(row: OrderRow, settlement: Settlement | None) -> OrderStatusC
     """The news that an order ended; `settlement` is None only where no units were ever held by the books in force."""
     at_ms = int(row.updated_at.timestamp() * 1000)
     started = row.charge_started_at_ms
-    steps = (Step(row.status, at_ms),)
-    return OrderStatusChanged(
-        order_id=row.id,
-        product_id=row.product_id,
-        user_id=row.user_id,
-        quantity=row.quantity,
-        total_cents=row.total_cents,
-        currency=row.currency,
-        status=row.status,
-        placed_at_ms=row.placed_at_ms,
-        at_ms=at_ms,
-        steps=(Step(Status.PROCESSING_PAYMENT, started), *steps) if started else steps,
-        reason=row.reason or UNSET,
+    charging = (Step(Status.PROCESSING_PAYMENT, started),) if started else ()
+    steps = (*charging, Step(row.status, at_ms))
+    return msgspec.structs.replace(
+        status_event(row, status=row.status, steps=steps, at_ms=at_ms),
         charge_started_at_ms=started or UNSET,
         charge_answered_at_ms=row.charge_answered_at_ms or UNSET,
         epoch=settlement.epoch if settlement else UNSET,

@@ -6,6 +6,7 @@ The order id is the provider's idempotency key, so asking again cannot charge tw
 import asyncio
 import time
 from collections.abc import Iterable
+from datetime import timedelta
 from email.utils import parsedate_to_datetime
 from types import TracebackType
 from typing import Protocol, Self
@@ -20,6 +21,7 @@ ATTEMPT_TIMEOUT_S = 5.0
 CONNECT_TIMEOUT_S = 2.0
 ANSWER_MAX_BYTES = 64 * 1024
 RETRY_AFTER_MAX_S = 60.0
+KEY_LIFETIME = timedelta(hours=24)  # how long the provider remembers a key: past it only an operator settles
 IDLE_CONNECTION_S = 20.0  # less than the provider's keep-alive, or its close races our next request
 
 

@@ -10,6 +10,7 @@ from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from typing import ParamSpec, TypeVar
 
+from .lifecycle import cancelled
 from .logs import get_logger
 
 FIRST_PAUSE_S = 0.05
@@ -49,6 +50,8 @@ async def until_it_works(
     pause_s = FIRST_PAUSE_S
     with declared_wait(what):
         while True:
+            if cancelled():
+                raise asyncio.CancelledError
             await asyncio.sleep(pause_s * random.uniform(0.5, 1.0))
             try:
                 return await attempt(*args, **kwargs)

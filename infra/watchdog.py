@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Callable
 
+from infra.lifecycle import cancelled
 from infra.logs import get_logger
 from infra.settings import Settings
 from infra.waits import waiting_for
@@ -48,7 +49,7 @@ class Watchdog:
     async def run(self) -> None:
         threading.Thread(target=self._watch_loop, name="watchdog", daemon=True).start()
         try:
-            while True:
+            while not cancelled():
                 await self._look()
                 for _ in range(int(LOOK_EVERY_S)):
                     self._turned_at = self._clock()

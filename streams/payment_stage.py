@@ -6,13 +6,13 @@
 import asyncio
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from typing import assert_never
 
 from infra.charging import Charge, Charged, Unsettled, charge_until_definite
 from infra.circuit_breaker import CircuitBreaker
 from infra.orders import OrderRow, now_ms, read_rows, status_event
-from infra.payment_provider import Captured, Declined, HttpPaymentProvider, PaymentProvider
+from infra.payment_provider import KEY_LIFETIME, Captured, Declined, HttpPaymentProvider, PaymentProvider
 from infra.postgres.pool import UNAVAILABLE
 from infra.settlement import Verdict
 from infra.waits import until_it_works
@@ -26,7 +26,6 @@ from .app import Acks, Record, Resources, bury, decode_or_bury, stage_app
 from .inbox import Inbox
 
 MAX_BATCH = 500
-KEY_LIFETIME = timedelta(hours=24)  # how long the provider remembers a key: past it only an operator settles
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,8 +1,8 @@
-"""One SQL statement in, its rows out: as a table for people, JSON or CSV for machines."""
+"""SQL statements in, their rows out: as a table for people, JSON or CSV for machines."""
 
 import csv
 import io
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from datetime import date, datetime
 from typing import Any
 
@@ -24,12 +24,13 @@ class Answer(msgspec.Struct, frozen=True):
     rows: list[tuple[Any, ...]]
 
 
-def ask(lake: duckdb.DuckDBPyConnection, query: str) -> Answer:
-    """Raises QueryError."""
+def ask(lake: duckdb.DuckDBPyConnection, text: str) -> Iterator[Answer]:
+    """One answer a statement. Raises QueryError."""
     try:
-        asked = lake.execute(query)
-        columns = [column[0] for column in asked.description or ()]
-        return Answer(columns, asked.fetchall() if columns else [])
+        for statement in lake.extract_statements(text):
+            asked = lake.execute(statement)
+            columns = [column[0] for column in asked.description or ()]
+            yield Answer(columns, asked.fetchall() if columns else [])
     except duckdb.Error as error:
         raise QueryError(str(error)) from None
 

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from consumers.replay.cli import From, To
-from infra.cli import Json, fail, report, run_command
+from infra.cli import Json, fail, run_command
+from infra.cli import report as print_report
 
 if TYPE_CHECKING:
     import duckdb
@@ -25,7 +26,7 @@ Data = Annotated[
 @app.command()
 def sql(
     query: Annotated[
-        str | None, typer.Argument(help="One statement; without it they are read from standard input.")
+        str | None, typer.Argument(help="Statements; without them they are read from standard input.")
     ] = None,
     data: Data = None,
     start: From = None,
@@ -43,7 +44,8 @@ def sql(
     with _lake(data, start, end, quiet=as_json or as_csv) as lake:
         for statement in [query] if query is not None else _statements():
             try:
-                typer.echo(render(answers.ask(lake, statement)))
+                for answer in answers.ask(lake, statement):
+                    typer.echo(render(answer))
             except answers.QueryError as error:
                 if query is not None or not sys.stdin.isatty():
                     fail(str(error))
@@ -117,7 +119,7 @@ def prove(product: Annotated[int, typer.Argument(min=1)], as_json: Json = False)
         found = run_command(lambda: proof.prove(get_settings(), ProductId(product)))
     except proof.NoSuchProduct as error:
         fail(str(error))
-    report(found, proof.show(found), as_json)
+    print_report(found, proof.show(found), as_json)
     raise typer.Exit(0 if found.proved else 1)
 
 
@@ -141,5 +143,33 @@ def rewind(
             found = run_command(lambda: rewinding.rewind(get_settings(), product, say))
     except (ReplayError, rewinding.RewindImpossible) as error:
         fail(str(error))
-    report(found, rewinding.show(found), as_json)
+    print_report(found, rewinding.show(found), as_json)
     raise typer.Exit(0 if found.equal else 1)
+
+
+@app.command()
+def report(
+    out: Annotated[Path, typer.Option("--out", help="The page; its pictures are written beside it as PNGs.")],
+    product: Annotated[int | None, typer.Option("--product", min=1, metavar="ID", help="Only this one.")] = None,
+    data: Data = None,
+    start: From = None,
+    end: To = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace what is there.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Draw the sale: stock, orders a second, delays by step, funnel, on one page that needs nothing else.
+
+    Example: thrones report --out sale.html --data sale.parquet
+    """
+    from consumers.replay.reader import ReplayError
+
+    from . import report as reporting
+
+    try:
+        reporting.check_place(out, force=force)
+        with _lake(data, start, end, quiet=as_json) as lake:
+            files = reporting.write(reporting.make_report(lake, product), out, force=force)
+    except ReplayError as error:
+        fail(str(error))
+    written = [str(file) for file in files]
+    print_report(written, "\n".join(written), as_json)

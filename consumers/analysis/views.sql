@@ -1,6 +1,9 @@
 -- What analysts ask of: `events` (one row a record, copies included) in; one row a fact out, copies folded.
 -- `status_ranks` comes from schemas/order_state.py. Times without `_ms` are timestamps in UTC.
 
+-- Milliseconds as a timestamp; null where nobody's calendar reaches.
+CREATE MACRO moment(ms) AS TRY(epoch_ms(ms));
+
 -- The first reservation of each order; the same order placed again under newer books counts once.
 CREATE VIEW placements AS
 SELECT *, count(*) OVER (PARTITION BY order_id) AS records
@@ -21,13 +24,13 @@ SELECT
     coalesce(p.user_id, s.user_id) AS user_id,
     coalesce(p.quantity, s.quantity) AS quantity,
     coalesce(p.unit_price_cents, s.total_cents // s.quantity) AS unit_price_cents,
-    coalesce(s.total_cents, p.unit_price_cents * p.quantity) AS total_cents,
+    coalesce(s.total_cents, TRY(p.unit_price_cents * p.quantity)) AS total_cents,
     coalesce(p.currency, s.currency) AS currency,
     coalesce(s.status, 'queued') AS status,
     coalesce(r.terminal, false) AS ended,
     s.reason,
-    epoch_ms(coalesce(p.placed_at_ms, s.placed_at_ms)) AS placed_at,
-    CASE WHEN r.terminal THEN epoch_ms(s.at_ms) END AS ended_at,
+    moment(coalesce(p.placed_at_ms, s.placed_at_ms)) AS placed_at,
+    CASE WHEN r.terminal THEN moment(s.at_ms) END AS ended_at,
     CASE WHEN r.terminal THEN s.at_ms - s.placed_at_ms END AS took_ms,
     p.epoch,
     p.version,
@@ -41,10 +44,10 @@ FROM placements p FULL JOIN standings s USING (order_id) LEFT JOIN status_ranks 
 CREATE VIEW payments AS
 SELECT
     q.order_id, q.product_id, o.total_cents, o.currency,
-    epoch_ms(q.requested_at_ms) AS requested_at,
+    moment(q.requested_at_ms) AS requested_at,
     q.requests, -- above 1: asked for again
-    epoch_ms(s.charge_started_at_ms) AS charge_started_at,
-    epoch_ms(s.charge_answered_at_ms) AS charge_answered_at,
+    moment(s.charge_started_at_ms) AS charge_started_at,
+    moment(s.charge_answered_at_ms) AS charge_answered_at,
     s.charge_answered_at_ms - s.charge_started_at_ms AS charge_ms,
     o.status AS outcome,
     s.reason
@@ -70,7 +73,7 @@ WITH passed AS (
     SELECT order_id, any_value(product_id) AS product_id, status, min(at_ms) AS at_ms FROM passed GROUP BY order_id, status
 )
 SELECT
-    order_id, product_id, row_number() OVER steps AS step, status, epoch_ms(at_ms) AS at,
+    order_id, product_id, row_number() OVER steps AS step, status, moment(at_ms) AS happened_at,
     at_ms - lag(at_ms) OVER steps AS since_previous_ms
 FROM firsts JOIN status_ranks USING (status)
 WINDOW steps AS (PARTITION BY order_id ORDER BY rank, at_ms);
@@ -78,7 +81,7 @@ WINDOW steps AS (PARTITION BY order_id ORDER BY rank, at_ms);
 -- One row a change of a product's stock, in the order in which it changed: (epoch, version). Version 0 opens an epoch.
 CREATE VIEW stock_timeline AS
 SELECT
-    product_id, epoch, version, epoch_ms(at_ms) AS at, kind, change, available, order_id,
+    product_id, epoch, version, moment(at_ms) AS happened_at, kind, change, available, order_id,
     min(available) OVER (PARTITION BY product_id, epoch) AS epoch_low
 FROM (
     SELECT product_id, epoch, 0 AS version, opened_at_ms AS at_ms, 'opened' AS kind, NULL::BIGINT AS change, available,

@@ -66,6 +66,7 @@ class PlacedHead(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", ta
     unit_price_cents: int
     currency: str
     key_hash: str | msgspec.UnsetType = msgspec.UNSET
+    redriven_from: str | msgspec.UnsetType = msgspec.UNSET
 
 
 _head_encoder = msgspec.json.Encoder()
@@ -92,5 +93,6 @@ def placed_head_of(event: OrderPlaced) -> bytes:
             unit_price_cents=event.unit_price_cents,
             currency=event.currency,
             key_hash=event.key_hash,
+            redriven_from=event.redriven_from,
         )
     )

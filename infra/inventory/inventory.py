@@ -25,7 +25,10 @@ TERMINAL_LIFETIME_MS = 24 * 3_600_000  # afterwards the status is read from Post
 
 @dataclass(frozen=True, slots=True)
 class Reservation:
-    """One wish to buy. `hashed_key` is None where the order id itself is the key."""
+    """One wish to buy. `hashed_key` is None where the order id itself is the key.
+
+    `accepted_before`: made again for an order whose reservation was lost with older books, even while the sale is paused.
+    """
 
     order_id: OrderId
     user_id: UserId
@@ -34,6 +37,8 @@ class Reservation:
     unit_price_cents: int
     currency: str
     hashed_key: str | None = None
+    redriven_from: OrderId | None = None
+    accepted_before: bool = False
 
     @property
     def body(self) -> str:
@@ -105,6 +110,7 @@ class Inventory:
                 unit_price_cents=wish.unit_price_cents,
                 currency=wish.currency,
                 key_hash=wish.hashed_key or UNSET,
+                redriven_from=wish.redriven_from or UNSET,
             )
         )
         order_key = keys.order(wish.order_id)
@@ -129,6 +135,7 @@ class Inventory:
             KEY_LIFETIME_MS,
             FIRST_LOOK_MS,
             product,
+            int(wish.accepted_before),
         )
         return _reserve_answer(wish, head, reply)
 
@@ -168,6 +175,11 @@ class Inventory:
     async def close(self, product: ProductId) -> None:
         """Refuse every script on this product until its books are rebuilt."""
         await self._scripts.call("close", (keys.stock(product),), "")
+
+    async def control(self, sale: tuple[str, ...]) -> bool:
+        """Put an operator's newest action in force (`rebuild.sale_arguments` of the row); False where no books are."""
+        key, *arguments = sale
+        return bool(await self._scripts.call("sale", (key,), *arguments) != b"unverified")
 
     async def run_id(self) -> str:
         return str((await self.redis.info("server"))["run_id"])

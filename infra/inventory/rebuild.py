@@ -270,6 +270,10 @@ class _Rebuild:
         answer = await self._redis.eval(SCRIPTS["open"], 7, *books.script_keys, run, str(epoch), *fields)
         if answer != b"opened":
             raise _Overtaken(answer.decode())
+        # An operator who paused the sale since its row was read found the product closed, and left Redis alone.
+        await self._redis.eval(
+            SCRIPTS["sale"], 1, *sale_arguments(await self._pool.fetchrow(SQL.product, self._product))
+        )
         await self._pool.execute(SQL.mark_verified, self._product, totals.verified_as_of)
         log.info(
             "books opened",
@@ -287,7 +291,8 @@ class _Rebuild:
 def stock_fields(opened: StockOpened, product: Any, max_held: int) -> list[str]:
     """The stock hash as field, value, ...; run, epoch and version are open.lua's. An absent field means none."""
     fields: dict[str, object] = {
-        "state": "open",
+        "state": product["sale_state"],
+        "sale_action": product["sale_action"],
         "initial": opened.initial,
         "available": opened.available,
         "held": opened.held,
@@ -306,8 +311,15 @@ def stock_fields(opened: StockOpened, product: Any, max_held: int) -> list[str]:
     return [str(part) for pair in fields.items() if pair[1] is not None for part in pair]
 
 
+def sale_arguments(product: Any) -> tuple[str, ...]:
+    """sale.lua's key and arguments, of a product's row."""
+    opens, closes = _milliseconds(product["opens_at"]), _milliseconds(product["closes_at"])
+    times = ("" if at is None else str(at) for at in (opens, closes))
+    return keys.stock(ProductId(product["id"])), str(product["sale_action"]), product["sale_state"], *times
+
+
 def _milliseconds(at: datetime | None) -> int | None:
     return None if at is None else int(at.timestamp() * 1000)
 
 
-__all__ = ["RebuildImpossible", "books_lock", "in_force", "rebuild", "rebuild_if_needed"]
+__all__ = ["RebuildImpossible", "books_lock", "in_force", "rebuild", "rebuild_if_needed", "sale_arguments"]

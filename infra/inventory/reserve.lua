@@ -11,6 +11,7 @@
 -- ARGV[1] order id   ARGV[2] user id   ARGV[3] quantity   ARGV[4] body ("product:quantity")
 -- ARGV[5] order.placed without its last fields and closing brace   ARGV[6] unit price (cents)   ARGV[7] currency
 -- ARGV[8] key record lifetime (ms)   ARGV[9] delay of the relay's first look (ms)   ARGV[10] product id
+-- ARGV[11] '1': accepted before, and lost with older books; a pause is for new wishes only
 --
 -- Returns one of
 --   {'held', epoch, version, available, now_ms}       units taken
@@ -32,7 +33,7 @@ else
   if known then return {'known', string.sub(known, 1, 36), string.sub(known, 38)} end
 end
 
-if stock[2] == 'paused' then return {'paused'} end
+if stock[2] == 'paused' and ARGV[11] ~= '1' then return {'paused'} end
 local time = redis.call('TIME')
 local now = tonumber(time[1]) * 1000 + math.floor(tonumber(time[2]) / 1000)
 local now_text = string.format('%.0f', now)

@@ -13,9 +13,10 @@ from infra import registry
 from infra.lifecycle import Stop, stop_on_signals
 from infra.local.app_specs import application_specs, worker_specs
 from infra.local.phase import SERVERS_ONLY, TIED, Phase, write_phase
-from infra.local.ports import StackConfig, StackError, listen, load_config
+from infra.local.ports import StackConfig, StackError, bind, load_config
 from infra.local.process import ProcessSpec
 from infra.local.readiness import note_former_members
+from infra.local.scaling import keep_sizes
 from infra.local.specs import server_specs
 from infra.local.supervisor import Supervisor
 from infra.logs import configure, get_logger
@@ -54,6 +55,7 @@ async def _run(state_dir: Path, servers_only: bool) -> int:
     supervisor = Supervisor(state_dir)
     servers = server_specs(config, state_dir)
     housekeeping = asyncio.create_task(supervisor.housekeeping())
+    sizes = asyncio.create_task(keep_sizes(supervisor, state_dir))
     parent = asyncio.create_task(_watch_parent(stop)) if TIED in sys.argv else None
     try:
         await _until_stopped(stop, _boot(supervisor, servers, config, state_dir, servers_only))
@@ -64,6 +66,7 @@ async def _run(state_dir: Path, servers_only: bool) -> int:
         return 1
     finally:
         housekeeping.cancel()
+        sizes.cancel()
         if parent:
             parent.cancel()
         names = {spec.name for spec in servers}
@@ -106,7 +109,7 @@ async def _boot(
     write_phase(state_dir, Phase("applying migrations, creating topics"))
     await _provision()
     await note_former_members(config, state_dir)
-    listener = listen(config.port)
+    listener = bind(config.port)  # the first worker listens: until then clients are refused, not kept waiting
     settings = get_settings()
     supervisor.start(application_specs(settings))
     supervisor.start(worker_specs("gateway", settings.api_workers, listener.detach(), config.port))

@@ -16,12 +16,17 @@ def application_specs(settings: Settings) -> list[ProcessSpec]:
     """Everything but the servers and the gateway."""
     return [
         _app("payment-gateway", 1, "payment-gateway"),
-        *(_app("order-stage", n, "stage", "order") for n in range(1, settings.order_workers + 1)),
-        *(_app("payment-stage", n, "stage", "payment") for n in range(1, settings.payment_workers + 1)),
+        *(stage_spec("order-stage", n) for n in range(1, settings.order_workers + 1)),
+        *(stage_spec("payment-stage", n) for n in range(1, settings.payment_workers + 1)),
         _app("projector", 1, "projector"),
         _app("relay", 1, "relay"),
         _app("reconciler", 1, "reconciler"),
     ]
+
+
+def stage_spec(role: str, member: int) -> ProcessSpec:
+    """One member of `order-stage` or `payment-stage`."""
+    return _app(role, member, "stage", role.removesuffix("-stage"))
 
 
 def _app(

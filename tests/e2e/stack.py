@@ -4,15 +4,15 @@ Nothing here looks inside the stores: what is known comes from `thrones` command
 """
 
 import asyncio
-import itertools
 import json
 import os
+import random
 import signal
 import subprocess
 import sys
 import time
 import urllib.request
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -68,7 +68,6 @@ class Stack:
     """One stack in a state directory of its own, on free ports."""
 
     state_dir: Path
-    _products: "itertools.count[int]" = field(default_factory=lambda: itertools.count(101))
 
     def thrones(self, *arguments: str, timeout_s: float = 120.0, **more: str) -> "subprocess.CompletedProcess[str]":
         """Run a command; `more` is added to its environment."""
@@ -109,20 +108,10 @@ class Stack:
         return path
 
     def new_product(self, stock: int, *options: str) -> int:
-        product = next(self._products)
-        done = self.thrones(
-            "product",
-            "create",
-            "--id",
-            str(product),
-            "--name",
-            "Oath",
-            "--price",
-            "9.99",
-            "--stock",
-            str(stock),
-            *options,
-        )
+        """A product of an id that nothing else takes: load runs and the demo count up from the highest they find."""
+        product = random.randrange(10_000, 1_000_000)
+        what = ("--id", str(product), "--name", "Oath", "--price", "9.99", "--stock", str(stock))
+        done = self.thrones("product", "create", *what, *options)
         assert done.returncode == 0, done.stdout
         return product
 
@@ -162,11 +151,12 @@ class Stack:
         return [row for row in live_rows(self.state_dir) if role in (None, row["role"])]
 
     def kill(self, role: str) -> int:
-        """SIGKILL one process of the role; its pid."""
+        """SIGKILL the process of the role that has run longest; its pid."""
         rows = self.rows(role)
         assert rows, f"no {role} runs"
-        os.kill(rows[0]["pid"], signal.SIGKILL)
-        return rows[0]["pid"]
+        oldest = min((row["pid"] for row in rows), key=lambda pid: psutil.Process(pid).create_time())
+        os.kill(oldest, signal.SIGKILL)
+        return oldest
 
     async def kill_and_wait(self, role: str) -> float:
         """SIGKILL one process of the role; seconds until the supervisor has another one registered in its place."""

@@ -16,6 +16,7 @@ import pytest
 
 from infra.registry import Row, live_rows
 from infra.settings import KNOWN_BAD_SECRETS, SigningSettings
+from tests.conftest import child_env
 
 from .gateway_fixtures import settings
 
@@ -27,20 +28,14 @@ RESTART_S = 20.0  # 1-2 s on a quiet machine; the tests' own is not
 
 def environment(settings: SigningSettings, state_dir: Path, port: int) -> dict[str, str]:
     """What the processes of a production gateway are told."""
-    return os.environ | {
-        "THRONES_PROFILE": "production",
-        "THRONES_STATE_DIR": str(state_dir),
-        "KAFKA_BOOTSTRAP_SERVERS": settings.kafka_bootstrap_servers,
-        "REDIS_URL": settings.redis_url,
-        "DB_HOST": settings.db_host,
-        "DB_PORT": str(settings.db_port),
-        "POSTGRES_USER": settings.postgres_user,
-        "POSTGRES_PASSWORD": settings.postgres_password.get_secret_value(),
-        "POSTGRES_DB": settings.postgres_db,
-        "JWT_SECRET": settings.jwt_secret.get_secret_value(),
-        "API_WORKERS": str(WORKERS),
-        "PORT": str(port),
-    }
+    return child_env(
+        settings,
+        THRONES_PROFILE="production",
+        THRONES_STATE_DIR=str(state_dir),
+        JWT_SECRET=settings.jwt_secret.get_secret_value(),
+        API_WORKERS=str(WORKERS),
+        PORT=str(port),
+    )
 
 
 @asynccontextmanager

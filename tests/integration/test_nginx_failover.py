@@ -1,4 +1,4 @@
-"""nginx in front of two real gateways of two workers each: one is killed, restarted, stopped, and the buyers hardly notice."""
+"""nginx before two real gateways and a pool of streams: one is killed, restarted, stopped, and buyers hardly notice."""
 
 import asyncio
 import contextlib
@@ -13,6 +13,7 @@ from uuid import uuid4
 import aiohttp
 import orjson
 import psutil
+import pytest
 
 from infra.lifecycle import Stop
 from infra.local.place import REPOSITORY
@@ -36,15 +37,16 @@ PASSED_BY_S = 1.5  # nginx passes a gateway that failed by for 1 s (fail_timeout
 
 @dataclass(slots=True)
 class Cluster:
-    """`thrones gateway` on a port of its own, with a state directory of its own."""
+    """`thrones gateway` or `thrones sse` on a port of its own, with a state directory of its own."""
 
+    role: str
     port: int
     env: dict[str, str]
     process: asyncio.subprocess.Process | None = None
 
     async def start(self) -> None:
         self.process = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-m", "thrones", "gateway"), env=self.env, cwd=REPOSITORY
+            *(sys.executable, "-m", "thrones", self.role), env=self.env, cwd=REPOSITORY
         )
 
     async def ready(self, session: aiohttp.ClientSession) -> None:
@@ -77,10 +79,11 @@ class Cluster:
 
 @dataclass(slots=True)
 class Door:
-    """nginx, the gateways behind it, and a client at it."""
+    """nginx, the gateways and the streams behind it, and a client at it."""
 
     nginx: Nginx
     clusters: list[Cluster]
+    pool: Cluster
     client: GatewayClient
 
 
@@ -88,31 +91,32 @@ class Door:
 async def a_door(binary: Path, folder: Path, settings: SigningSettings) -> AsyncIterator[Door]:
     async with AsyncExitStack() as stack:
         session = await stack.enter_async_context(aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0)))
-        clusters = [_cluster(port, folder, settings) for port in free_ports(2)]
-        for cluster in clusters:
+        *clusters, pool = (_cluster(role, folder, settings) for role in ("gateway", "gateway", "sse"))
+        for cluster in (*clusters, pool):
             await cluster.start()
             stack.callback(_end, cluster)
-        for cluster in clusters:
+        for cluster in (*clusters, pool):
             await cluster.ready(session)
         (folder / "nginx").mkdir()
         nginx = await stack.enter_async_context(
-            nginx_on(binary, folder / "nginx", [cluster.port for cluster in clusters])
+            nginx_on(binary, folder / "nginx", [cluster.port for cluster in clusters], streams=[pool.port])
         )
         to = await stack.enter_async_context(connected(settings))
-        yield Door(nginx, clusters, GatewayClient(nginx.url, session, settings, to, Stop()))
+        yield Door(nginx, clusters, pool, GatewayClient(nginx.url, session, settings, to, Stop()))
 
 
-def _cluster(port: int, folder: Path, settings: SigningSettings) -> Cluster:
-    own = settings.model_copy(update={"thrones_state_dir": folder / f"gateway-{port}"})
+def _cluster(role: str, folder: Path, settings: SigningSettings) -> Cluster:
+    [port] = free_ports(1)
+    own = settings.model_copy(update={"thrones_state_dir": folder / f"{role}-{port}"})
     env = child_env(
         own,
         PORT=str(port),
-        API_WORKERS="2",
+        API_WORKERS="2" if role == "gateway" else "1",
         JWT_SECRET=SECRET,
         BUYS_PER_SECOND_PER_USER="100000",
         TRUSTED_PROXIES="127.0.0.1",
     )
-    return Cluster(port, env)
+    return Cluster(role, port, env)
 
 
 def _end(cluster: Cluster) -> None:
@@ -163,6 +167,7 @@ class Storm:
             self.others[key] = answer
 
 
+@pytest.mark.timeout(300)
 async def test_a_killed_gateway_costs_no_more_than_what_was_in_flight(
     nginx_binary: Path, tmp_path: Path, settings: SigningSettings
 ) -> None:
@@ -195,6 +200,7 @@ async def test_a_killed_gateway_costs_no_more_than_what_was_in_flight(
         await _one_unit_an_order(door, storm)
 
 
+@pytest.mark.timeout(300)
 async def test_gateways_restarted_one_after_the_other_cost_nothing(
     nginx_binary: Path, tmp_path: Path, settings: SigningSettings
 ) -> None:
@@ -229,9 +235,11 @@ async def _everything_else(door: Door, product: ProductId) -> None:
 
 
 async def _stock_is_streamed(door: Door, product: ProductId) -> None:
-    """The snapshot at once, and a purchase when the gateways have heard of it."""
+    """From the pool: the snapshot at once, and a purchase when it has heard of it."""
     async with asyncio.timeout(8), door.client.session.get(f"{door.nginx.url}/sse/stock/{product}") as stream:
         before = await _stock(stream)
+        async with door.client.session.get(f"http://127.0.0.1:{door.pool.port}/metrics") as inside:
+            assert "thrones_gateway_streams 1.0" in await inside.text()
         assert (await door.client.buy({"productId": product})).status == 202
         assert await _stock(stream) == before - 1
 

@@ -122,6 +122,18 @@ async def test_each_refusal_changes_nothing(
     assert await redis.dbsize() == names
 
 
+@pytest.mark.parametrize("bound", [{"per_user_limit": 3}, {"max_held": 3}, {"available": 3, "sold": 7}])
+async def test_each_bound_is_given_to_its_last_unit(
+    redis: Redis, inventory: Inventory, product: ProductId, bound: dict[Any, Any]
+) -> None:
+    """A limit of three means three: not two, not four."""
+    await redis.hset(keys.stock(product), mapping=bound)
+    await hold(inventory, wish(product, quantity=2))
+    assert code(await inventory.reserve(wish(product, quantity=2))) != "held"
+    await hold(inventory, wish(product, quantity=1))
+    assert code(await inventory.reserve(wish(product, quantity=1))) != "held"
+
+
 async def test_a_product_without_books_is_unverified_not_unknown(inventory: Inventory, new_product: NewProduct) -> None:
     """Only Postgres says that a product does not exist."""
     assert await inventory.reserve(wish(new_product())) == Refused("unverified")

@@ -30,6 +30,7 @@ EARLIER = 100
 CONTROL_PAST = 100  # committed so far while the first record is open: no accident
 REPOSITORY = Path(__file__).parents[2]
 WITHIN_S = 60.0
+pytestmark = pytest.mark.timeout(240)  # processes start, are missed for six seconds, and start again
 
 
 async def eventually(holds: Callable[[], Awaitable[bool]], what: str) -> None:

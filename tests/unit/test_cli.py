@@ -26,6 +26,11 @@ REPORTING = (
     "audit",
     "lag",
     "status",
+    "replay",
+    "sql",
+    "prove",
+    "rewind",
+    "report",
 )
 SECRET = "a secret that is long enough for HS256"  # of these tests alone
 

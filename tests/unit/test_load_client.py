@@ -32,9 +32,13 @@ ACCEPTANCE = answer(202, ACCEPTED, f"Location: /api/order/{ORDER}/status")
 async def server(reply: Callable[[int], tuple[float, bytes | None]]) -> AsyncIterator[str]:
     """Answers request n with `reply(n)`: after so many seconds these bytes, or a reset."""
     count = 0
+    serving: set[asyncio.Task[None]] = set()
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         nonlocal count
+        task = asyncio.current_task()
+        assert task is not None
+        serving.add(task)
         try:
             while True:
                 head = await reader.readuntil(b"\r\n\r\n")
@@ -44,15 +48,19 @@ async def server(reply: Callable[[int], tuple[float, bytes | None]]) -> AsyncIte
                 count += 1
                 await asyncio.sleep(delay_s)
                 if text is None:
-                    writer.transport.abort()
                     return
                 writer.write(text)
-        except (asyncio.IncompleteReadError, ConnectionError):
-            writer.close()
+        except (asyncio.IncompleteReadError, ConnectionError, asyncio.CancelledError):
+            pass  # the client has gone, or the test has ended
+        finally:
+            writer.transport.abort()
 
     listening = await asyncio.start_server(serve, "127.0.0.1", 0)
     async with listening:
         yield f"http://127.0.0.1:{listening.sockets[0].getsockname()[1]}"
+        for task in serving:
+            task.cancel()
+        await asyncio.gather(*serving)
 
 
 def token(user: int) -> str:

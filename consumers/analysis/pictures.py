@@ -1,0 +1,121 @@
+"""Numbers in, figures out: drawn small enough that their text is readable on a phone."""
+
+import io
+from collections.abc import Mapping, Sequence
+from datetime import datetime, timedelta
+
+from matplotlib.axes import Axes
+from matplotlib.dates import AutoDateLocator, ConciseDateFormatter
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+SIZE_INCHES = (4.2, 3.0)  # about as many points wide as a phone has pixels
+PNG_DPI = 160
+SHORTEST = timedelta(seconds=1)  # stretch of time that is drawn
+BLUE, ORANGE, GREEN, RED, GREY, PURPLE = "#0072b2", "#e69f00", "#009e73", "#d55e00", "#777777", "#7a5195"
+COLOURS = (BLUE, ORANGE, GREEN, PURPLE, RED, GREY)
+OF_KIND = {"accepted": BLUE, "confirmed": GREEN, "given back": RED}
+Point = tuple[datetime, int]
+
+
+def stock(by_product: Mapping[int, Sequence[Point]]) -> Figure:
+    """Units on sale over time, a line a product."""
+    figure, axes = _empty()
+    for colour, (product, points) in zip(COLOURS, by_product.items(), strict=False):
+        at, available = zip(*points, strict=True)
+        axes.step(at, available, where="post", color=colour, linewidth=1.8, label=f"product {product}")
+        if len(by_product) == 1:
+            axes.fill_between(at, available, step="post", color=colour, alpha=0.12)
+    moments = [at for points in by_product.values() for at, _ in points]
+    if moments and max(moments) - min(moments) < SHORTEST:
+        axes.set_xlim(min(moments), min(moments) + SHORTEST)  # type: ignore[arg-type]  # takes dates as well
+    locator = AutoDateLocator(maxticks=5)  # type: ignore[no-untyped-call]  # matplotlib's dates have no types
+    axes.xaxis.set_major_locator(locator)
+    axes.xaxis.set_major_formatter(ConciseDateFormatter(locator))  # type: ignore[no-untyped-call]  # the same
+    axes.set_ylim(bottom=0)
+    axes.set_ylabel("units on sale")
+    if len(by_product) > 1:
+        axes.legend(frameon=False)
+    return figure
+
+
+def rates(by_kind: Mapping[str, Sequence[tuple[int, float]]], width_s: int) -> Figure:
+    """Orders a second since the first one."""
+    figure, axes = _empty()
+    last = max((points[-1][0] for points in by_kind.values()), default=0)
+    for kind, points in by_kind.items():
+        known = dict(points)
+        seconds = [n * width_s for n in range(last + 2)]
+        axes.step(
+            seconds,
+            [known.get(n, 0) for n in range(last + 2)],
+            where="post",
+            color=OF_KIND[kind],
+            linewidth=1.8,
+            label=kind,
+        )
+    axes.set_ylim(bottom=0)
+    axes.set_ylabel("orders a second")
+    axes.set_xlabel("seconds since the first order")
+    axes.legend(frameon=False)
+    return figure
+
+
+def delays(by_step: Sequence[tuple[str, float, float, float]]) -> Figure:
+    """Percentiles of the time from one status to the next, logarithmic: (label, p50, p95, p99) in milliseconds."""
+    figure, axes = _empty()
+    labels = [label for label, *_ in by_step]
+    for n, (_, p50, p95, p99) in enumerate(by_step):
+        axes.plot([max(p50, 1), max(p99, 1)], [n, n], color=GREY, linewidth=1.5, zorder=1)
+        for value, colour, name in ((p50, BLUE, "p50"), (p95, ORANGE, "p95"), (p99, RED, "p99")):
+            axes.scatter([max(value, 1)], [n], color=colour, s=42, zorder=2, label=name if n == 0 else None)
+    axes.set_xscale("log")
+    axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 3.0)))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda ms, _: f"{ms / 1000:g} s" if ms >= 1000 else f"{ms:g} ms"))
+    axes.xaxis.set_minor_formatter(NullFormatter())
+    axes.set_yticks(range(len(labels)), labels)
+    axes.set_ylim(max(len(labels), 1) - 0.5, -0.5)
+    if labels:
+        axes.legend(frameon=False, loc="upper center", bbox_to_anchor=(0.5, 1.14), ncols=3)
+    return figure
+
+
+def funnel(by_status: Sequence[tuple[str, int]]) -> Figure:
+    """How many orders came how far."""
+    figure, axes = _empty()
+    labels = [label for label, _ in by_status]
+    orders = [count for _, count in by_status]
+    bars = axes.barh(labels, orders, color=[_colour(label) for label in labels], height=0.7)
+    axes.bar_label(bars, labels=[f"{count:,}" for count in orders], padding=4)
+    axes.invert_yaxis()
+    axes.set_xlim(right=max(orders, default=1) * 1.18)
+    axes.grid(visible=False, axis="y")
+    return figure
+
+
+def to_svg(figure: Figure) -> str:
+    """The `<svg>` element alone."""
+    text = io.StringIO()
+    figure.savefig(text, format="svg", metadata={"Date": None})
+    return text.getvalue()[text.getvalue().index("<svg") :]
+
+
+def to_png(figure: Figure) -> bytes:
+    picture = io.BytesIO()
+    figure.savefig(picture, format="png", dpi=PNG_DPI)
+    return picture.getvalue()
+
+
+def _empty() -> tuple[Figure, Axes]:
+    figure = Figure(figsize=SIZE_INCHES, layout="constrained")
+    axes = figure.add_subplot()
+    axes.grid(visible=True, color="#dddddd", linewidth=0.6)
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right"]].set_visible(False)
+    return figure, axes
+
+
+def _colour(label: str) -> str:
+    if label == "confirmed":
+        return GREEN
+    return RED if label.endswith("failed") else BLUE

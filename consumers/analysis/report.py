@@ -1,0 +1,206 @@
+"""`thrones report`: the views in; one self-contained page and its pictures out."""
+
+import re
+from collections import defaultdict
+from collections.abc import Sequence
+from datetime import datetime
+from decimal import Decimal
+from html import escape
+from pathlib import Path
+from string import Template
+from typing import Any, NamedTuple
+
+import duckdb
+
+from consumers.replay.reader import ReplayError
+from schemas.money import to_decimal
+
+from . import pictures
+
+PAGE = Path(__file__).with_name("report.html")
+FIGURES = Path(__file__).with_name("figures.sql")
+PRODUCTS_DRAWN = len(pictures.COLOURS)
+SLICES = 300  # of the picture of rates, at most
+STEP_NAMES = {
+    "processing": "stored",
+    "processing_payment": "charge begun",
+    "needs_reconciliation": "outcome unknown",
+    "confirmed": "confirmed",
+    "payment_failed": "payment failed",
+    "failed": "failed",
+}
+STAGE_NAMES = STEP_NAMES | {"queued": "accepted", "awaiting_payment": "stored"}
+
+
+class Picture(NamedTuple):
+    name: str
+    title: str
+    caption: str
+    figure: Any
+
+
+class Report(NamedTuple):
+    """`page` is whole HTML; `images` are PNGs by name."""
+
+    page: str
+    images: dict[str, bytes]
+
+
+class _Questions:
+    """The statements of figures.sql, about some products."""
+
+    def __init__(self, lake: duckdb.DuckDBPyConnection, products: Sequence[int]) -> None:
+        parts = re.split(r"^-- name: (\w+)$", FIGURES.read_text(), flags=re.MULTILINE)[1:]
+        self._statements = dict(zip(parts[::2], parts[1::2], strict=True))
+        self._lake = lake
+        self.products = list(products)
+
+    def rows(self, name: str, **more: object) -> list[tuple[Any, ...]]:
+        return self._lake.execute(self._statements[name], {"products": self.products, **more}).fetchall()
+
+    def row(self, name: str) -> dict[str, Any]:
+        [values] = self.rows(name)
+        return dict(zip([column[0] for column in self._lake.description or ()], values, strict=True))
+
+    def every_product(self) -> list[int]:
+        return [row[0] for row in self._lake.execute(self._statements["products"]).fetchall()]
+
+
+def make_report(lake: duckdb.DuckDBPyConnection, product: int | None = None) -> Report:
+    """Raises ReplayError where the log has no orders (of that product)."""
+    ask = _Questions(lake, [])
+    known = ask.every_product()
+    if product is not None and product not in known:
+        raise ReplayError(
+            f"no orders of product {product} in the log; there are: {', '.join(map(str, known)) or 'none'}"
+        )
+    if not known:
+        raise ReplayError("no orders in the log: there is nothing to draw")
+    ask.products = [product] if product is not None else known
+    numbers, books = ask.row("numbers"), ask.row("books")
+    drawn = _pictures(ask, numbers)
+    page = Template(PAGE.read_text()).substitute(
+        title="The sale of product " + str(ask.products[0])
+        if len(ask.products) == 1
+        else f"{len(known)} products on sale",
+        when=f"{_moment(numbers['first_at'])} to {_moment(numbers['last_at'])}, UTC",
+        verdict=_verdict(numbers, books),
+        numbers="".join(
+            f"<div><dt>{name}</dt><dd>{escape(value)}</dd></div>" for name, value in _figures(numbers, books)
+        ),
+        pictures="".join(_figure(picture) for picture in drawn),
+        funnel=_table(("step", "orders", "units"), [(_stage(s), f"{o:,}", f"{u:,}") for s, o, u in ask.rows("funnel")]),
+        delays=_table(
+            ("step", "orders", "p50", "p95", "p99"),
+            [(_step(s), f"{n:,}", *map(_duration, ps)) for s, n, *ps in ask.rows("delays")],
+        ),
+    )
+    return Report(page, {picture.name: pictures.to_png(picture.figure) for picture in drawn})
+
+
+def _pictures(ask: _Questions, numbers: dict[str, Any]) -> list[Picture]:
+    width_s = max(int((numbers["last_at"] - numbers["first_at"]).total_seconds()) // SLICES, 1)
+    stock: defaultdict[int, list[pictures.Point]] = defaultdict(list)
+    for product, at, available in ask.rows("stock"):
+        stock[product].append((at, available))
+    most = {product: stock[product] for product in ask.products[:PRODUCTS_DRAWN] if stock[product]}
+    rates: defaultdict[str, list[tuple[int, float]]] = defaultdict(list)
+    for kind, slice_, a_second in ask.rows("rates", width=width_s):
+        rates[kind].append((slice_, a_second))
+    steps = [(_step(status), p50, p95, p99) for status, _, p50, p95, p99 in ask.rows("delays")]
+    stages = [(_stage(status), orders) for status, orders, _ in ask.rows("funnel")]
+    only = "" if len(most) == len(ask.products) else f" The {len(most)} products with the most orders."
+    captions = {
+        "stock": f"Units on sale: down when an order is accepted, up when one is given back.{only}",
+        "rates": f"Accepted, confirmed and given back, in slices of {width_s} s.",
+        "delays": "From the status before; a half, 95 % and 99 % of the orders were faster.",
+        "funnel": "Orders that reached each step.",
+    }
+    return [
+        Picture("stock", "Stock", captions["stock"], pictures.stock(most)),
+        Picture("rates", "Orders a second", captions["rates"], pictures.rates(rates, width_s)),
+        Picture("delays", "Time from step to step", captions["delays"], pictures.delays(steps)),
+        Picture("funnel", "How far orders came", captions["funnel"], pictures.funnel(stages)),
+    ]
+
+
+def _figure(picture: Picture) -> str:
+    svg = pictures.to_svg(picture.figure).replace("<svg", f'<svg role="img" aria-label="{escape(picture.title)}"', 1)
+    # The ids inside one drawing must not meet those of the next.
+    svg = re.sub(r'(id="|href="#|url\(#)', rf"\g<1>{picture.name}-", svg)
+    return f"<figure><h2>{picture.title}</h2>{svg}<figcaption>{picture.caption}</figcaption></figure>"
+
+
+def _figures(numbers: dict[str, Any], books: dict[str, Any]) -> list[tuple[str, str]]:
+    return [
+        ("units put on sale", f"{books['initial'] or 0:,}"),
+        ("orders accepted", f"{numbers['orders']:,}"),
+        ("buyers", f"{numbers['buyers']:,}"),
+        ("units sold", f"{numbers['confirmed_units']:,}"),
+        (f"taken in, {numbers['currency']}", f"{Decimal(to_decimal(numbers['confirmed_cents'])):,}"),
+        ("orders given back", f"{numbers['declined']:,}"),
+        ("orders under way", f"{numbers['under_way']:,}"),
+        ("done within, p50 / p95", f"{_duration(numbers['p50_ms'])} / {_duration(numbers['p95_ms'])}"),
+    ]
+
+
+def _verdict(numbers: dict[str, Any], books: dict[str, Any]) -> str:
+    if books["initial"] is None or books["lowest"] is None:
+        return "The opening of the stock is not among these records, so they cannot say whether it was oversold."
+    if books["lowest"] < 0 or numbers["confirmed_units"] > books["initial"]:
+        return "<strong>Oversold:</strong> more units were sold than there were."
+    gaps = f"; {books['missing']:,} changes are not among these records" if books["missing"] else ", no change missing"
+    return f"Never oversold: the stock never fell below {books['lowest']:,}{gaps}."
+
+
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    top = "".join(f"<th>{cell}</th>" for cell in head)
+    body = "".join(f"<tr>{''.join(f'<td>{escape(cell)}</td>' for cell in row)}</tr>" for row in rows)
+    return f"<table><thead><tr>{top}</tr></thead><tbody>{body}</tbody></table>"
+
+
+def _step(status: str) -> str:
+    return STEP_NAMES.get(status, status)
+
+
+def _stage(status: str) -> str:
+    return STAGE_NAMES.get(status, status)
+
+
+def _duration(ms: float | None) -> str:
+    if ms is None:
+        return "-"
+    return f"{ms:.0f} ms" if ms < 1000 else f"{ms / 1000:.1f} s"
+
+
+def _moment(at: datetime) -> str:
+    return at.strftime("%Y-%m-%d %H:%M:%S")
+
+
+def write(report: Report, out: Path, *, force: bool) -> list[Path]:
+    """The page at `out` and the pictures beside it (`out` x.html: x-stock.png, ...). Raises ReplayError; then none is left."""
+    files = {out: report.page.encode()}
+    files |= {out.with_name(f"{out.stem}-{name}.png"): image for name, image in report.images.items()}
+    check_place(out, force=force)
+    drafts = {path: path.with_name(f".{path.name}.partial") for path in files}
+    try:
+        for path, content in files.items():
+            drafts[path].write_bytes(content)
+        for path, draft in drafts.items():
+            draft.replace(path)
+    except OSError as error:
+        raise ReplayError(f"{out} could not be written: {error.strerror}") from error
+    finally:
+        for draft in drafts.values():
+            draft.unlink(missing_ok=True)
+    return list(files)
+
+
+def check_place(out: Path, *, force: bool) -> None:
+    """Raises ReplayError where `out` cannot be."""
+    if out.suffix != ".html":
+        raise ReplayError(f"--out {out}: a page ends in .html")
+    if not out.absolute().parent.is_dir():
+        raise ReplayError(f"there is no directory {out.parent}")
+    if out.is_dir() or (out.exists() and not force):
+        raise ReplayError(f"{out} exists; --force replaces it")

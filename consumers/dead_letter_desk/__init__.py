@@ -1,0 +1,1 @@
+"""Dead letters in; out, what they say, and their records sent again."""

@@ -1,0 +1,103 @@
+"""`/api/ops/`: what operators do to a sale over HTTP; the same actions, and the same audit trail, as `thrones sale`."""
+
+from typing import Annotated, Any
+
+import asyncpg
+import msgspec
+from aiohttp import web
+from aiokafka.errors import KafkaError
+from msgspec import UNSET, Meta, UnsetType
+
+from infra.inventory import keys
+from infra.inventory.rebuild import RebuildImpossible
+from infra.kafka import Publisher
+from infra.operations import Connections, Refused
+from infra.postgres.pool import UNAVAILABLE
+from infra.redis_client import RedisError, connect_redis
+from infra.sale_control import LONGEST_WHY, Action, Sale, SaleOver, UnknownProduct, Wish, check, control, sale
+from infra.settings import Settings
+
+from .catalogue import parse_product_id
+from .identity import Identity, User
+from .orders import idempotency_key
+from .problems import Problem
+from .wire import answer, iso, read_members
+
+REDIS_TIMEOUT_S = 5.0  # a restock rebuilds the books
+
+
+class Control(msgspec.Struct, forbid_unknown_fields=True):
+    """The body."""
+
+    action: Action
+    why: Annotated[str, Meta(min_length=1, max_length=LONGEST_WHY)]
+    units: Annotated[int, Meta(ge=1, le=2**31 - 1)] | UnsetType = UNSET
+
+
+class Ops:
+    def __init__(self, settings: Settings, identity: Identity, pool: asyncpg.Pool, publisher: Publisher) -> None:
+        self._settings = settings
+        self._identity = identity
+        self._pool = pool
+        self._publisher = publisher
+
+    async def show(self, request: web.Request) -> web.Response:
+        self._operator(request)
+        product = parse_product_id(request.match_info["id"])
+        try:
+            return answer(_public(await sale(self._pool, product)))
+        except UnknownProduct:
+            raise Problem("not_found") from None
+        except UNAVAILABLE:
+            raise Problem("unavailable") from None
+
+    async def control(self, request: web.Request) -> web.Response:
+        """504 where a store failed half-way: the action may be recorded, and repeating it puts it in force."""
+        operator = self._operator(request)
+        key = idempotency_key(request)
+        product = parse_product_id(request.match_info["id"])
+        body = await read_members(request, Control)
+        units = None if body.units is UNSET else body.units
+        wish = Wish(body.action, f"user {operator.id}", body.why, units, keys.key_hash(key) if key else None)
+        try:
+            check(wish)
+            redis = connect_redis(self._settings, connections=4, timeout_s=REDIS_TIMEOUT_S)
+            try:
+                stores = Connections(self._settings, redis, self._pool, self._publisher)
+                return answer(_public(await control(stores, product, wish)))
+            finally:
+                await redis.aclose()
+        except UnknownProduct:
+            raise Problem("not_found") from None
+        except SaleOver:
+            raise Problem("sale_closed") from None
+        except Refused as refused:
+            raise Problem("invalid_request", f"{refused}.") from None
+        except (*UNAVAILABLE, RedisError, KafkaError, RebuildImpossible):
+            raise Problem("outcome_unknown", "The action may be recorded; repeat it with the same key.") from None
+
+    def _operator(self, request: web.Request) -> User:
+        user = self._identity.user_of(request)
+        if user.role != "operator":
+            raise Problem("forbidden")
+        return user
+
+
+def _public(sale: Sale) -> dict[str, Any]:
+    return {
+        "productId": sale.product_id,
+        "state": sale.state,
+        "initial": sale.initial,
+        "inForce": sale.in_force,
+        "actions": [
+            {
+                "id": entry.id,
+                "action": entry.action,
+                "units": entry.units,
+                "who": entry.who,
+                "why": entry.why,
+                "at": iso(entry.at),
+            }
+            for entry in sale.trail
+        ],
+    }

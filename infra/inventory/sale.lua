@@ -1,0 +1,18 @@
+#!lua flags=allow-oom
+-- Pause, resume or end the sale of one product, as an operator's newest action in Postgres says. Idempotent. Books that are
+-- not in force are left alone: the rebuild that opens them reads the same row. Settling goes on whatever the state.
+--
+-- KEYS[1] stock:{p}
+-- ARGV[1] id of the newest action   ARGV[2] state ('open' or 'paused')   ARGV[3] opens_at (ms) or ''   ARGV[4] closes_at (ms) or ''
+--
+-- Returns 'applied', 'stale' (a newer action is known) or 'unverified' (the books are closed, or of another Redis run).
+
+local stock = redis.call('HMGET', KEYS[1], 'run', 'state', 'sale_action')
+local run = string.match(redis.call('INFO', 'server'), 'run_id:(%x+)')
+if stock[1] ~= run or stock[2] == 'closed' then return 'unverified' end
+if tonumber(stock[3] or 0) > tonumber(ARGV[1]) then return 'stale' end
+redis.call('HSET', KEYS[1], 'state', ARGV[2], 'sale_action', ARGV[1])
+for i, field in ipairs({'opens_at_ms', 'closes_at_ms'}) do
+  if ARGV[i + 2] == '' then redis.call('HDEL', KEYS[1], field) else redis.call('HSET', KEYS[1], field, ARGV[i + 2]) end
+end
+return 'applied'

@@ -1,0 +1,183 @@
+"""Postgres in process: products and orders as dictionaries, our statements by their names, each of them atomic.
+
+place_orders and settle_orders are written anew from their contracts in migrations/; test_postgres_model.py compares them
+with the real ones. Rows are never changed in place, so a snapshot is a copy of the two tables.
+"""
+
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from typing import Any
+
+import asyncpg
+
+from infra.postgres.queries import SQL
+
+from .clock import as_datetime
+
+Row = dict[str, Any]
+UNPAID = ("awaiting_payment", "needs_reconciliation")
+GIVEN_BACK = ("failed", "payment_failed")
+NAMES = {text: name for name, text in vars(SQL).items()}
+ONE_MINUTE = timedelta(minutes=1)
+
+
+@dataclass
+class PostgresModel:
+    """One database. `on` is what connections read: this, or a snapshot of it."""
+
+    clock_s: Callable[[], float]
+    products: dict[int, Row] = field(default_factory=dict)
+    orders: dict[str, Row] = field(default_factory=dict)
+    locks: dict[tuple[int, ...], object] = field(default_factory=dict)  # advisory ones, and the session that holds each
+
+    def snapshot(self) -> "PostgresModel":
+        return PostgresModel(self.clock_s, dict(self.products), dict(self.orders))
+
+    def run(self, statement: str, args: tuple[Any, ...]) -> list[Row]:
+        if statement == "SELECT clock_timestamp()":
+            return [{"clock_timestamp": self._now()}]
+        method = getattr(self, f"_{NAMES[statement]}", None)
+        if method is None:
+            raise AssertionError(f"the model does not know {NAMES[statement]}")
+        rows: list[Row] = method(*args)
+        return rows
+
+    def create_product(self, product: int, initial: int, price_cents: int, limit: int | None) -> None:
+        now = self._now() - ONE_MINUTE  # so nobody waits for its creator to open it
+        self.products[product] = {
+            "id": product, "name": f"Product {product}", "price_cents": price_cents, "currency": "USD",
+            "initial": initial, "taken": 0, "epoch": 0, "verified_at": None, "opens_at": None, "closes_at": None,
+            "per_user_limit": limit, "sale_state": "open", "sale_action": 0, "created_at": now, "updated_at": now,
+        }  # fmt: skip
+
+    def _now(self) -> datetime:
+        return as_datetime(self.clock_s())
+
+    def _take(self, product: int, units: int) -> None:
+        row = self.products[product]
+        if not 0 <= row["taken"] + units <= row["initial"]:
+            raise asyncpg.CheckViolationError("never_oversold")
+        self.products[product] = row | {"taken": row["taken"] + units, "updated_at": self._now()}
+
+    def _insert(self, product: int, fields: Row) -> None:
+        now = self._now()
+        self.orders[fields["id"]] = {
+            "charge_id": None, "charge_started_at_ms": None, "charge_answered_at_ms": None, "created_at": now,
+            "updated_at": now, "product_id": product, "unit_price_cents": self.products[product]["price_cents"],
+            "currency": self.products[product]["currency"],
+        } | fields  # fmt: skip
+
+    def _place_orders(self, *columns: list[Any]) -> list[Row]:
+        names = ("id", "product", "user_id", "quantity", "epoch", "version", "available", "placed_at_ms", "key_hash")
+        wishes = [dict(zip((*names, "vouched"), values, strict=True)) for values in zip(*columns, strict=True)]
+        known = self.orders.keys() & {wish["id"] for wish in wishes}
+        new: set[str] = set()
+        for wish in sorted(wishes, key=lambda w: (w["product"], w["epoch"], w["version"], w["id"])):
+            product = self.products.get(wish["product"])
+            if wish["id"] in self.orders or product is None:
+                continue
+            if wish["epoch"] < product["epoch"] and not wish["vouched"]:
+                continue
+            fits = product["taken"] + wish["quantity"] <= product["initial"]
+            fields = {name: wish[name] for name in names if name != "product"}
+            fields |= {"status": "awaiting_payment" if fits else "failed", "reason": None if fits else "no stock left"}
+            self._insert(wish["product"], fields)
+            if fits:
+                self._take(wish["product"], wish["quantity"])
+            new.add(wish["id"])
+        return [self._placed(wish, new, known) for wish in {wish["id"]: wish for wish in wishes}.values()]
+
+    def _placed(self, wish: Row, new: set[str], known: set[str]) -> Row:
+        row = self.orders.get(wish["id"], {})
+        if wish["id"] in new:
+            outcome = "new"
+        elif wish["id"] in known:
+            outcome = "known"
+        else:
+            outcome = "stale" if wish["product"] in self.products else "no_product"
+        terms = {name: row.get(name) for name in ("status", "unit_price_cents", "currency")}
+        return {"order_id": wish["id"], "outcome": outcome} | terms
+
+    def _settle_orders(self, *columns: list[Any]) -> list[Row]:
+        for order_id, status, reason, charge_id, started, answered in zip(*columns, strict=True):
+            row = self.orders.get(order_id)
+            if row is None or row["status"] not in UNPAID or row["status"] == status:
+                continue
+            self.orders[order_id] = row | {
+                "status": str(status), "reason": reason, "charge_id": charge_id, "updated_at": self._now(),
+                "charge_started_at_ms": row["charge_started_at_ms"] or started, "charge_answered_at_ms": answered,
+            }  # fmt: skip
+            if status in GIVEN_BACK:
+                self._take(row["product_id"], -row["quantity"])
+        return self._orders_by_id(columns[0])
+
+    def _fail_order(self, order_id: str, product: int, user: int, quantity: int, reason: str, *rest: Any) -> list[Row]:
+        epoch, version, available, key_hash, placed_at_ms = rest
+        if order_id not in self.orders:
+            self._insert(product, {
+                "id": order_id, "user_id": user, "quantity": quantity, "status": "failed", "reason": reason,
+                "epoch": epoch, "version": version, "available": available, "key_hash": key_hash,
+                "placed_at_ms": placed_at_ms,
+            })  # fmt: skip
+        return []
+
+    def _orders_by_id(self, ids: list[str]) -> list[Row]:
+        return [_as_selected(self.orders[id_]) for id_ in dict.fromkeys(ids) if id_ in self.orders]
+
+    def _unsettled_payments(self, since: datetime, limit: int) -> list[Row]:
+        rows = [r for r in self.orders.values() if r["status"] == "needs_reconciliation" and r["created_at"] > since]
+        return [_as_selected(row) for row in sorted(rows, key=lambda row: row["updated_at"])[:limit]]
+
+    def _product(self, product: int) -> list[Row]:
+        return [self.products[product]] if product in self.products else []
+
+    def _products(self) -> list[Row]:
+        return list(self.products.values())
+
+    def _draw_epoch(self, product: int) -> list[Row]:
+        self.products[product] = self.products[product] | {"epoch": self.products[product]["epoch"] + 1}
+        return [{"epoch": self.products[product]["epoch"]}]
+
+    def _mark_verified(self, product: int, at: datetime) -> list[Row]:
+        self.products[product] = self.products[product] | {"verified_at": at}
+        return []
+
+    def _rebuild_rows(self, product: int) -> list[Row]:
+        verified = self.products[product]["verified_at"]
+        return [
+            row
+            for row in self._of(product)
+            if row["status"] in UNPAID or verified is None or row["updated_at"] > verified - ONE_MINUTE
+        ]
+
+    def _rebuild_rows_by_id(self, ids: list[str]) -> list[Row]:
+        return [self.orders[id_] for id_ in ids if id_ in self.orders]
+
+    def _rebuild_keys(self, product: int, oldest_ms: int) -> list[Row]:
+        return [row for row in self._of(product) if row["key_hash"] and row["placed_at_ms"] > oldest_ms]
+
+    def _units_by_user(self, product: int) -> list[Row]:
+        units: Counter[int] = Counter()
+        for row in self._of(product):
+            if row["status"] not in GIVEN_BACK:
+                units[row["user_id"]] += row["quantity"]
+        return [{"user_id": user, "units": count} for user, count in units.items()]
+
+    def _units_by_status(self, product: int) -> list[Row]:
+        units: Counter[str] = Counter()
+        for row in self._of(product):
+            units[row["status"]] += row["quantity"]
+        return [{"status": status, "units": count} for status, count in units.items()]
+
+    def _of(self, product: int) -> list[Row]:
+        return [row for row in self.orders.values() if row["product_id"] == product]
+
+
+_HIDDEN = frozenset({"epoch", "version", "available", "key_hash", "charge_id"})
+
+
+def _as_selected(row: Row) -> Row:
+    """The columns that orders_by_id, settle_orders and unsettled_payments select."""
+    return {name: value for name, value in row.items() if name not in _HIDDEN}

@@ -1,0 +1,243 @@
+"""What analysts make of a replay: the views' numbers, the proof, the page, and the questions that docs/data.md answers."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+import duckdb
+import msgspec
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from consumers.analysis.answers import QueryError, as_csv, as_json, as_table, ask
+from consumers.analysis.lake import open_lake
+from consumers.analysis.proof import proof_of, show
+from consumers.analysis.report import make_report, write
+from consumers.audit.log_book import LogBook
+from consumers.replay.output import output
+from consumers.replay.reader import ReplayError
+from consumers.replay.table import SCHEMA, to_table
+from schemas.codec import encode
+from schemas.events import AnyEvent, OrderPlaced, OrderStatusChanged
+from schemas.order_state import Status
+from tests.events import events
+
+from .log_history import PRODUCT, FakeRecord, History, a_small_sale
+
+DATA_PAGE = Path(__file__).parents[2] / "docs" / "data.md"
+VIEWS = ("events", "orders", "payments", "order_history", "stock_timeline", "funnel")
+
+
+def lake_of(folder: Path, history: History, ending: str = "parquet") -> duckdb.DuckDBPyConnection:
+    out = folder / f"sale.{ending}"
+    with output(str(out), by_date=False, force=True) as opened:
+        opened.write(*to_table(history.records()))
+    return open_lake([out])
+
+
+def rows(lake: duckdb.DuckDBPyConnection, query: str) -> list[tuple[Any, ...]]:
+    [answer] = ask(lake, query)
+    return answer.rows
+
+
+@pytest.mark.parametrize("ending", ["parquet", "csv", "jsonl"])
+def test_the_views_fold_copies_and_say_how_orders_went(tmp_path: Path, ending: str) -> None:
+    history, orders = a_small_sale()
+    lake = lake_of(tmp_path, history, ending)
+    found = rows(
+        lake, "SELECT order_id, quantity, total_cents, status, placed_records, took_ms FROM orders ORDER BY version"
+    )
+    assert found == [
+        (orders[0].order_id, 2, 500, "confirmed", 2, 730),
+        (orders[1].order_id, 3, 750, "payment_failed", 1, 730),
+        (orders[2].order_id, 1, 250, "confirmed", 1, 730),
+        (orders[3].order_id, 2, 500, "queued", 1, None),
+    ]
+    assert rows(lake, "SELECT outcome, charge_ms, requests FROM payments ORDER BY requested_at") == [
+        ("confirmed", 695, 1),
+        ("payment_failed", 695, 1),
+        ("confirmed", 695, 1),
+    ]
+    timeline = rows(lake, "SELECT version, kind, change, available FROM stock_timeline")
+    assert timeline == [
+        (0, "opened", None, 8),
+        (1, "placed", -2, 6),
+        (2, "placed", -3, 3),
+        (3, "placed", -1, 2),
+        (4, "placed", -2, 0),
+        (5, "sold", 0, 0),
+        (6, "released", 3, 3),
+        (7, "sold", 0, 3),
+    ]
+    assert rows(lake, "SELECT status, orders, units, share FROM funnel") == [
+        ("queued", 4, 8, 1.0),
+        ("awaiting_payment", 3, 6, 0.75),
+        ("processing_payment", 3, 6, 0.75),
+        ("confirmed", 2, 3, 0.5),
+        ("payment_failed", 1, 3, 0.25),
+    ]
+    history_of_first = "SELECT status, since_previous_ms FROM order_history WHERE order_id = '{}' ORDER BY step"
+    assert rows(lake, history_of_first.format(orders[0].order_id)) == [
+        ("queued", None),
+        ("processing", 10),
+        ("pending", 0),
+        ("awaiting_payment", 0),
+        ("processing_payment", 20),
+        ("confirmed", 700),
+    ]
+
+
+@settings(max_examples=8)
+@given(st.lists(events, max_size=24))
+def test_no_event_breaks_a_view(tmp_path_factory: pytest.TempPathFactory, found: list[AnyEvent]) -> None:
+    out = tmp_path_factory.mktemp("lake") / "x.parquet"
+    with output(str(out), by_date=False, force=False) as opened:
+        opened.write(*to_table([FakeRecord("orders", n, encode(event)) for n, event in enumerate(found)]))
+    lake = open_lake([out])
+    for view in VIEWS:
+        rows(lake, f"FROM {view}")
+
+
+def test_a_directory_by_date_is_read_like_a_file(tmp_path: Path) -> None:
+    history, _ = a_small_sale()
+    records = [*history.records(), FakeRecord("orders", 99, b"odd")]
+    with output(str(tmp_path / "lake"), by_date=True, force=False) as opened:
+        opened.write(*to_table(records))
+    assert rows(open_lake([tmp_path / "lake"]), "SELECT count(*) FROM events") == [(len(history.events),)]
+
+
+def test_answers_for_people_and_machines(tmp_path: Path) -> None:
+    lake = lake_of(tmp_path, a_small_sale()[0])
+    query = "SELECT status, count(*) AS orders, NULL AS nothing FROM orders GROUP BY status ORDER BY status; SELECT 2 AS two"
+    first, second = ask(lake, query)
+    assert as_table(first).splitlines()[2:] == [
+        "confirmed            2        -",
+        "payment_failed       1        -",
+        "queued               1        -",
+        "(3 rows)",
+    ]
+    assert as_csv(first).splitlines()[:2] == ["status,orders,nothing", "confirmed,2,"]
+    assert msgspec.json.decode(as_json(second)) == [{"two": 2}]
+    with pytest.raises(QueryError, match="nix"):
+        list(ask(lake, "SELECT nix FROM orders"))
+
+
+@pytest.mark.parametrize("name", ["nowhere.parquet", "readme.md", "empty"])
+def test_what_is_no_replay_is_refused(tmp_path: Path, name: str) -> None:
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "readme.md").write_text("# no rows")
+    with pytest.raises(ReplayError, match=name.partition(".")[0]):
+        open_lake([tmp_path / name])
+
+
+def test_another_parquet_file_is_refused(tmp_path: Path) -> None:
+    duckdb.execute(f"COPY (SELECT 1 AS one) TO '{tmp_path / 'other.parquet'}'")
+    with pytest.raises(ReplayError, match="not files of `thrones replay`"):
+        open_lake([tmp_path / "other.parquet"])
+
+
+def book_of(history: History) -> LogBook:
+    book = LogBook(PRODUCT)
+    for n, (_, event) in enumerate(history.events):
+        book.add(event, n)
+    return book
+
+
+def test_the_log_of_a_right_sale_is_a_proof() -> None:
+    history, _ = a_small_sale()
+    proof = proof_of(PRODUCT, book_of(history))
+    assert proof.problems == []
+    assert (proof.accepted, proof.confirmed, proof.released, proof.under_way) == (8, 3, 3, 2)
+    [epoch] = proof.epochs
+    assert (epoch.versions, epoch.missing, epoch.lowest, epoch.ended_with) == (7, 0, 0, (3, 2, 3))
+    assert "PROVED: never oversold." in show(proof)
+
+
+def oversells(history: History) -> None:
+    history.end(history.place(4), Status.CONFIRMED)
+
+
+def loses_a_version(history: History) -> None:
+    history.events = [
+        (topic, event) for topic, event in history.events if not (isinstance(event, OrderPlaced) and event.version == 2)
+    ]
+
+
+def uses_a_version_twice(history: History) -> None:
+    history.version -= 1
+    history.place(0 + 1)
+
+
+def sells_what_it_gave_back(history: History) -> None:
+    """The unit of a declined order is counted as sold too."""
+    topic, end = history.events[-2]
+    assert isinstance(end, OrderStatusChanged)
+    history.events[-2] = (topic, msgspec.structs.replace(end, status=Status.CONFIRMED))
+
+
+@pytest.mark.parametrize(
+    ("spoil", "named"),
+    [
+        (oversells, "-1 units on sale"),
+        (loses_a_version, "version missing"),
+        (uses_a_version_twice, "version used twice"),
+        (sells_what_it_gave_back, "are not the 8 it was opened with"),
+    ],
+)
+def test_a_log_that_does_not_follow_is_no_proof(spoil: Any, named: str) -> None:
+    history, _ = a_small_sale()
+    spoil(history)
+    proof = proof_of(PRODUCT, book_of(history))
+    assert not proof.proved
+    assert any(named in problem for problem in proof.problems), proof.problems
+    assert "NOT PROVED" in show(proof)
+
+
+def test_the_page_needs_nothing_else_and_has_its_pictures_beside_it(tmp_path: Path) -> None:
+    lake = lake_of(tmp_path, a_small_sale()[0])
+    report = make_report(lake)
+    assert not re.search(r"(src|href)=\"(?!#)", report.page)
+    assert "Never oversold: the stock never fell below 0, no change missing." in report.page
+    assert report.page.count("<svg") == 4
+    ids = re.findall(r'\bid="([^"]+)"', report.page)
+    assert len(ids) == len(set(ids))
+    files = write(report, tmp_path / "sale.html", force=False)
+    assert [file.name for file in files[1:]] == [f"sale-{name}.png" for name in ("stock", "rates", "delays", "funnel")]
+    assert all(file.read_bytes().startswith(b"\x89PNG") for file in files[1:])
+    with pytest.raises(ReplayError, match="--force"):
+        write(report, tmp_path / "sale.html", force=False)
+
+
+def test_an_empty_log_is_not_drawn(tmp_path: Path) -> None:
+    history = History(8)
+    with pytest.raises(ReplayError, match="no orders"):
+        make_report(lake_of(tmp_path, history))
+    history.place(1)
+    with pytest.raises(ReplayError, match="no orders of product 8 in the log; there are: 7"):
+        make_report(lake_of(tmp_path, history), 8)
+    assert "Never oversold" in make_report(lake_of(tmp_path, history)).page
+
+
+def test_the_data_dictionary_names_every_column() -> None:
+    page = DATA_PAGE.read_text()
+    assert [name for name in SCHEMA.names if f"`{name}`" not in page] == []
+
+
+def test_the_data_dictionary_names_every_column_of_every_view(tmp_path: Path) -> None:
+    lake = lake_of(tmp_path, a_small_sale()[0])
+    page = DATA_PAGE.read_text()
+    for view in VIEWS[1:]:
+        section = page.partition(f"### {view}\n")[2].partition("\n### ")[0].partition("\n## ")[0]
+        columns = [column for column, *_ in rows(lake, f"DESCRIBE {view}")]
+        assert [column for column in columns if f"`{column}`" not in section] == [], view
+
+
+QUESTIONS = re.findall(r"```sql\n(.*?)```", DATA_PAGE.read_text(), re.S)
+
+
+@pytest.mark.parametrize("question", QUESTIONS, ids=range(len(QUESTIONS)))
+def test_the_questions_of_the_data_dictionary_are_answered(tmp_path: Path, question: str) -> None:
+    lake = lake_of(tmp_path, a_small_sale()[0])
+    [answer] = ask(lake, question)
+    assert answer.columns
