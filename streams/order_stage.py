@@ -18,7 +18,7 @@ from infra.waits import until_it_works
 from schemas.codec import encode
 from schemas.events import OrderPlaced, OrderStatusChanged, PaymentRequested, Step, StockOpened
 from schemas.ids import OrderId, ProductId, UserId
-from schemas.order_state import TERMINAL, Entry, Next, Status, advance
+from schemas.order_state import Entry, Next, Status, advance
 from schemas.topics import ORDER_STAGE_GROUP, ORDER_STATUS, ORDERS, PAYMENTS
 
 from .app import Acks, Record, Resources, bury, decode_or_bury, stage_app

@@ -21,7 +21,7 @@ pytestmark = pytest.mark.timeout(240)
 
 RATE = 150
 BETWEEN_S = 1.5  # after a replaced process has registered itself, before the next kill
-FIRST_AFTER_S = 2.0
+FIRST_MAX_S = 30.0  # until the load has begun
 LAST_S = 1.0  # of load after the last fault
 SELLS_AGAIN_MAX_S = 45.0  # with every core busy
 STOP_MAX_S = 40.0  # the slowest process may take 25 s to drain
@@ -44,7 +44,7 @@ async def _sale_with(stack: Stack, faults: Callable[[int], Awaitable[None]]) -> 
     }
     load = asyncio.create_task(stack.buy(product, stop, **plan))
     try:
-        await asyncio.sleep(FIRST_AFTER_S)
+        await _under_way(stack, product)
         await faults(product)
         assert not load.done(), "the faults took longer than the load"
         await asyncio.sleep(LAST_S)
@@ -54,6 +54,14 @@ async def _sale_with(stack: Stack, faults: Callable[[int], Awaitable[None]]) -> 
         load.cancel()
     print(show(result))
     return product, result
+
+
+async def _under_way(stack: Stack, product: int) -> None:
+    log = stack.client_log(product)
+    deadline = time.monotonic() + FIRST_MAX_S
+    while not log.exists() or log.read_bytes().count(b"\n") < RATE:
+        assert time.monotonic() < deadline, "the sale does not begin"
+        await asyncio.sleep(0.1)
 
 
 async def _kill_each(stack: Stack, roles: Sequence[str]) -> list[float]:
