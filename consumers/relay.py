@@ -30,6 +30,7 @@ from .relay_samples import SAMPLE_EVERY_S, Sampler
 BOOKS_EVERY_S = 0.2
 PUSH_EVERY_S = 0.1
 PAUSE_S = 0.5  # after a store could not be reached
+TURN_MAX_S = 60.0  # every call in a turn has a deadline of its own; should one hang all the same, the turn is given up
 AWAY = (*UNAVAILABLE, RedisError, KafkaError)
 REDIS_TIMEOUT_S = 5.0
 
@@ -92,7 +93,8 @@ async def _repeat(what: str, every_s: float, turn: Callable[[], Awaitable[object
     away = False
     while not cancelled():
         try:
-            await turn()
+            async with asyncio.timeout(TURN_MAX_S):
+                await turn()
         except AWAY as error:
             if not away:
                 log.warning("waiting", what=what, error=repr(error))

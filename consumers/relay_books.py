@@ -32,6 +32,7 @@ GRACE_S = 5.0  # who creates a product opens its stock; afterwards it is ours to
 BACKOFF_FIRST_S = 0.5
 BACKOFF_MOST_S = 10.0
 AT_ONCE = 4
+REBUILD_MAX_S = 300.0  # a million orders take about one; one that hangs is given up and begun anew
 FAILURES = (*UNAVAILABLE, asyncpg.PostgresError, RedisError, KafkaError, RebuildImpossible)
 
 REBUILDS = Counter("relay_rebuilds", "Books made anew by the relay.", ["reason"])
@@ -143,7 +144,7 @@ class Keeper:
 
     async def _rebuild(self, product: ProductId, reason: str) -> None:
         try:
-            async with self._slots:
+            async with self._slots, asyncio.timeout(REBUILD_MAX_S):
                 opened = await rebuild_if_needed(
                     product, reason, redis=self.redis, pool=self.pool, settings=self.settings, publisher=self.publisher
                 )
