@@ -170,15 +170,16 @@ def _serve_http(role: str, fd: int | None) -> None:
     async def serve(settings: Any, stop: Any) -> None:
         await run_worker(settings, sock, stop, role=role)
 
-    _serve(role, settings, serve, port=settings.port)
+    _prepare(role, settings.thrones_member)
+    _run(settings, serve)  # a worker enters itself in the registry once it listens
 
 
-def _serve(role: str, settings: Any, run: Runner, port: int | None = None) -> None:
+def _serve(role: str, settings: Any, run: Runner) -> None:
     """Be one registered process of `role` until a signal."""
     from infra.registry import register
 
     _prepare(role, settings.thrones_member)
-    register(role, settings.thrones_member, port or _serve_metrics(settings))
+    register(role, settings.thrones_member, _serve_metrics(settings))
     _run(settings, run)
 
 
