@@ -25,6 +25,11 @@ HEADERS = {
 }
 
 
+def last_event_id(request: web.Request) -> str | None:
+    """What a client that comes back has seen last (HTML Living Standard, server-sent events: Last-Event-ID)."""
+    return request.headers.get("Last-Event-ID")
+
+
 class Frame:
     """One event's bytes, with and without the chunk framing of HTTP/1.1."""
 

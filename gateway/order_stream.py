@@ -7,7 +7,7 @@ from aiohttp import web
 
 from schemas.order_state import Status, replaces
 
-from .event_stream import KEEP_ALIVE, KEEP_ALIVE_EVERY_S, EventStream, Frame
+from .event_stream import KEEP_ALIVE, KEEP_ALIVE_EVERY_S, EventStream, Frame, last_event_id
 from .metrics import Metrics
 from .order_status import LOOK_EVERY_S, LOOK_SOON_S, OrderReader, OrderView
 from .order_updates import News, OrderUpdates
@@ -29,6 +29,9 @@ class OrderStream:
     async def stream(self, request: web.Request) -> web.StreamResponse:
         owner = await self._tickets.user_of(request)
         view = await self._reader.of_owner(request.match_info["id"], owner)
+        seen = _seen(request)
+        if view.terminal and seen is view.status:
+            return web.Response(status=204, headers={"Server": "thrones"})  # tells an EventSource not to come back
         if self._open >= STREAMS_MAX:
             raise Problem("busy")
         self._open += 1
@@ -36,7 +39,7 @@ class OrderStream:
         try:
             stream = await EventStream.open(request)
             with self._updates.listen(view.id) as news:
-                await self._follow(stream, view, news)
+                await self._follow(stream, view, news, seen)
             if stream.cut:
                 self._metrics.streams_cut.inc()
             return await stream.end()
@@ -44,9 +47,9 @@ class OrderStream:
             self._open -= 1
             self._metrics.streams.dec()
 
-    async def _follow(self, stream: EventStream, view: OrderView, news: News) -> None:
+    async def _follow(self, stream: EventStream, view: OrderView, news: News, shown: Status | None) -> None:
+        """Until the terminal state was shown; `shown` is what the client has seen already."""
         loop = asyncio.get_running_loop()
-        shown: Status | None = None
         alive_at = loop.time()
         while not stream.closed.done() and not self._updates.closed:
             if (shown is None or replaces(view.status, shown)) and stream.push(_frame(view)):
@@ -77,4 +80,10 @@ class OrderStream:
 
 def _frame(view: OrderView) -> Frame:
     data = orjson.dumps({"orderId": view.id, "status": view.status, "updatedAt": iso_ms(view.updated_at_ms)})
-    return Frame(f"event: status\ndata: {data.decode()}\n\n")
+    return Frame(f"event: status\nid: {view.status}\ndata: {data.decode()}\n\n")
+
+
+def _seen(request: web.Request) -> Status | None:
+    """The state a client that comes back has seen last; None for a new one, and for what is no id of ours."""
+    text = last_event_id(request)
+    return Status(text) if text in set(Status) else None

@@ -5,6 +5,7 @@ newer by (epoch, version) is encoded once and offered to all. A slow reader skip
 """
 
 import asyncio
+import re
 from contextlib import suppress
 from dataclasses import dataclass, field
 
@@ -20,7 +21,7 @@ from schemas.events import StockChanged
 from schemas.ids import ProductId
 
 from .catalogue import Catalogue, parse_product_id
-from .event_stream import KEEP_ALIVE, KEEP_ALIVE_EVERY_S, EventStream, Frame
+from .event_stream import KEEP_ALIVE, KEEP_ALIVE_EVERY_S, EventStream, Frame, last_event_id
 from .metrics import Metrics
 from .problems import Problem
 from .tail import Tail
@@ -32,6 +33,7 @@ TURN = 500  # writes between two looks at other work
 
 Version = tuple[int, int]
 NEVER: Version = (-1, -1)
+EVENT_ID = re.compile(r"(\d{1,15})\.(\d{1,15})", re.ASCII)
 
 
 @dataclass(slots=True, eq=False)
@@ -61,9 +63,14 @@ class StockHub:
         self._again = asyncio.Event()
         self.count = 0
 
-    def join(self, product: ProductId, stream: EventStream, read: tuple[Version, int]) -> _Watcher:
-        """Add a watcher, who gets the newest value at once: the one `read` for it, or a newer one known here."""
-        watcher = _Watcher(stream)
+    def join(
+        self, product: ProductId, stream: EventStream, read: tuple[Version, int], seen: Version = NEVER
+    ) -> _Watcher:
+        """Add a watcher, who gets the newest value at once: the one `read` for it, or a newer one known here.
+
+        One that comes back and has `seen` the newest gets the next. What nobody can have seen yet is not believed.
+        """
+        watcher = _Watcher(stream, seen if seen <= read[0] else NEVER)
         watched = self._products.setdefault(str(product).encode(), _Watched())
         if not watched.watchers:
             self._again.set()  # what changed since `read` was told to nobody
@@ -175,6 +182,12 @@ def _deliver(watched: _Watched, watcher: _Watcher) -> None:
         watcher.sent = watched.version
 
 
+def _seen(request: web.Request) -> Version:
+    """The version a client that comes back has seen last; NEVER for a new one, and for what is no id of ours."""
+    match = EVENT_ID.fullmatch(last_event_id(request) or "")
+    return (int(match[1]), int(match[2])) if match else NEVER
+
+
 class StockStream:
     """The route."""
 
@@ -191,7 +204,7 @@ class StockStream:
         if read is None:
             raise Problem("stock_not_verified")
         stream = await EventStream.open(request)
-        watcher = self._hub.join(product, stream, read)
+        watcher = self._hub.join(product, stream, read, _seen(request))
         try:
             await stream.closed
         finally:

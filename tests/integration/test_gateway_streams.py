@@ -104,6 +104,18 @@ async def test_a_new_epoch_is_newer_whatever_its_version(gateway: GatewayClient)
         assert (await events.next())["id"].startswith("2.")
 
 
+async def test_who_comes_back_gets_only_what_is_newer_than_the_last_event_seen(gateway: GatewayClient) -> None:
+    """Last-Event-ID resumes a stock stream: nothing is shown twice; ids of the future and nonsense are not believed."""
+    product = await gateway.product(9)
+    path = f"/sse/stock/{product}"
+    async with stream(gateway, path, headers={"Last-Event-ID": "1.0"}) as events:
+        await gateway.buy({"productId": product})
+        assert (await events.next())["id"] == "1.1"
+    for claimed in ("1.0", "9.9", "1", "x.y", "-1.0"):
+        async with stream(gateway, path, headers={"Last-Event-ID": claimed}) as events:
+            assert (await events.next(1.0))["id"] == "1.1", claimed
+
+
 async def test_streams_of_unknown_products_and_too_many_streams_are_refused(
     gateway: GatewayClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -175,7 +187,7 @@ async def test_an_order_is_followed_to_its_end(gateway: GatewayClient) -> None:
     order_id = OrderId((await gateway.buy({"productId": product})).json["orderId"])
     async with stream(gateway, f"/sse/order/{order_id}", headers=gateway.bearer) as events:
         first = await events.next()
-        assert first["event"] == "status"
+        assert (first["event"], first["id"]) == ("status", "queued")
         assert orjson.loads(first["data"]).keys() == {"orderId", "status", "updatedAt"}
         assert orjson.loads(first["data"])["status"] == "queued"
         waiting = asyncio.create_task(gateway.status(order_id, "?wait=20"))
@@ -189,6 +201,10 @@ async def test_an_order_is_followed_to_its_end(gateway: GatewayClient) -> None:
         assert time.monotonic() - started < 3.5
         with pytest.raises(EOFError):
             await events.next()
+    seen = {**gateway.bearer, "Last-Event-ID": "confirmed"}
+    assert (await gateway.ask("GET", f"/sse/order/{order_id}", headers=seen)).status == 204
+    async with stream(gateway, f"/sse/order/{order_id}", headers={**seen, "Last-Event-ID": "queued"}) as events:
+        assert (await events.next())["id"] == "confirmed"
     done = await gateway.status(order_id, "?wait=20")
     assert [step["status"] for step in done.json["history"]] == ["queued", "processing", "confirmed"]
 
