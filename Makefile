@@ -26,7 +26,7 @@ setup: ## .venv with pinned dependencies and `thrones`, Kafka's jars; does nothi
 .venv-anew:
 	@[ -x $(BIN)/python ] || $(PYTHON) -m venv $(VENV) || { echo "python's venv module is needed (Debian: apt-get install python3-venv)"; exit 1; }
 	@echo "installing pinned dependencies into $(VENV)"
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.lock || { \
+	@$(BIN)/python -m pip install --disable-pip-version-check -r requirements.lock || { \
 	  echo "pip could not fetch the packages: check that this machine reaches the Python package index (a proxy: set https_proxy), then run make setup again"; exit 1; }
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -e .
 	@echo "$(PINS)" > $(STAMP)
