@@ -12,13 +12,13 @@ import asyncpg
 from infra.charging import Charge, charge_once
 from infra.circuit_breaker import CircuitBreaker
 from infra.inventory.inventory import Inventory
-from infra.kafka import Publisher
 from infra.lifecycle import Stop, background, cancelled
 from infra.logs import get_logger
 from infra.orders import OrderRow, now_ms
 from infra.payment_provider import KEY_LIFETIME, Captured, Declined, HttpPaymentProvider, PaymentProvider
 from infra.postgres.pool import UNAVAILABLE, connect_postgres
 from infra.postgres.queries import SQL
+from infra.publisher import Publisher
 from infra.redis_client import connect_redis
 from infra.settings import Settings
 from infra.settlement import SettlementDesk, Verdict

@@ -12,12 +12,12 @@ from aiokafka.errors import KafkaError
 from prometheus_client import Gauge
 
 from infra.inventory.inventory import Inventory
-from infra.kafka import Publisher
 from infra.leadership import RELAY_LOCK, lead
 from infra.lifecycle import Stop, cancelled
 from infra.logs import get_logger
 from infra.openings import Log
 from infra.postgres.pool import UNAVAILABLE, connect_postgres
+from infra.publisher import Publisher
 from infra.redis_client import Redis, RedisError, connect_redis
 from infra.settings import Settings
 from infra.settlement import SettlementDesk

@@ -16,11 +16,12 @@ from prometheus_client import Counter
 
 from infra.inventory import keys
 from infra.inventory.rebuild import RebuildImpossible, in_force, rebuild_if_needed
-from infra.kafka import Publisher, create_topics
+from infra.kafka import create_topics
 from infra.logs import get_logger
 from infra.openings import Log
 from infra.postgres.pool import UNAVAILABLE
 from infra.postgres.queries import SQL
+from infra.publisher import Publisher
 from infra.redis_client import Redis, RedisError
 from infra.settings import Settings
 from schemas.ids import ProductId

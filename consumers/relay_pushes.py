@@ -14,9 +14,9 @@ from prometheus_client import Counter
 from infra.inventory import keys
 from infra.inventory.entry import HeldEntry
 from infra.inventory.inventory import Inventory
-from infra.kafka import Publisher
 from infra.logs import get_logger
 from infra.orders import OrderRow, now_ms, read_rows
+from infra.publisher import Publisher
 from infra.settlement import SettlementDesk
 from infra.watermarks import Watermarks
 from schemas.codec import encode

@@ -5,8 +5,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from infra.inventory import keys
-from infra.kafka import Publisher
 from infra.orders import now_ms
+from infra.publisher import Publisher
 from infra.redis_client import Redis
 from schemas.codec import encode
 from schemas.events import StockChanged

@@ -9,8 +9,8 @@ from aiohttp.typedefs import Middleware
 
 from infra.inventory.inventory import Inventory
 from infra.inventory.pipeliner import Pipeliner
-from infra.kafka import Publisher
 from infra.logs import get_logger
+from infra.publisher import Publisher
 from infra.redis_client import Redis
 from infra.settings import SigningSettings
 

@@ -9,8 +9,8 @@ from urllib.parse import urlsplit
 import asyncpg
 from aiohttp import web
 
-from infra.kafka import Publisher
 from infra.postgres.pool import UNAVAILABLE
+from infra.publisher import Publisher
 from infra.redis_client import Redis, RedisError
 from infra.settings import Settings
 

@@ -10,9 +10,9 @@ from msgspec import UNSET, Meta, UnsetType
 
 from infra.inventory import keys
 from infra.inventory.rebuild import RebuildImpossible
-from infra.kafka import Publisher
 from infra.operations import Connections, Refused
 from infra.postgres.pool import UNAVAILABLE
+from infra.publisher import Publisher
 from infra.redis_client import RedisError, connect_redis
 from infra.sale_control import LONGEST_WHY, Action, Sale, SaleOver, UnknownProduct, Wish, check, control, sale
 from infra.settings import Settings

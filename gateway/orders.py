@@ -16,7 +16,7 @@ from redis.exceptions import BusyLoadingError, ResponseError
 from infra.inventory import keys
 from infra.inventory.inventory import Held, Inventory, Known, Refused, Reservation
 from infra.inventory.pipeliner import NotSent
-from infra.kafka import Publisher
+from infra.publisher import Publisher
 from infra.redis_client import RedisError
 from infra.settings import Settings
 from schemas import topics

@@ -12,10 +12,10 @@ from contextlib import asynccontextmanager
 from aiohttp import web
 
 from infra import registry
-from infra.kafka import Publisher
 from infra.lifecycle import Stop, background
 from infra.logs import get_logger
 from infra.postgres.pool import connect_postgres
+from infra.publisher import Publisher
 from infra.redis_client import connect_redis
 from infra.settings import SigningSettings
 

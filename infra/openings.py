@@ -6,7 +6,6 @@ from typing import Any
 
 from aiokafka import TopicPartition
 from aiokafka.errors import KafkaError
-from aiokafka.partitioner import DefaultPartitioner
 
 from schemas.codec import Undecodable, decode
 from schemas.events import StockOpened
@@ -14,6 +13,7 @@ from schemas.ids import ProductId
 from schemas.topics import ALL, ORDERS
 
 from .kafka import Offsets, make_consumer
+from .publisher import partition_of
 from .settings import Settings
 
 SEARCH_FROM_MS = 60_000  # so long before the opening's own time the search begins: clocks differ
@@ -66,7 +66,7 @@ class Log:
         """Whether stock.opened of this epoch or a later one is on the log, or is so old that it is no longer kept."""
         key = str(product).encode()
         partitions = await self._offsets.partitions(ORDERS)
-        tp = TopicPartition(ORDERS.name, DefaultPartitioner()(key, partitions, partitions))
+        tp = TopicPartition(ORDERS.name, partition_of(key, len(partitions)))
         consumer = make_consumer(self._settings, max_partition_fetch_bytes=1 << 20)
         try:
             async with asyncio.timeout(READ_TIMEOUT_S):

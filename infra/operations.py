@@ -20,10 +20,10 @@ from schemas.order_state import TERMINAL, Status
 
 from .inventory.inventory import Inventory
 from .inventory.rebuild import rebuild
-from .kafka import Publisher
 from .orders import read_rows
 from .postgres.pool import connect_postgres
 from .postgres.queries import SQL
+from .publisher import Publisher
 from .redis_client import Redis, connect_redis
 from .settings import Settings, SigningSettings
 from .settlement import SettlementDesk, Verdict

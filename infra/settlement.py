@@ -11,11 +11,11 @@ from typing import Literal
 import asyncpg
 
 from infra.inventory.inventory import Inventory, NotVerified, SettledOtherwise, Settlement
-from infra.kafka import Publisher
 from infra.logs import get_logger
 from infra.orders import OrderRow, now_ms, status_event, terminal_event
 from infra.postgres.pool import UNAVAILABLE
 from infra.postgres.queries import SQL
+from infra.publisher import Publisher
 from infra.redis_client import RedisError
 from infra.waits import until_it_works
 from schemas.codec import encode

@@ -17,10 +17,10 @@ from faust.types import TP
 
 from infra import registry
 from infra.inventory.inventory import Inventory
-from infra.kafka import Publisher
 from infra.lifecycle import DRAIN_DEADLINE_S
 from infra.logs import get_logger
 from infra.postgres.pool import connect_postgres
+from infra.publisher import Publisher
 from infra.redis_client import connect_redis
 from infra.settings import Settings, get_settings
 from infra.settlement import SettlementDesk

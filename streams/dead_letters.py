@@ -7,8 +7,8 @@ import time
 from collections import deque
 from collections.abc import Callable
 
-from infra.kafka import Publisher
 from infra.logs import get_logger
+from infra.publisher import Publisher
 from schemas.topics import DEAD_LETTERS
 
 LIMIT = 2_000  # letters within WINDOW_S

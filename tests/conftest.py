@@ -21,9 +21,10 @@ from hypothesis import HealthCheck
 from pydantic import SecretStr
 
 from infra.inventory.inventory import Inventory
-from infra.kafka import Publisher, create_topics
+from infra.kafka import create_topics
 from infra.local.stack import reset, start_servers
 from infra.postgres.pool import connect_postgres, migrate_to_newest
+from infra.publisher import Publisher
 from infra.redis_client import Redis, connect_redis
 from infra.settings import Settings
 from schemas.ids import ProductId

@@ -14,9 +14,9 @@ import asyncpg
 
 from infra.inventory import keys
 from infra.inventory.inventory import Held, Inventory, Known, Refused, Reservation
-from infra.kafka import Publisher
 from infra.orders import read_rows
 from infra.postgres.queries import SQL
+from infra.publisher import Publisher
 from infra.settings import Settings
 from schemas.events import OrderPlaced
 from schemas.ids import OrderId, ProductId, UserId, new_order_id, parse_order_id

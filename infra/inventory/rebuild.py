@@ -15,10 +15,11 @@ from typing import Any
 
 import asyncpg
 
-from infra.kafka import Offsets, Publisher
+from infra.kafka import Offsets
 from infra.logs import get_logger
 from infra.postgres.pool import CONNECT_TIMEOUT_S
 from infra.postgres.queries import SQL
+from infra.publisher import Publisher
 from infra.redis_client import UNREACHABLE, Redis
 from infra.settings import Settings
 from infra.watermarks import unprocessed_from

@@ -19,12 +19,13 @@ from infra import registry
 from infra.inventory import keys
 from infra.inventory.inventory import Held, Inventory, Reservation
 from infra.inventory.rebuild import rebuild
-from infra.kafka import Offsets, Publisher, make_consumer
+from infra.kafka import Offsets, make_consumer
 from infra.local.stack import reset, start_servers
 from infra.orders import read_rows
 from infra.postgres.pool import connect_postgres
 from infra.postgres.queries import SQL
 from infra.provision import provision
+from infra.publisher import Publisher
 from infra.redis_client import Redis, RedisError, connect_redis
 from infra.settings import Settings
 from infra.settlement import SettlementDesk, Verdict

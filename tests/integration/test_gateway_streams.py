@@ -13,8 +13,8 @@ import pytest
 
 from gateway import event_stream
 from infra.inventory.inventory import Inventory
-from infra.kafka import HEADERS
 from infra.operations import open_stock
+from infra.publisher import HEADERS
 from infra.settings import SigningSettings
 from schemas import topics
 from schemas.codec import encode

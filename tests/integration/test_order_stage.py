@@ -7,8 +7,8 @@ from typing import Any
 import asyncpg
 
 from infra.inventory.inventory import Inventory
-from infra.kafka import Publisher
 from infra.orders import read_rows
+from infra.publisher import Publisher
 from infra.redis_client import Redis
 from infra.settings import Settings
 from infra.settlement import SettlementDesk

@@ -6,8 +6,8 @@ from contextlib import asynccontextmanager
 
 from consumers import projector
 from infra.inventory.inventory import Inventory
-from infra.kafka import Publisher
 from infra.lifecycle import Stop
+from infra.publisher import Publisher
 from infra.redis_client import Redis
 from infra.settings import Settings
 from schemas.codec import encode

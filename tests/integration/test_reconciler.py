@@ -12,10 +12,10 @@ import pytest
 from consumers import reconciler
 from consumers.reconciler import Reconciler
 from infra.inventory.inventory import Inventory
-from infra.kafka import Publisher
 from infra.lifecycle import Stop
 from infra.orders import OrderRow, read_rows
 from infra.payment_provider import Captured, ChargeOutcome, Declined, Unknown
+from infra.publisher import Publisher
 from infra.redis_client import Redis
 from infra.settings import Settings
 from infra.settlement import SettlementDesk

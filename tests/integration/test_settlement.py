@@ -10,8 +10,8 @@ import pytest
 
 from infra.inventory import keys
 from infra.inventory.inventory import Held, Inventory, Reservation
-from infra.kafka import Publisher
 from infra.orders import read_rows
+from infra.publisher import Publisher
 from infra.redis_client import Redis
 from infra.settings import Settings
 from infra.settlement import SettlementDesk, Verdict

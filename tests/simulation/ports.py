@@ -14,8 +14,8 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import ResponseError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
-from infra.kafka import HEADERS
 from infra.payment_provider import Captured, ChargeOutcome, Declined, NotSent, Unknown
+from infra.publisher import HEADERS
 from schemas import topics
 from schemas.topics import Topic
 
