@@ -11,10 +11,10 @@ from email.utils import parsedate_to_datetime
 from types import TracebackType
 from typing import Protocol, Self
 
-import aiohttp
 import msgspec
 from yarl import URL
 
+from infra.keep_alive_post import BrokenOff, KeepAlivePost, NotConnected, TooLarge
 from schemas.money import to_cents, to_decimal
 
 ATTEMPT_TIMEOUT_S = 5.0
@@ -65,45 +65,37 @@ class HttpPaymentProvider:
     """The provider over HTTP (`async with`): follows no redirect, bounds the answer, checks it against the question."""
 
     def __init__(self, base_url: str, attempt_timeout_s: float = ATTEMPT_TIMEOUT_S) -> None:
-        self._url = URL(base_url) / "charges"
-        self._timeout = aiohttp.ClientTimeout(total=attempt_timeout_s, sock_connect=CONNECT_TIMEOUT_S)
+        self._charges = KeepAlivePost(
+            URL(base_url) / "charges",
+            connect_timeout_s=CONNECT_TIMEOUT_S,
+            idle_s=IDLE_CONNECTION_S,
+            body_max_bytes=ANSWER_MAX_BYTES,
+            headers={"Content-Type": "application/json", "Accept-Encoding": "identity"},
+        )
+        self._attempt_timeout_s = attempt_timeout_s
 
     async def __aenter__(self) -> Self:
-        self._session = aiohttp.ClientSession(
-            # no limit: the stage bounds its charges in flight, and queueing in the pool would eat the attempt's time
-            connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=IDLE_CONNECTION_S),
-            cookie_jar=aiohttp.DummyCookieJar(),
-            timeout=self._timeout,
-            headers={"Content-Type": "application/json", "Accept-Encoding": "identity"},
-            skip_auto_headers=("User-Agent", "Accept"),
-            auto_decompress=False,  # we ask for plain bytes; a bomb stays small and is nonsense
-        )
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        await self._session.close()
+        self._charges.close()
 
     async def charge(self, order_id: str, amount_cents: int, currency: str) -> ChargeOutcome:
-        question = _Question(order_id, to_decimal(amount_cents), currency)
+        question = _encoder.encode(_Question(order_id, to_decimal(amount_cents), currency))
         try:
-            async with self._session.post(
-                self._url,
-                data=_encoder.encode(question),
-                headers={"Idempotency-Key": order_id},
-                allow_redirects=False,
-            ) as response:
-                body = await _bounded_body(response)
-        except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError):
+            async with asyncio.timeout(self._attempt_timeout_s):
+                answer = await self._charges.ask(question, f"Idempotency-Key: {order_id}\r\n")
+        except NotConnected:
             return NotSent(None, reached=False)
         except TimeoutError:
             return Unknown("timeout")
-        except (aiohttp.ClientError, OSError, ValueError) as error:
-            return Unknown(type(error).__name__)
-        if body is None:
+        except TooLarge:
             return Unknown("answer too large")
-        return read_answer(response.status, response.headers.get("Retry-After"), body, order_id, amount_cents)
+        except BrokenOff as error:
+            return Unknown(str(error))
+        return read_answer(answer.status, answer.retry_after, answer.body, order_id, amount_cents)
 
 
 class _Question(msgspec.Struct, frozen=True, rename="camel"):
@@ -126,19 +118,6 @@ class _Refusal(msgspec.Struct, frozen=True, rename="camel"):
 _encoder = msgspec.json.Encoder()
 _receipt = msgspec.json.Decoder(_Receipt)
 _refusal = msgspec.json.Decoder(_Refusal)
-
-
-async def _bounded_body(response: aiohttp.ClientResponse) -> bytes | None:
-    if (response.content_length or 0) > ANSWER_MAX_BYTES:
-        response.close()
-        return None
-    body = b""
-    while chunk := await response.content.readany():
-        body += chunk
-        if len(body) > ANSWER_MAX_BYTES:
-            response.close()
-            return None
-    return body
 
 
 def read_answer(status: int, retry_after: str | None, body: bytes, order_id: str, amount_cents: int) -> ChargeOutcome:

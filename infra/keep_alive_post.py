@@ -1,0 +1,177 @@
+"""POST requests in, whole answers out, over kept connections: HTTP/1.1, one request at a time a connection (RFC 9112).
+
+For one peer that is asked a thousand times a second, where a general client costs more than everything else an order
+takes (docs/decisions/0009-charging-client.md). httptools parses; no redirects, no decompression, answers are bounded.
+"""
+
+import asyncio
+import ssl
+import time
+from dataclasses import dataclass
+from typing import cast
+
+import httptools
+from yarl import URL
+
+HEAD_MAX_BYTES = 8 * 1024
+
+
+class NotConnected(Exception):
+    """No connection was made, so nothing was sent."""
+
+
+class BrokenOff(Exception):
+    """The connection ended, or what came was not HTTP, before a whole answer was there."""
+
+
+class TooLarge(Exception):
+    """The answer exceeds its bound; the rest was not read."""
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """`retry_after` is the header's text, if it came."""
+
+    status: int
+    retry_after: str | None
+    body: bytes
+
+
+class KeepAlivePost:
+    """Requests to one URL. Connections are as many as requests at once; the one used last is used first."""
+
+    def __init__(
+        self, url: URL, *, connect_timeout_s: float, idle_s: float, body_max_bytes: int, headers: dict[str, str]
+    ) -> None:
+        if url.host is None or url.port is None:
+            raise ValueError(f"{url} names no host")
+        self._host, self._port = url.host, url.port
+        self._ssl = ssl.create_default_context() if url.scheme == "https" else None
+        self._connect_timeout_s = connect_timeout_s
+        self._idle_s = idle_s
+        self._body_max_bytes = body_max_bytes
+        lines = (
+            f"POST {url.raw_path_qs} HTTP/1.1",
+            f"Host: {url.authority}",
+            *(f"{k}: {v}" for k, v in headers.items()),
+        )
+        self._head = "".join(f"{line}\r\n" for line in lines)
+        self._idle: list[_Connection] = []
+        self._open: set[_Connection] = set()
+
+    async def ask(self, body: bytes, headers: str) -> Answer:
+        """`headers` are whole lines, each with its CRLF. Raises NotConnected, BrokenOff or TooLarge.
+
+        Cancelling it ends the connection: a late answer must not be taken for the next request's.
+        """
+        connection = self._kept() or await self._connect()
+        try:
+            answer = await connection.ask(f"{self._head}{headers}Content-Length: {len(body)}\r\n\r\n".encode() + body)
+        except BaseException:
+            connection.abort()
+            raise
+        if connection.usable:
+            connection.idle_since = time.monotonic()
+            self._idle.append(connection)
+        return answer
+
+    def close(self) -> None:
+        for connection in list(self._open):
+            connection.abort()
+
+    def _kept(self) -> "_Connection | None":
+        while self._idle:
+            connection = self._idle.pop()
+            if connection.usable and time.monotonic() - connection.idle_since < self._idle_s:
+                return connection
+            connection.abort()
+        return None
+
+    async def _connect(self) -> "_Connection":
+        try:
+            async with asyncio.timeout(self._connect_timeout_s):
+                _, connection = await asyncio.get_running_loop().create_connection(
+                    lambda: _Connection(self._body_max_bytes, self._open), self._host, self._port, ssl=self._ssl
+                )
+        except (OSError, TimeoutError) as error:
+            raise NotConnected(type(error).__name__) from error
+        return connection
+
+
+class _Connection(asyncio.Protocol):
+    """The callbacks named on_... are httptools'."""
+
+    def __init__(self, body_max_bytes: int, opened: "set[_Connection]") -> None:
+        self._body_max_bytes = body_max_bytes
+        self._opened = opened
+        self._answer: asyncio.Future[Answer] | None = None
+        self.usable = True
+        self.idle_since = 0.0
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast(asyncio.Transport, transport)  # uvloop's derives from nothing
+        self._opened.add(self)
+
+    def ask(self, request: bytes) -> "asyncio.Future[Answer]":
+        self._parser = httptools.HttpResponseParser(self)
+        self._received = self._body_bytes = 0
+        self._body: list[bytes] = []
+        self._retry_after: str | None = None
+        self._answer = asyncio.get_running_loop().create_future()
+        self._transport.write(request)
+        return self._answer
+
+    def data_received(self, data: bytes) -> None:
+        self._received += len(data)
+        if self._answer is None:
+            self.abort()  # nobody asked
+        elif (
+            self._received > 2 * HEAD_MAX_BYTES + self._body_max_bytes
+        ):  # of which the exact bounds are in on_message_complete
+            self._fail(TooLarge())
+        else:
+            try:
+                self._parser.feed_data(data)
+            except httptools.HttpParserError as error:
+                self._fail(BrokenOff(type(error).__name__))
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self.usable = False
+        self._opened.discard(self)
+        self._fail(BrokenOff(type(exc).__name__ if exc else "closed"))
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        if name.lower() == b"retry-after":
+            self._retry_after = value.decode("latin-1")
+
+    def on_body(self, body: bytes) -> None:
+        self._body.append(body)
+        self._body_bytes += len(body)
+
+    def on_message_complete(self) -> None:
+        status = self._parser.get_status_code()
+        if status < 200:  # announces the answer
+            return
+        if self._answer is None:  # a second one, which nobody asked for
+            self.abort()
+            return
+        if self._body_bytes > self._body_max_bytes or self._received - self._body_bytes > HEAD_MAX_BYTES:
+            self._fail(TooLarge())
+            return
+        if not self._parser.should_keep_alive():
+            self.usable = False
+            self._transport.close()
+        answer, self._answer = self._answer, None
+        if not answer.done():
+            answer.set_result(Answer(status, self._retry_after, b"".join(self._body)))
+
+    def abort(self) -> None:
+        self.usable = False
+        self._transport.abort()
+
+    def _fail(self, error: Exception) -> None:
+        answer, self._answer = self._answer, None
+        if answer is not None:
+            self.abort()
+            if not answer.done():
+                answer.set_exception(error)
