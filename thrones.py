@@ -188,6 +188,9 @@ def _run(settings: Any, run: Runner) -> None:
     import uvloop
 
     from infra.lifecycle import stop_on_signals
+    from infra.scheduling import collect_rarely
+
+    collect_rarely()
 
     async def main() -> None:
         await run(settings, stop_on_signals())
@@ -200,8 +203,11 @@ def _prepare(role: str, member: str) -> None:
     import resource
 
     from infra.logs import configure
+    from infra.scheduling import STEPS_BACK, step_back
 
     configure(role, member)
+    if role in STEPS_BACK:
+        step_back()
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 

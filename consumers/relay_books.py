@@ -126,10 +126,9 @@ class Keeper:
             records = await self.pool.fetch(SQL.products)
             self._rows = [Product(ProductId(r["id"]), r["epoch"], _is_fresh(r)) for r in records]
             self._rows_read_at = time.monotonic()
-        async with self.redis.pipeline(transaction=False) as pipe:
-            for row in self._rows:
-                pipe.hmget(keys.stock(row.id), ["run", "state", "epoch", "version", "opened_ms"])
-            hashes = await pipe.execute()
+        hashes = await self.redis.replies(
+            [("HMGET", keys.stock(row.id), "run", "state", "epoch", "version", "opened_ms") for row in self._rows]
+        )
         return [_with_books(row, fields) for row, fields in zip(self._rows, hashes, strict=True)]
 
     def _reap(self) -> None:

@@ -87,10 +87,8 @@ class Pusher:
         return len(ids)
 
     async def _anything_due(self, products: Sequence[ProductId]) -> bool:
-        async with self.inventory.redis.pipeline(transaction=False) as pipe:
-            for product in products:
-                pipe.zcount(keys.due(product), 0, now_ms())
-            return any(await pipe.execute())
+        now = now_ms()
+        return any(await self.inventory.redis.replies([("ZCOUNT", keys.due(product), 0, now) for product in products]))
 
     async def _due(self, product: ProductId, most: int) -> list[OrderId]:
         ids = await self.inventory.redis.zrangebyscore(keys.due(product), 0, now_ms(), start=0, num=most)

@@ -27,10 +27,9 @@ class Sampler:
 
     async def turn(self, products: Iterable[ProductId]) -> None:
         wanted = [product for product in products if not self._is_under_way(product)]
-        async with self.redis.pipeline(transaction=False) as pipe:
-            for product in wanted:
-                pipe.hmget(keys.stock(product), ["epoch", "version", "available"])
-            samples = await pipe.execute() if wanted else []
+        samples = await self.redis.replies(
+            [("HMGET", keys.stock(product), "epoch", "version", "available") for product in wanted]
+        )
         for product, (epoch, version, available) in zip(wanted, samples, strict=True):
             if epoch is not None and available is not None:
                 self._publish(product, int(epoch), int(version), int(available))

@@ -5,6 +5,7 @@ Faust reads, rebalances and commits; batching, effects and acknowledgements are 
 
 import asyncio
 import os
+import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ from typing import Any, Protocol
 import asyncpg
 import faust
 from faust.app.base import BootStrategy
+from faust.transport.drivers.aiokafka import Consumer, Transport
 from faust.types import TP
 
 from infra import registry
@@ -32,6 +34,7 @@ from schemas.topics import Topic
 from .acks import InOrderAcks, Ticket
 from .dead_letters import DeadLetters
 
+FETCH_PACE_S = 0.005
 STOP_DEADLINE_S = DRAIN_DEADLINE_S + 3.0  # the supervisor kills after 25 s
 log = get_logger()
 Record = Ticket["faust.Event"]
@@ -95,6 +98,25 @@ async def bury(record: Record, dead_letters: DeadLetters, reason: str) -> None:
     await dead_letters.bury(message.topic, message.partition, message.offset, message.key, message.value, reason)
 
 
+class _PacedConsumer(Consumer):
+    """Reads what has arrived since at least FETCH_PACE_S: a fetch costs more than the records of a small one.
+
+    Idle it waits for the first record without a timer, so pacing adds nothing to the delay of a lone order.
+    """
+
+    _read_at = 0.0
+
+    async def _wait_next_records(self, timeout: float) -> Any:
+        await asyncio.sleep(max(0.0, self._read_at + FETCH_PACE_S - time.monotonic()))
+        records = await super()._wait_next_records(timeout)
+        self._read_at = time.monotonic()
+        return records
+
+
+class _PacedTransport(Transport):
+    Consumer = _PacedConsumer
+
+
 class _NoWebServer(BootStrategy):
     """Faust's own server would serve data on 6066, and its command line starts it whatever the settings say."""
 
@@ -111,6 +133,9 @@ class StageApp(faust.App):
     resources: Resources | None = None
     taking = False
     by_faust = True  # started by `faust -A ... worker`: nobody else has entered this process in the registry
+
+    def _new_transport(self) -> Any:
+        return _PacedTransport(self.conf.broker_consumer, self)
 
     async def on_start(self) -> None:
         settings = get_settings()

@@ -6,12 +6,15 @@ from typing import NoReturn
 import faust
 import uvloop
 
+from infra.scheduling import collect_rarely
+
 
 def run_stage(name: str) -> NoReturn:
     """Be one member of stage `order` or `payment` until a signal. Exits 0 when drained, non-zero when it crashed."""
     uvloop.install()  # before the app is made: faust asks for the loop early
     app = import_module(f"streams.{name}_stage").app
     app.by_faust = False
+    collect_rarely()
     faust.Worker(
         app, loglevel="WARNING", override_logging=False, redirect_stdouts=False, quiet=True
     ).execute_from_commandline()

@@ -9,12 +9,11 @@ from hashlib import sha1
 from pathlib import Path
 from typing import Any
 
-from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import NoScriptError, RedisError
 
-from infra.redis_client import UNREACHABLE, Redis
+from infra.redis_client import Redis
+from infra.redis_trips import Argument, Command, NotSent
 
-Argument = str | bytes | int
 SCRIPTS = {path.stem: path.read_text() for path in Path(__file__).parent.glob("*.lua")}
 DIGESTS = {name: sha1(body.encode(), usedforsecurity=False).hexdigest() for name, body in SCRIPTS.items()}
 
@@ -22,16 +21,12 @@ MAX_TRIP = 512  # calls in one round trip: bounds how long Redis is held by one 
 LANES = 2  # trips under way at once
 
 
-class NotSent(RedisConnectionError):
-    """There was no connection to be had, so the command definitely did not run."""
-
-
 class Pipeliner:
     """`call` a script by name; the reply is the script's, or the RedisError it ended with is raised."""
 
     def __init__(self, redis: Redis) -> None:
         self._redis = redis
-        self._waiting: list[tuple[tuple[Argument, ...], asyncio.Future[Any]]] = []
+        self._waiting: list[tuple[Command, asyncio.Future[Any]]] = []
         self._trips: set[asyncio.Task[None]] = set()  # kept so that none is collected while it runs
         self._lanes_taken = 0
 
@@ -70,7 +65,7 @@ class Pipeliner:
         # In the same step as the look at `_waiting`: a call made after it finds the lane free and starts a trip.
         self._lanes_taken -= 1
 
-    async def _answer(self, batch: list[tuple[tuple[Argument, ...], asyncio.Future[Any]]]) -> None:
+    async def _answer(self, batch: list[tuple[Command, asyncio.Future[Any]]]) -> None:
         """Give every caller its reply or an error: whatever happens to the trip, nobody is left waiting."""
         try:
             replies = await self._send([command for command, _ in batch])
@@ -86,15 +81,15 @@ class Pipeliner:
             else:
                 future.set_result(reply)
 
-    async def _send(self, commands: list[tuple[Argument, ...]]) -> list[Any]:
-        replies = await self._pipeline(commands)
+    async def _send(self, commands: list[Command]) -> list[Any]:
+        replies = await self._redis.round_trip(commands)
         unknown = [i for i, reply in enumerate(replies) if isinstance(reply, NoScriptError)]
         if unknown:  # a new Redis run: these definitely did not execute
             for i, reply in zip(unknown, await self._load_and_repeat([commands[i] for i in unknown]), strict=True):
                 replies[i] = reply
         return replies
 
-    async def _load_and_repeat(self, commands: list[tuple[Argument, ...]]) -> list[Any]:
+    async def _load_and_repeat(self, commands: list[Command]) -> list[Any]:
         # Errors stay with these commands: the others of the trip have their replies already.
         try:
             for body in SCRIPTS.values():
@@ -102,20 +97,9 @@ class Pipeliner:
         except (RedisError, OSError) as error:
             return [NotSent(str(error))] * len(commands)
         try:
-            return await self._pipeline(commands)
+            return await self._redis.round_trip(commands)
         except RedisError as error:
             return [error] * len(commands)
 
-    async def _pipeline(self, commands: list[tuple[Argument, ...]]) -> list[Any]:
-        async with self._redis.pipeline(transaction=False) as pipe:
-            try:
-                # redis-py leaves this method without types
-                pipe.connection = await self._redis.connection_pool.get_connection()  # type: ignore[no-untyped-call]
-            except (RedisError, OSError) as error:
-                raise NotSent(str(error)) from error
-            for command in commands:
-                pipe.execute_command(*command)
-            return list(await pipe.execute(raise_on_error=False))
 
-
-__all__ = ["SCRIPTS", "UNREACHABLE", "NotSent", "Pipeliner"]
+__all__ = ["SCRIPTS", "NotSent", "Pipeliner"]

@@ -16,6 +16,8 @@ from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from infra.payment_provider import Captured, ChargeOutcome, Declined, NotSent, Unknown
 from infra.publisher import HEADERS
+from infra.redis_trips import NotSent as RedisNotSent
+from infra.redis_trips import raise_first_error
 from schemas import topics
 from schemas.topics import Topic
 
@@ -51,16 +53,18 @@ class Port:
 
 
 class RedisPort(Port):
-    """redis-py's client, as far as we use it; also its own connection pool and pipelines."""
+    """redis-py's client, as far as we use it; also its own pipelines and our round trips."""
 
-    @property
-    def connection_pool(self) -> "RedisPort":
-        return self
-
-    async def get_connection(self) -> None:
+    async def round_trip(self, commands: Sequence[tuple[Any, ...]]) -> list[Any]:
         if self.world.away("redis"):
             await self.travel()
-            raise RedisConnectionError("redis is away")
+            raise RedisNotSent("redis is away")
+        return await self.ask_all(commands)
+
+    async def replies(self, commands: Sequence[tuple[Any, ...]]) -> list[Any]:
+        replies = await self.round_trip(commands) if commands else []
+        raise_first_error(replies)
+        return replies
 
     def pipeline(self, transaction: bool = False) -> "_Pipeline":
         return _Pipeline(self)
