@@ -71,11 +71,11 @@ class OrderReader:
 
     async def _find(self, order_id: OrderId) -> OrderView:
         try:
-            fields = await self._reads.command("HGETALL", keys.order(order_id))
+            flat = await self._reads.command("HGETALL", keys.order(order_id))
         except RedisError:
-            fields = {}
-        if fields:
-            return _from_redis(order_id, fields)
+            flat = []
+        if flat:
+            return _from_redis(order_id, dict(zip(flat[::2], flat[1::2], strict=True)))
         try:
             rows = await self._pool.fetch(SQL.orders_by_id, [order_id], timeout=QUERY_TIMEOUT_S)
         except UNAVAILABLE:
@@ -93,7 +93,7 @@ class OrderReader:
             )
         except RedisError:
             return False
-        return bool(verified is not None and verified.decode() == server["run_id"])
+        return verified is not None and b"run_id:%s\r\n" % verified in server
 
 
 class OrderStatus:
