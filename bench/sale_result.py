@@ -9,6 +9,10 @@ ENDS = {
     "failed": "failed_orders",
     "unseen": "orders_without_an_end",
 }
+FOLLOWING = (
+    "GET /api/order/[id]/status",
+    "GET /sse/order/[id]",
+)  # requests that ask for an order's end, by their names
 
 
 class Spread(msgspec.Struct, frozen=True):
@@ -47,6 +51,13 @@ class SaleResult(msgspec.Struct, frozen=True, kw_only=True):
         """Confirmed of accepted; an order whose end was not seen counts as not confirmed. None of none."""
         accepted = self.count("successful_purchases")
         return self.count("fully_confirmed_orders") / accepted if accepted else None
+
+    @property
+    def requests_per_order(self) -> float | None:
+        """What an accepted order cost its buyer: the accepted click, and the requests that followed it to its end."""
+        accepted = self.count("successful_purchases")
+        followed = sum(spread.count for name, spread in self.requests.items() if name.startswith(FOLLOWING))
+        return 1 + followed / accepted if accepted else None
 
     @property
     def clicks(self) -> int:

@@ -7,7 +7,7 @@ from .sale_result import ENDS, SaleResult, Spread
 
 def lines(result: SaleResult) -> Sequence[str]:
     """The reference's metrics for people."""
-    rate = result.order_success_rate
+    rate, each = result.order_success_rate, result.requests_per_order
     counted = ("successful_purchases", *ENDS.values(), "out_of_stock_409", *REFUSALS, "unknown_outcomes")
     timed = ("successful_purchases", "out_of_stock_409", "payment_processing_time", "total_order_time")
     named = {"successful_purchases": "answered 202 after", "out_of_stock_409": "answered 409 after"}
@@ -15,6 +15,7 @@ def lines(result: SaleResult) -> Sequence[str]:
         *(f"  {metric:26}{result.count(metric):>9,}" for metric in counted if result.count(metric) or metric in KEY),
         f"  {'server_errors':26}{result.count('server_errors'):>9,}",
         f"  {'order_success_rate':26}{'-' if rate is None else f'{rate:.1%}':>9}",
+        f"  {'requests_per_order':26}{'-' if each is None else f'{each:.2f}':>9}",
         *(_times(named.get(metric, metric), result.of(metric)) for metric in timed if result.count(metric)),
     ]
 

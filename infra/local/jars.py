@@ -39,7 +39,8 @@ def fetch_kafka(say: Callable[[str], None] = print) -> list[Path]:
     except Exception as error:  # jgo lets HTTP, XML and file errors through; each has the same remedy
         raise StackError(
             f"Kafka's jars could not be fetched: {type(error).__name__}: {error}\n"
-            "  Check that this machine reaches Maven Central (a proxy: set https_proxy), then run `make setup` again;\n"
+            "  Check that this machine reaches Maven Central (a proxy: set https_proxy; a certificate of its own:\n"
+            "  REQUESTS_CA_BUNDLE), then run `make setup` again;\n"
             f"  what was downloaded is kept. Offline: copy {cache_dir()} from a machine that has it."
         ) from error
     _manifest().write_text("\n".join(map(str, jars)))

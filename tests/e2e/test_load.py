@@ -70,6 +70,8 @@ def test_the_references_profile_meets_its_criteria_and_what_users_counted_is_wha
     assert sale["successful_purchases"] == sale["fully_confirmed_orders"] == 40
     assert sale["out_of_stock_409"] > 0
     assert sale["payment_processing_time"] > 0
+    requests = {name: spread["count"] for name, spread in report["result"]["requests"].items()}
+    assert requests["GET /sse/order/[id]"] == 40, "a buy and one stream an order"
     assert report["result"]["failures"] == {}
     assert report["card"]["processes"]["gateway"] == len(stack.rows("gateway"))
     with (tmp_path / "locust_stats.csv").open() as file:
@@ -92,4 +94,6 @@ def test_a_sell_out_with_most_payments_declined_balances_and_does_not_meet_the_c
     assert list(verdict.values()) == [True] * 3
     sale, books = counts(report), report["books"]
     assert sale["fully_confirmed_orders"] == books["postgres"]["confirmed"]["orders"] <= 40
+    requests = {name: spread["count"] for name, spread in report["result"]["requests"].items()}
+    assert requests["GET /api/order/[id]/status?wait="] == sale["successful_purchases"], "a buy and one wait an order"
     assert sale["declined_orders"] == books["postgres"]["payment_failed"]["orders"] > 0

@@ -112,6 +112,10 @@ class GatewayClient:
     async def available(self, product: ProductId) -> int:
         return int(await self.to.redis.hget(keys.stock(product), "available") or -1)
 
+    async def reserved(self, product: ProductId) -> tuple[int, int]:
+        """Units on sale, and orders that hold some."""
+        return await self.available(product), int(await self.to.redis.hlen(keys.held(product)))
+
     async def verify_books(self) -> None:
         """What the relay does once every product's books are of this Redis run."""
         await self.to.redis.set(keys.BOOKS_RUN, (await self.to.redis.info("server"))["run_id"])

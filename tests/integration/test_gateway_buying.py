@@ -185,22 +185,51 @@ async def test_an_unknown_product_is_404_and_a_new_one_is_buyable_at_once(gatewa
     assert (await gateway.buy({"productId": product})).status == 202
 
 
-async def test_the_sale_window_is_kept(gateway: GatewayClient) -> None:
-    """Before it opens and after it closes: 409, and the opening time is told."""
-    now = datetime.now(UTC)
-    early = await gateway.product(1, opens_at=now + timedelta(hours=1))
-    answer = await gateway.buy({"productId": early})
-    assert answer.is_problem(409, "sale_not_open")
-    assert answer.json["opensAt"].endswith("Z")
-    late = await gateway.product(1, closes_at=now - timedelta(hours=1))
+async def test_before_the_sale_opens_nothing_is_sold_and_the_opening_time_is_told(gateway: GatewayClient) -> None:
+    """409 sale_not_open, retryable, with opensAt as the product has it; nothing is reserved, and the key is not used up."""
+    opens_at = datetime.now(UTC).replace(microsecond=123_000) + timedelta(hours=1)
+    product = await gateway.product(2, opens_at=opens_at)
+    told = opens_at.isoformat(timespec="milliseconds").replace("+00:00", "Z")
+    assert (await gateway.ask("GET", f"/api/products/{product}")).json["opensAt"] == told
+    for key in (None, "early"):
+        answer = await gateway.buy({"productId": product}, key)
+        assert answer.is_problem(409, "sale_not_open")
+        assert (answer.json["opensAt"], answer.json["retryable"]) == (told, True)
+    assert await gateway.reserved(product) == (2, 0)
+    await gateway.to.redis.hset(keys.stock(product), "opens_at_ms", _now_ms() - 1)
+    assert (await gateway.buy({"productId": product}, "early")).status == 202
+    assert await gateway.reserved(product) == (1, 1)
+
+
+async def test_after_the_sale_has_closed_nothing_is_sold_but_a_known_key_keeps_its_answer(
+    gateway: GatewayClient,
+) -> None:
+    """409 sale_closed, not retryable, nothing reserved; who was in time and asks again is answered as before."""
+    late = await gateway.product(1, closes_at=datetime.now(UTC) - timedelta(hours=1))
     assert (await gateway.buy({"productId": late})).is_problem(409, "sale_closed")
+    assert await gateway.reserved(late) == (1, 0)
+    product = await gateway.product(5, closes_at=datetime.now(UTC) + timedelta(hours=1))
+    in_time = await gateway.buy({"productId": product}, "in time")
+    assert in_time.status == 202
+    await gateway.to.redis.hset(keys.stock(product), "closes_at_ms", _now_ms() - 1)
+    for key in (None, "too late"):
+        answer = await gateway.buy({"productId": product}, key)
+        assert answer.is_problem(409, "sale_closed")
+        assert answer.json["retryable"] is False
+    assert (await gateway.buy({"productId": product}, "in time")).body == in_time.body
+    assert await gateway.reserved(product) == (4, 1)
 
 
 async def test_the_units_of_one_user_are_limited(gateway: GatewayClient) -> None:
-    """The third unit of a limit of two is refused; another buyer's is not."""
+    """The third unit of a limit of two is refused and not reserved; another buyer's is not."""
     product = await gateway.product(10, per_user_limit=2)
+    assert (await gateway.buy({"productId": product, "quantity": 3})).is_problem(409, "user_limit")
+    assert await gateway.reserved(product) == (10, 0)
     assert (await gateway.buy({"productId": product, "quantity": 2})).status == 202
-    assert (await gateway.buy({"productId": product})).is_problem(409, "user_limit")
+    refused = await gateway.buy({"productId": product})
+    assert refused.is_problem(409, "user_limit")
+    assert refused.json["retryable"] is False
+    assert await gateway.reserved(product) == (8, 1)
     assert (await gateway.another_user().buy({"productId": product})).status == 202
 
 
@@ -245,3 +274,7 @@ async def test_kafka_away_is_not_the_buyers_trouble_until_too_much_is_owed(setti
         ready = await gateway.ask("GET", "/health/ready")
         assert ready.status == 200
         assert (ready.json["status"], ready.json["degraded"]) == ("degraded", ["kafka"])
+
+
+def _now_ms() -> int:
+    return time.time_ns() // 1_000_000

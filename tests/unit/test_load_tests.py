@@ -125,6 +125,18 @@ def test_offered_is_what_users_would_click_if_every_answer_came_at_once() -> Non
     assert (result().offered_per_s, result().achieved_per_s) == (500.0, 200.0)
 
 
+def test_an_orders_requests_are_its_accepted_click_and_what_followed_it() -> None:
+    """Looking at the product, and clicks that were refused, belong to no order."""
+    waited, polled = Spread(100), Spread(1_300)
+    others = {"GET /api/products/[id]": Spread(700), "POST /api/order/buy-flash (409 sold_out)": Spread(500)}
+    seen = msgspec.structs.replace(result(), requests={"GET /api/order/[id]/status?wait=": waited, **others})
+    assert seen.requests_per_order == 2.0
+    assert any(line.split() == ["requests_per_order", "2.00"] for line in lines(seen))
+    seen = msgspec.structs.replace(result(), requests={"GET /api/order/[id]/status": polled, **others})
+    assert seen.requests_per_order == 14.0
+    assert msgspec.structs.replace(result(), sale={}).requests_per_order is None
+
+
 def report(*, balance: bool, seen: SaleResult) -> Report:
     card = RunCard(
         at="", cpu="", cores=2, memory_gb=1.0, load_before=0.0, system="", python="", commit=None, uncommitted=False,
