@@ -27,6 +27,7 @@ from bench.plan import Plan
 from infra import registry
 from infra.kafka import make_consumer
 from infra.local.place import default_state_dir
+from infra.local.scaling import scale
 from infra.local.stack import use_stack_env
 from infra.settings import get_settings
 from schemas.codec import decode
@@ -36,6 +37,7 @@ from schemas.topics import ORDER_STATUS
 
 WINDOW_S = 30.0  # looked at after a change: a dead member's session ends after 10 s
 WARM_UP_S = 10.0
+SCALE_MAX_S = 180.0
 STOCK = 1_000_000
 USERS = 500
 
@@ -116,7 +118,7 @@ async def measure(stage: str, rate: float) -> list[Pause]:
     """Two members at first; then none is changed, one added, removed, added again and killed."""
 
     async def to(members: int) -> None:
-        await asyncio.to_thread(thrones, "scale", stage, str(members))
+        await asyncio.to_thread(scale, default_state_dir(), stage, members, SCALE_MAX_S)
 
     async def nothing() -> None: ...
 
