@@ -82,11 +82,12 @@ def stage(name: Stage) -> None:
     Example: THRONES_MEMBER=2 thrones stage payment
     """
     settings = _be(f"{name.value}-stage")
+    from infra.metrics.serving import serve
     from infra.registry import register
     from streams.run import run_stage
 
     _prepare(f"{name.value}-stage", settings.thrones_member)
-    register(f"{name.value}-stage", settings.thrones_member, _serve_metrics(settings))
+    register(f"{name.value}-stage", settings.thrones_member, serve(settings))
     run_stage(name.value)
 
 
@@ -154,9 +155,11 @@ def _be(role: str) -> Any:
 def _serve_http(role: str, fd: int | None) -> None:
     """The parent of a gateway's workers, or one worker of them."""
     _be(role)
+    from infra.metrics.serving import share
     from infra.settings import get_signing_settings
 
     settings = get_signing_settings()  # refuses to start without a secret worth the name
+    share(settings.thrones_state_dir, role)
     if fd is None:
         from gateway.cluster import run as run_cluster
 
@@ -176,10 +179,11 @@ def _serve_http(role: str, fd: int | None) -> None:
 
 def _serve(role: str, settings: Any, run: Runner) -> None:
     """Be one registered process of `role` until a signal."""
+    from infra.metrics.serving import serve
     from infra.registry import register
 
     _prepare(role, settings.thrones_member)
-    register(role, settings.thrones_member, _serve_metrics(settings))
+    register(role, settings.thrones_member, serve(settings))
     _run(settings, run)
 
 
@@ -187,13 +191,15 @@ def _run(settings: Any, run: Runner) -> None:
     """Any error ends the process loudly: the supervisor starts it again."""
     import uvloop
 
-    from infra.lifecycle import stop_on_signals
+    from infra.lifecycle import background, stop_on_signals
+    from infra.metrics.vitals import tell_vitals
     from infra.scheduling import collect_rarely
 
     collect_rarely()
 
     async def main() -> None:
-        await run(settings, stop_on_signals())
+        async with background(tell_vitals()):
+            await run(settings, stop_on_signals())
 
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(main())
@@ -210,14 +216,6 @@ def _prepare(role: str, member: str) -> None:
         step_back()
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
-
-
-def _serve_metrics(settings: Any) -> int:
-    """Prometheus metrics of this process on METRICS_PORT, or a free port, which is returned."""
-    from prometheus_client import start_http_server
-
-    server, _ = start_http_server(settings.metrics_port, addr=settings.listen_address)
-    return int(server.server_port)
 
 
 def _inherited(fd: int) -> Any:

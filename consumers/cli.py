@@ -93,6 +93,46 @@ def lag(
 
 
 @app.command()
+def autoscale(
+    stages: Annotated[
+        list[str] | None, typer.Argument(metavar="STAGE...", help="order-stage, payment-stage; else both.")
+    ] = None,
+    every: Annotated[float, typer.Option("--every", min=0.2, max=3600, help="Seconds between two looks.")] = 5.0,
+    looks: Annotated[int, typer.Option("--looks", min=0, help="End after so many; 0: never.")] = 0,
+    lag_per_member: Annotated[
+        int | None, typer.Option("--lag-per-member", min=1, help="Records of lag that are worth a member.")
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be done.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Keep a stage's members as its lag needs them: more at once, fewer after a quiet minute, never beyond partitions.
+
+    Runs beside the local stack until Ctrl-C; a line a look. In Kubernetes infra/k8s/autoscale.yaml does the same.
+
+    Example: thrones autoscale payment-stage --lag-per-member 5000
+    """
+    from consumers import autoscale as autoscaling
+    from infra.local.scaling import must_be_stage
+    from infra.settings import get_settings
+
+    async def main() -> None:
+        chosen = list(dict.fromkeys(stages or autoscaling.STAGES))
+        for stage in chosen:
+            must_be_stage(stage)
+        seen = 0
+        looking = autoscaling.autoscale(
+            get_settings(), chosen, every_s=every, per_member=lag_per_member, dry_run=dry_run
+        )
+        async for look in looking:
+            report(look, autoscaling.show(look), as_json)
+            seen += 1
+            if seen == looks * len(chosen) and looks:
+                return
+
+    run_command(main)
+
+
+@app.command()
 def demo(
     down: Annotated[bool, typer.Option("--down", help="Stop the stack afterwards.")] = False,
     picture: Annotated[

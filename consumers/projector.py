@@ -8,13 +8,21 @@ import time
 from contextlib import suppress
 from typing import Any
 
-from aiokafka import ConsumerRecord
+from aiokafka import ConsumerRebalanceListener, ConsumerRecord, TopicPartition
 from aiokafka.errors import CommitFailedError, IllegalGenerationError, KafkaError
 
 from infra.inventory.inventory import Inventory
 from infra.kafka import make_consumer
 from infra.lifecycle import Stop, background, cancelled
 from infra.logs import get_logger
+from infra.metrics.definitions import (
+    CONSUMER_BATCH,
+    CONSUMER_PARTITIONS,
+    CONSUMER_REBALANCES,
+    CONSUMER_RECORDS,
+    STATUS_PROJECTED,
+)
+from infra.orders import now_ms
 from infra.redis_client import RedisError, connect_redis
 from infra.settings import Settings
 from infra.waits import until_it_works
@@ -30,6 +38,8 @@ COMMIT_EVERY_S = 0.25  # far below the 2 s after which the relay thinks an annou
 POLL_MS = 250  # the longest that what was projected last stays uncommitted
 STOP_TIMEOUT_S = 5.0
 
+_records, _batch, _projected = CONSUMER_RECORDS.make(), CONSUMER_BATCH.make(), STATUS_PROJECTED.make()
+_partitions, _rebalances = CONSUMER_PARTITIONS.make(), CONSUMER_REBALANCES.make()
 log = get_logger()
 
 
@@ -37,12 +47,9 @@ async def run(settings: Settings, stop: Stop) -> None:
     """Project until asked to stop; ends with the error when the broker throws this member out, to be started anew."""
     redis = connect_redis(settings, timeout_s=2.0)
     consumer = make_consumer(
-        settings,
-        ORDER_STATUS.name,
-        group=PROJECTOR_GROUP,
-        fetch_min_bytes=FETCH_MIN_BYTES,
-        fetch_max_wait_ms=FETCH_MAX_WAIT_MS,
+        settings, group=PROJECTOR_GROUP, fetch_min_bytes=FETCH_MIN_BYTES, fetch_max_wait_ms=FETCH_MAX_WAIT_MS
     )
+    consumer.subscribe([ORDER_STATUS.name], listener=_Assignments())
     watchdog = Watchdog(settings, PROJECTOR_GROUP, idle=lambda: True)
     try:
         async with background(_project(consumer, Inventory(redis)), watchdog.run()):
@@ -61,10 +68,26 @@ async def _project(consumer: Any, inventory: Inventory) -> None:
         events = [event for records in batches.values() for record in records if (event := _read(record))]
         if events:
             await until_it_works("redis", (RedisError, OSError), inventory.project, events)
+            _count(events)
         uncommitted = uncommitted or bool(batches)
         if uncommitted and time.monotonic() - committed_at >= COMMIT_EVERY_S:
             await _commit(consumer)
             committed_at, uncommitted = time.monotonic(), False
+
+
+class _Assignments(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka has no types
+    def on_partitions_revoked(self, revoked: set[TopicPartition]) -> None:
+        _partitions.set(0)
+
+    def on_partitions_assigned(self, assigned: set[TopicPartition]) -> None:
+        _partitions.set(len(assigned))
+        _rebalances.inc()
+
+
+def _count(events: list[OrderStatusChanged]) -> None:
+    _records.inc(len(events))
+    _batch.observe(len(events))
+    _projected.observe(now_ms(), (event.at_ms for event in events))
 
 
 async def _commit(consumer: Any) -> None:

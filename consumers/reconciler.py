@@ -14,6 +14,7 @@ from infra.circuit_breaker import CircuitBreaker
 from infra.inventory.inventory import Inventory
 from infra.lifecycle import Stop, background, cancelled
 from infra.logs import get_logger
+from infra.metrics.definitions import RECONCILIATION_EXPIRED, RECONCILIATION_OLDEST, RECONCILIATION_ORDERS
 from infra.orders import OrderRow, now_ms
 from infra.payment_provider import KEY_LIFETIME, Captured, Declined, HttpPaymentProvider, PaymentProvider
 from infra.postgres.pool import UNAVAILABLE, connect_postgres
@@ -31,6 +32,7 @@ MAX_ROWS = 5_000  # looked through for ones that are due: those that were asked 
 PAUSE_S = 1.0  # between rounds
 SLOWEST_S = 60.0  # between two questions about one order
 
+_orders, _oldest, _expired = RECONCILIATION_ORDERS.make(), RECONCILIATION_OLDEST.make(), RECONCILIATION_EXPIRED.make()
 log = get_logger()
 
 
@@ -99,6 +101,14 @@ async def _reconcile_in_rounds(reconciler: Reconciler, pool: asyncpg.Pool) -> No
         await asyncio.sleep(PAUSE_S)
         since = datetime.now(UTC) - KEY_LIFETIME
         records = await until_it_works("postgres", UNAVAILABLE, pool.fetch, SQL.unsettled_payments, since, MAX_ROWS)
-        settled = await reconciler.reconcile([OrderRow.of(record) for record in records])
+        rows = [OrderRow.of(record) for record in records]
+        _tell(rows, await until_it_works("postgres", UNAVAILABLE, pool.fetchval, SQL.expired_payments, since))
+        settled = await reconciler.reconcile(rows)
         if settled:
             log.info("reconciled", orders=settled)
+
+
+def _tell(rows: list[OrderRow], expired: int) -> None:
+    _orders.set(len(rows))
+    _oldest.set(max(0.0, now_ms() / 1000 - min(row.created_at for row in rows).timestamp()) if rows else 0)
+    _expired.set(expired)

@@ -9,12 +9,12 @@ from contextlib import AsyncExitStack
 
 import asyncpg
 from aiokafka.errors import KafkaError
-from prometheus_client import Gauge
 
 from infra.inventory.inventory import Inventory
 from infra.leadership import RELAY_LOCK, lead
 from infra.lifecycle import Stop, cancelled
 from infra.logs import get_logger
+from infra.metrics.definitions import RELAY_LEADING
 from infra.openings import Log
 from infra.postgres.pool import UNAVAILABLE, connect_postgres
 from infra.publisher import Publisher
@@ -24,6 +24,7 @@ from infra.settlement import SettlementDesk
 from infra.watermarks import Watermarks
 
 from .relay_books import LOG_EVERY_S, Keeper
+from .relay_gauges import LOOK_EVERY_S, Gauges
 from .relay_pushes import Pusher
 from .relay_samples import SAMPLE_EVERY_S, Sampler
 
@@ -34,7 +35,7 @@ TURN_MAX_S = 60.0  # every call in a turn has a deadline of its own; should one 
 AWAY = (*UNAVAILABLE, RedisError, KafkaError)
 REDIS_TIMEOUT_S = 5.0
 
-LEADING = Gauge("relay_leading", "1 while this process leads.")
+_leading = RELAY_LEADING.make()
 log = get_logger()
 
 
@@ -42,11 +43,11 @@ async def run(settings: Settings, stop: Stop) -> None:
     """Lead whenever nobody else does, until asked to stop."""
 
     async def work() -> None:
-        LEADING.set(1)
+        _leading.set(1)
         try:
             await _lead(settings)
         finally:
-            LEADING.set(0)
+            _leading.set(0)
 
     await lead(settings, RELAY_LOCK, stop, work)
 
@@ -64,11 +65,18 @@ async def _lead(settings: Settings) -> None:
         stack.push_async_callback(the_log.close)
         keeper = Keeper(settings, redis, pool, publisher, the_log)
         stack.push_async_callback(keeper.stop)
-        await _loops(redis, pool, publisher, watermarks, keeper)
+        gauges = Gauges(redis, watermarks)
+        stack.callback(gauges.clear)
+        await _loops(redis, pool, publisher, watermarks, keeper, gauges)
 
 
 async def _loops(
-    redis: Redis, pool: asyncpg.Pool, publisher: Publisher, watermarks: Watermarks, keeper: Keeper
+    redis: Redis,
+    pool: asyncpg.Pool,
+    publisher: Publisher,
+    watermarks: Watermarks,
+    keeper: Keeper,
+    gauges: Gauges,
 ) -> None:
     """Apart from each other, because the pushes may wait for the very books that the keeper has to rebuild."""
     inventory = Inventory(redis)
@@ -81,11 +89,15 @@ async def _loops(
     async def sample() -> None:
         await sampler.turn(keeper.in_force)
 
+    async def look() -> None:
+        await gauges.turn(keeper.in_force)
+
     async with asyncio.TaskGroup() as group:
         group.create_task(_repeat("books", BOOKS_EVERY_S, keeper.turn))
         group.create_task(_repeat("log", LOG_EVERY_S, keeper.check_log))
         group.create_task(_repeat("pushes", PUSH_EVERY_S, push))
         group.create_task(_repeat("samples", SAMPLE_EVERY_S, sample))
+        group.create_task(_repeat("gauges", LOOK_EVERY_S, look))
 
 
 async def _repeat(what: str, every_s: float, turn: Callable[[], Awaitable[object]]) -> None:

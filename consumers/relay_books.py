@@ -12,12 +12,12 @@ from datetime import UTC, datetime
 
 import asyncpg
 from aiokafka.errors import KafkaError
-from prometheus_client import Counter
 
 from infra.inventory import keys
 from infra.inventory.rebuild import RebuildImpossible, in_force, rebuild_if_needed
 from infra.kafka import create_topics
 from infra.logs import get_logger
+from infra.metrics.definitions import RELAY_CLOSED, RELAY_REBUILD_FAILURES, RELAY_REBUILDS
 from infra.openings import Log
 from infra.postgres.pool import UNAVAILABLE
 from infra.postgres.queries import SQL
@@ -36,7 +36,7 @@ AT_ONCE = 4
 REBUILD_MAX_S = 300.0  # a million orders take about one; one that hangs is given up and begun anew
 FAILURES = (*UNAVAILABLE, asyncpg.PostgresError, RedisError, KafkaError, RebuildImpossible)
 
-REBUILDS = Counter("relay_rebuilds", "Books made anew by the relay.", ["reason"])
+_rebuilds, _failures, _closed = RELAY_REBUILDS.make(), RELAY_REBUILD_FAILURES.make(), RELAY_CLOSED.make()
 log = get_logger()
 
 
@@ -90,6 +90,7 @@ class Keeper:
         run = str((await self.redis.info("server"))["run_id"])
         products = await self._read_products()
         self.in_force = {p.id: p.books_epoch for p in products if p.fault(run) is None}
+        _closed.set(sum(p.fault(run) is not None and not p.fresh for p in products))
         for product in products:
             fault = product.fault(run)
             if fault is not None and not product.fresh:
@@ -149,13 +150,14 @@ class Keeper:
                     product, reason, redis=self.redis, pool=self.pool, settings=self.settings, publisher=self.publisher
                 )
             if opened is not None:
-                REBUILDS.labels(reason).inc()
+                _rebuilds.labels(reason).inc()
                 self._announced[product] = opened.epoch
             self._failures.pop(product, None)
         except FAILURES as error:
             failures = self._failures.get(product, (0, 0.0))[0] + 1
             pause_s = min(BACKOFF_FIRST_S * 2 ** min(failures - 1, 8), BACKOFF_MOST_S) * random.uniform(0.5, 1.0)
             self._failures[product] = (failures, time.monotonic() + pause_s)
+            _failures.inc()
             log.error("rebuild failed", product=product, reason=reason, failures=failures, error=repr(error))
         finally:
             self._rows_read_at = -PRODUCTS_EVERY_S  # its epoch has changed

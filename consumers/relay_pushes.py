@@ -9,12 +9,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import asyncpg
-from prometheus_client import Counter
 
 from infra.inventory import keys
 from infra.inventory.entry import HeldEntry
 from infra.inventory.inventory import Inventory
 from infra.logs import get_logger
+from infra.metrics.definitions import RELAY_PUSHES
 from infra.orders import OrderRow, now_ms, read_rows
 from infra.publisher import Publisher
 from infra.settlement import SettlementDesk
@@ -32,7 +32,7 @@ LOOKS_A_TURN = 500
 REMEMBERED = 200_000  # orders whose pushes are remembered; the oldest are forgotten, and looked at as if new
 ANNOUNCE_TIMEOUT_S = 5.0  # books that are not in force keep nobody else waiting
 
-PUSHED = Counter("relay_pushes", "Stranded orders pushed on, by the step they were waiting for.", ["step"])
+_pushes = RELAY_PUSHES.make()
 log = get_logger()
 
 
@@ -139,7 +139,7 @@ class Pusher:
         suspects: list[OrderId] = []
         for order in orders:
             pushed(self._memory(order.entry.order_id), now_ms())
-            PUSHED.labels(order.decision.step.name.lower()).inc()
+            _pushes.labels(order.decision.step.name.lower()).inc()
             match order.decision.step:
                 case Next.PLACE:
                     self._publish(order.entry.order_id, place=order.entry.placed_value)

@@ -7,6 +7,7 @@ import msgspec
 from aiohttp import web
 
 from infra.logs import get_logger
+from infra.metrics.definitions import GATEWAY_FAILED_LOGINS
 from infra.postgres.pool import UNAVAILABLE
 from infra.postgres.queries import SQL
 from infra.settings import SigningSettings
@@ -15,7 +16,6 @@ from infra.tokens import sign
 from .addresses import Addresses
 from .identity import Identity
 from .login_attempts import LoginAttempts
-from .metrics import Metrics
 from .passwords import Passwords, check_password
 from .problems import Problem
 from .wire import answer, read_members
@@ -23,6 +23,7 @@ from .wire import answer, read_members
 NAME_MAX_CHARACTERS = 100
 EMAIL_MAX_CHARACTERS = 254
 QUERY_TIMEOUT_S = 2.0
+_failed_logins = GATEWAY_FAILED_LOGINS.make()
 _EMAIL = re.compile(r"[A-Za-z0-9.!#$%&'*+/=?^_`{|}~-]{1,64}@[A-Za-z0-9-]{1,63}(\.[A-Za-z0-9-]{1,63})*")
 
 
@@ -47,7 +48,6 @@ class Accounts:
         pool: asyncpg.Pool,
         passwords: Passwords,
         attempts: LoginAttempts,
-        metrics: Metrics,
     ) -> None:
         self._settings = settings
         self._identity = identity
@@ -55,7 +55,6 @@ class Accounts:
         self._passwords = passwords
         self._attempts = attempts
         self._addresses = Addresses(settings.trusted_proxies)
-        self._metrics = metrics
         self._log = get_logger()
 
     async def register(self, request: web.Request) -> web.Response:
@@ -86,7 +85,7 @@ class Accounts:
             await self._attempts.given_back(email, attempt)
             raise
         if row is None or not right:
-            self._metrics.failed_logins.inc()
+            _failed_logins.inc()
             self._log.warning("failed login", address=address, user=row["id"] if row else None)
             await self._attempts.failed(address, attempt)
             raise Problem("invalid_credentials")

@@ -10,6 +10,7 @@ from aiohttp.typedefs import Middleware
 from infra.inventory.inventory import Inventory
 from infra.inventory.pipeliner import Pipeliner
 from infra.logs import get_logger
+from infra.metrics.definitions import GATEWAY_REFUSED
 from infra.publisher import Publisher
 from infra.redis_client import Redis
 from infra.settings import SigningSettings
@@ -20,7 +21,6 @@ from .catalogue import Catalogue
 from .health import Health
 from .identity import Identity
 from .login_attempts import LoginAttempts
-from .metrics import Metrics
 from .ops import Ops
 from .order_status import OrderReader, OrderStatus
 from .order_stream import OrderStream
@@ -33,6 +33,7 @@ from .stock_stream import StockHub, StockStream
 from .tickets import Tickets
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+_refused = GATEWAY_REFUSED.make()
 log = get_logger()
 
 
@@ -53,7 +54,6 @@ def make_gateway(
     reads_redis: Redis,
     pool: asyncpg.Pool,
     publisher: Publisher,
-    metrics: Metrics,
     *,
     streams_only: bool = False,
 ) -> Gateway:
@@ -66,17 +66,17 @@ def make_gateway(
     catalogue = Catalogue(reads, pool)
     passwords = Passwords(settings.bcrypt_cost)
     updates = OrderUpdates(settings)
-    hub = StockHub(settings, reads, metrics)
-    health = Health(settings, reads_redis, pool, publisher, metrics)
+    hub = StockHub(settings, reads)
+    health = Health(settings, reads_redis, pool, publisher)
     reader = OrderReader(reads, pool)
     tickets = Tickets(identity, reads_redis)
-    orders = Orders(settings, identity, catalogue, Inventory(redis), publisher, metrics)
-    accounts = Accounts(settings, identity, pool, passwords, LoginAttempts(reads_redis), metrics)
+    orders = Orders(settings, identity, catalogue, Inventory(redis), publisher)
+    accounts = Accounts(settings, identity, pool, passwords, LoginAttempts(reads_redis))
     products = Products(catalogue, reads, pool)
     status = OrderStatus(identity, catalogue, reader, pool, updates)
     ops = Ops(settings, identity, pool, publisher)
     api_docs.document()  # converted now, not while buyers wait
-    app = web.Application(middlewares=[_problems(health, metrics)])
+    app = web.Application(middlewares=[_problems(health)])
     routes: list[tuple[str, str, Handler]] = [
         ("POST", "/api/auth/register", accounts.register),
         ("POST", "/api/auth/login", accounts.login),
@@ -90,7 +90,7 @@ def make_gateway(
         ("GET", "/api/ops/sales/{id}", ops.show),
         ("POST", "/api/ops/sales/{id}", ops.control),
         ("GET", "/sse/stock/{id}", StockStream(hub, catalogue).stream),
-        ("GET", "/sse/order/{id}", OrderStream(tickets, reader, updates, metrics).stream),
+        ("GET", "/sse/order/{id}", OrderStream(tickets, reader, updates).stream),
         ("GET", "/health", health.overall),
         ("GET", "/health/live", health.live),
         ("GET", "/health/ready", health.ready),
@@ -109,22 +109,22 @@ def make_gateway(
     return Gateway(app, health, hub, updates, passwords)
 
 
-def _problems(health: Health, metrics: Metrics) -> Middleware:
+def _problems(health: Health) -> Middleware:
     @web.middleware
     async def middleware(request: web.Request, handler: Handler) -> web.StreamResponse:
         try:
             response = await handler(request)
         except Problem as problem:
-            response = _refuse(problem, metrics)
+            response = _refuse(problem)
         except web.HTTPException as error:
-            response = _refuse(_problem_of(error), metrics)
+            response = _refuse(_problem_of(error))
         except ConnectionError:
             raise  # the client has gone: aiohttp ends the connection
         except Exception:
             # A fault of ours. A reading may be repeated; of a writing nobody knows how far it came.
             log.exception("unhandled error", path=request.path)
             code = "unavailable" if request.method in ("GET", "HEAD") else "outcome_unknown"
-            response = _refuse(Problem(code, "Something went wrong here.", close=True), metrics)
+            response = _refuse(Problem(code, "Something went wrong here.", close=True))
         if health.draining and not response.prepared:
             response.force_close()
         return response
@@ -132,8 +132,8 @@ def _problems(health: Health, metrics: Metrics) -> Middleware:
     return middleware
 
 
-def _refuse(problem: Problem, metrics: Metrics) -> web.Response:
-    metrics.refused.labels(problem.code).inc()
+def _refuse(problem: Problem) -> web.Response:
+    _refused.labels(problem.code).inc()
     return problem.answer()
 
 

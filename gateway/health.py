@@ -9,12 +9,12 @@ from urllib.parse import urlsplit
 import asyncpg
 from aiohttp import web
 
+from infra.metrics.serving import CONTENT_TYPE, exposed
 from infra.postgres.pool import UNAVAILABLE
 from infra.publisher import Publisher
 from infra.redis_client import Redis, RedisError
 from infra.settings import Settings
 
-from .metrics import Metrics
 from .wire import answer
 
 LOOK_TIMEOUT_S = 0.8
@@ -32,14 +32,11 @@ class Look:
 
 
 class Health:
-    def __init__(
-        self, settings: Settings, redis: Redis, pool: asyncpg.Pool, publisher: Publisher, metrics: Metrics
-    ) -> None:
+    def __init__(self, settings: Settings, redis: Redis, pool: asyncpg.Pool, publisher: Publisher) -> None:
         self._brokers = settings.kafka_bootstrap_servers.split(",")
         self._redis = redis
         self._pool = pool
         self._publisher = publisher
-        self._metrics = metrics
         self._last = Look(False, False, False, float("-inf"))
         self._looking = asyncio.Lock()
         self.draining = False
@@ -59,9 +56,7 @@ class Health:
         return answer(self._body(await self._look()))
 
     async def metrics(self, _request: web.Request) -> web.Response:
-        self._metrics.unpublished.set(self._publisher.unpublished)
-        headers = {"Content-Type": "text/plain; version=0.0.4; charset=utf-8", "Server": "thrones"}
-        return web.Response(body=self._metrics.expose(), headers=headers)
+        return web.Response(body=exposed(), headers={"Content-Type": CONTENT_TYPE, "Server": "thrones"})
 
     def _body(self, look: Look) -> dict[str, object]:
         away = [name for name in ("kafka", "postgres") if not getattr(look, name)]

@@ -5,10 +5,10 @@ import asyncio
 import orjson
 from aiohttp import web
 
+from infra.metrics.definitions import GATEWAY_STREAMS, GATEWAY_STREAMS_CUT
 from schemas.order_state import Status, replaces
 
 from .event_stream import KEEP_ALIVE, KEEP_ALIVE_EVERY_S, EventStream, Frame, last_event_id
-from .metrics import Metrics
 from .order_status import LOOK_EVERY_S, LOOK_SOON_S, OrderReader, OrderView
 from .order_updates import News, OrderUpdates
 from .problems import Problem
@@ -17,13 +17,14 @@ from .wire import iso_ms
 
 STREAMS_MAX = 10_000  # a worker
 
+_streams, _streams_cut = GATEWAY_STREAMS.make(), GATEWAY_STREAMS_CUT.make()
+
 
 class OrderStream:
-    def __init__(self, tickets: Tickets, reader: OrderReader, updates: OrderUpdates, metrics: Metrics) -> None:
+    def __init__(self, tickets: Tickets, reader: OrderReader, updates: OrderUpdates) -> None:
         self._tickets = tickets
         self._reader = reader
         self._updates = updates
-        self._metrics = metrics
         self._open = 0
 
     async def stream(self, request: web.Request) -> web.StreamResponse:
@@ -35,17 +36,17 @@ class OrderStream:
         if self._open >= STREAMS_MAX:
             raise Problem("busy")
         self._open += 1
-        self._metrics.streams.inc()
+        _streams.inc()
         try:
             stream = await EventStream.open(request)
             with self._updates.listen(view.id) as news:
                 await self._follow(stream, view, news, seen)
             if stream.cut:
-                self._metrics.streams_cut.inc()
+                _streams_cut.inc()
             return await stream.end()
         finally:
             self._open -= 1
-            self._metrics.streams.dec()
+            _streams.dec()
 
     async def _follow(self, stream: EventStream, view: OrderView, news: News, shown: Status | None) -> None:
         """Until the terminal state was shown; `shown` is what the client has seen already."""

@@ -16,6 +16,12 @@ from redis.exceptions import BusyLoadingError, ResponseError
 from infra.inventory import keys
 from infra.inventory.inventory import Held, Inventory, Known, Refused, Reservation
 from infra.inventory.pipeliner import NotSent
+from infra.metrics.definitions import (
+    GATEWAY_ACCEPTED,
+    GATEWAY_ACKNOWLEDGED,
+    GATEWAY_OUTCOME_UNKNOWN,
+    GATEWAY_PUBLISH_TIMEOUTS,
+)
 from infra.publisher import Publisher
 from infra.redis_client import RedisError
 from infra.settings import Settings
@@ -25,7 +31,6 @@ from schemas.ids import OrderId, ProductId, new_order_id
 from .admission import SoldOutMemory, UserRates
 from .catalogue import Catalogue, Product
 from .identity import Identity
-from .metrics import Metrics
 from .problems import Problem
 from .wire import answer_bytes, iso_ms, read_json, reason
 
@@ -58,6 +63,8 @@ class BuyFlash(msgspec.Struct, forbid_unknown_fields=True, gc=False):
 
 
 _decoder = msgspec.json.Decoder(BuyFlash)
+_accepted, _acknowledged = GATEWAY_ACCEPTED.make(), GATEWAY_ACKNOWLEDGED.make()
+_outcome_unknown, _publish_timeouts = GATEWAY_OUTCOME_UNKNOWN.make(), GATEWAY_PUBLISH_TIMEOUTS.make()
 
 
 def decode_wish(body: bytes) -> tuple[ProductId, int]:
@@ -93,13 +100,11 @@ class Orders:
         catalogue: Catalogue,
         inventory: Inventory,
         publisher: Publisher,
-        metrics: Metrics,
     ) -> None:
         self._identity = identity
         self._catalogue = catalogue
         self._inventory = inventory
         self._publisher = publisher
-        self._metrics = metrics
         self._rates = UserRates(settings.buys_per_second_per_user)
         self._sold_out = SoldOutMemory()
         self._max_unpublished = settings.max_unpublished
@@ -127,8 +132,8 @@ class Orders:
             hashed_key=None if key is None else keys.key_hash(key),
         )
         order_id = await self._place(wish)
-        self._metrics.accepted.inc()
-        self._metrics.acknowledged_s.observe(time.perf_counter() - started)
+        _accepted.inc()
+        _acknowledged.observe(time.perf_counter() - started)
         return accepted(product, order_id)
 
     async def _place(self, wish: Reservation) -> OrderId:
@@ -160,7 +165,7 @@ class Orders:
         except RedisError:
             second = Refused("unknown")
         if isinstance(second, Refused):  # says nothing about the first copy, which may still be under way
-            self._metrics.unknown.inc()
+            _outcome_unknown.inc()
             raise Problem(
                 "outcome_unknown", headers={"Location": f"/api/order/{wish.order_id}/status"}, orderId=wish.order_id
             )
@@ -175,7 +180,7 @@ class Orders:
         await asyncio.wait((acknowledged,), timeout=PUBLISH_WAIT_S)  # never cancels what it waits for
         if not acknowledged.done():
             self._kafka_slow = True
-            self._metrics.publish_timeouts.inc()
+            _publish_timeouts.inc()
 
     def _acknowledged(self, publish: "asyncio.Future[None]") -> None:
         if not publish.cancelled() and publish.exception() is None:

@@ -13,6 +13,7 @@ from aiohttp import web
 
 from infra.inventory import keys
 from infra.inventory.pipeliner import Pipeliner
+from infra.metrics.definitions import GATEWAY_STREAMS, GATEWAY_STREAMS_CUT
 from infra.redis_client import RedisError
 from infra.settings import Settings
 from schemas import topics
@@ -22,7 +23,6 @@ from schemas.ids import ProductId
 
 from .catalogue import Catalogue, parse_product_id
 from .event_stream import KEEP_ALIVE, KEEP_ALIVE_EVERY_S, EventStream, Frame, last_event_id
-from .metrics import Metrics
 from .problems import Problem
 from .tail import Tail
 
@@ -30,6 +30,8 @@ STREAMS_MAX = 10_000  # a worker
 READ_EVERY_S = 2.0
 AT_MOST_EVERY_S = 0.05  # values that come faster are merged into the newest
 TURN = 500  # writes between two looks at other work
+
+_streams, _streams_cut = GATEWAY_STREAMS.make(), GATEWAY_STREAMS_CUT.make()
 
 Version = tuple[int, int]
 NEVER: Version = (-1, -1)
@@ -54,9 +56,8 @@ class _Watched:
 class StockHub:
     """All watchers of one worker. `run` must run beside the server."""
 
-    def __init__(self, settings: Settings, reads: Pipeliner, metrics: Metrics) -> None:
+    def __init__(self, settings: Settings, reads: Pipeliner) -> None:
         self._reads = reads
-        self._metrics = metrics
         self._products: dict[bytes, _Watched] = {}
         self._tail = Tail(settings, topics.STOCK_CHANGES, self._take, self._look_again)
         self._news = asyncio.Event()
@@ -77,7 +78,7 @@ class StockHub:
         watched.watchers.add(watcher)
         self._tail.join()
         self.count += 1
-        self._metrics.streams.inc()
+        _streams.inc()
         self.offer(product, *read)
         _deliver(watched, watcher)
         return watcher
@@ -90,9 +91,9 @@ class StockHub:
             del self._products[key]
         self._tail.leave()
         self.count -= 1
-        self._metrics.streams.dec()
+        _streams.dec()
         if watcher.stream.cut:
-            self._metrics.streams_cut.inc()
+            _streams_cut.inc()
 
     async def read(self, product: ProductId) -> tuple[Version, int] | None:
         """What Redis says now; None where it has no books of this product. Raises RedisError."""

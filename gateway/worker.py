@@ -14,12 +14,12 @@ from aiohttp import web
 from infra import registry
 from infra.lifecycle import Stop, background
 from infra.logs import get_logger
+from infra.metrics.serving import unshare
 from infra.postgres.pool import connect_postgres
 from infra.publisher import Publisher
 from infra.redis_client import connect_redis
 from infra.settings import SigningSettings
 
-from . import metrics as metrics_of_worker
 from .app import Gateway, make_gateway
 from .server import connection_factory
 
@@ -70,12 +70,11 @@ async def _drain(gateway: Gateway, runner: web.AppRunner, listener: asyncio.Serv
 @asynccontextmanager
 async def _gateway(settings: SigningSettings, role: str) -> AsyncIterator[Gateway]:
     """Everything a worker holds; it starts, and says so in its health, while any of the servers is away."""
-    metrics = metrics_of_worker.opened(settings.thrones_state_dir, role)
     redis = connect_redis(settings, connections=RESERVE_CONNECTIONS)
     reads = connect_redis(settings, connections=READ_CONNECTIONS)
     pool = await connect_postgres(settings)
     publisher = await Publisher.start(settings)
-    gateway = make_gateway(settings, redis, reads, pool, publisher, metrics, streams_only=role == "sse")
+    gateway = make_gateway(settings, redis, reads, pool, publisher, streams_only=role == "sse")
     try:
         yield gateway
     finally:
@@ -84,4 +83,4 @@ async def _gateway(settings: SigningSettings, role: str) -> AsyncIterator[Gatewa
         pool.terminate()
         await redis.aclose()
         await reads.aclose()
-        metrics_of_worker.closed(metrics)
+        unshare()

@@ -12,12 +12,18 @@ from collections.abc import Callable
 import msgspec
 
 from infra.circuit_breaker import CircuitBreaker
+from infra.metrics.definitions import PROVIDER_ANSWER
 from infra.payment_provider import Captured, ChargeOutcome, Declined, NotSent, PaymentProvider, Unknown
 
 BUDGET_S = 12.0  # from the start of the first attempt whose outcome is unknown
 SLOW_AFTER_S = 2.0
 BACKOFF_MIN_S = 0.2
 BACKOFF_MAX_S = 3.0
+
+_answer = {
+    kind: PROVIDER_ANSWER.make().labels(name)
+    for kind, name in {Captured: "captured", Declined: "declined", NotSent: "not_sent", Unknown: "unknown"}.items()
+}
 
 
 class Charge(msgspec.Struct, frozen=True):
@@ -64,10 +70,11 @@ async def charge_once(provider: PaymentProvider, breaker: CircuitBreaker, charge
 
 
 async def _attempt(provider: PaymentProvider, breaker: CircuitBreaker, permit: int, charge: Charge) -> ChargeOutcome:
-    answered = None
+    answered, started = None, time.perf_counter()
     try:
         outcome = await provider.charge(charge.order_id, charge.amount_cents, charge.currency)
         answered = _answered(outcome)
+        _answer[type(outcome)].observe(time.perf_counter() - started)
         return outcome
     finally:
         breaker.record(permit, answered)

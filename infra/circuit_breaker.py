@@ -9,6 +9,8 @@ import enum
 import random
 from collections import OrderedDict, deque
 
+from infra.metrics.definitions import BREAKER_OPENED, BREAKER_STATE
+
 WINDOW_CALLS = 100
 MIN_CALLS = 50
 FAILURE_RATE = 0.9  # 100 calls of a provider that fails 70% of the time reach it less than once in 100,000 windows
@@ -16,6 +18,8 @@ SILENCE_S = 1.0  # and nothing was answered for this long: calls that began toge
 OPEN_MIN_S = 0.5
 OPEN_MAX_S = 3.0  # short, because the backlog drains only from the first probe that gets through
 PROBES = 5
+
+_state, _opened = BREAKER_STATE.make(), BREAKER_OPENED.make()
 
 
 class State(enum.IntEnum):
@@ -105,6 +109,7 @@ class CircuitBreaker:
     def _open(self) -> None:
         self._begin(State.OPEN)
         self.opened += 1
+        _opened.inc()
         period, wait_s = self._period, self._open_s * random.uniform(0.75, 1.0)
         asyncio.get_running_loop().call_later(wait_s, self._half_open, period)
 
@@ -123,6 +128,7 @@ class CircuitBreaker:
 
     def _begin(self, state: State) -> None:
         self.state = state
+        _state.set(state)
         self._period += 1
         self._recent.clear()
         self._failures = 0

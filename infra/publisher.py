@@ -18,6 +18,8 @@ from aiokafka import AIOKafkaProducer
 from aiokafka.errors import KafkaError, KafkaTimeoutError, MessageSizeTooLargeError
 
 from infra.logs import get_logger
+from infra.metrics.definitions import PUBLISHER_ACKNOWLEDGED, PUBLISHER_REPLACED, PUBLISHER_UNPUBLISHED
+from infra.metrics.vitals import sampled
 from schemas.codec import VERSION_HEADER
 from schemas.topics import Topic
 
@@ -32,6 +34,8 @@ STOP_TIMEOUT_S = 10.0  # aiokafka's own stop() never ends while the broker is do
 HEADERS = (VERSION_HEADER,)
 
 Headers = tuple[tuple[str, bytes], ...]
+_unpublished, _acknowledged = PUBLISHER_UNPUBLISHED.make(), PUBLISHER_ACKNOWLEDGED.make()
+_replaced = PUBLISHER_REPLACED.make()
 log = get_logger()
 
 
@@ -126,6 +130,10 @@ class Publisher:
         self._wake.set()
 
     async def _run(self) -> None:
+        with sampled(lambda: _unpublished.set(self.unpublished)):
+            await self._deliver()
+
+    async def _deliver(self) -> None:
         while not cancelled():
             if self._producer is None or self._broken:
                 await self._replace_producer()
@@ -176,6 +184,8 @@ class Publisher:
         delivered, lane.in_flight = lane.in_flight, []
         for record in delivered:
             self._finish(record, error)
+        if error is None:
+            _acknowledged.labels(lane.topic).inc(len(delivered))
         if lane.waiting:
             self._wake.set()
 
@@ -220,6 +230,7 @@ class Publisher:
 
     def _break(self, error: BaseException) -> None:
         if not self._broken:
+            _replaced.inc()
             log.warning("producer is replaced", error=repr(error))
         self._broken = True
         self._wake.set()

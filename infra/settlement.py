@@ -4,6 +4,7 @@ Used by the payment stage, the reconciler, the relay and the operator. Every ste
 half-way, anyone may take all steps again: the row's guard, the entry's version and the order id make them the same.
 """
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -12,6 +13,7 @@ import asyncpg
 
 from infra.inventory.inventory import Inventory, NotVerified, SettledOtherwise, Settlement
 from infra.logs import get_logger
+from infra.metrics.definitions import ORDER_ENDED, ORDERS_SETTLED
 from infra.orders import OrderRow, now_ms, status_event, terminal_event
 from infra.postgres.pool import UNAVAILABLE
 from infra.postgres.queries import SQL
@@ -25,6 +27,7 @@ from schemas.order_state import TERMINAL, Status, outcome_of
 from schemas.topics import ORDER_STATUS
 
 BOOKS_AWAY = (NotVerified, RedisError, OSError)
+_settled, _ended = ORDERS_SETTLED.make(), ORDER_ENDED.make()
 log = get_logger()
 
 
@@ -53,7 +56,11 @@ class SettlementDesk:
         if not verdicts:
             return
         rows = await until_it_works("postgres", UNAVAILABLE, self._record, verdicts)
-        await self.announce([row for row in rows if row.status in TERMINAL])
+        ended = [row for row in rows if row.status in TERMINAL]
+        await self.announce(ended)
+        for status, count in Counter(row.status for row in rows).items():
+            _settled.labels(status).inc(count)
+        _ended.observe(now_ms(), (row.placed_at_ms for row in ended))
         await self._publish([_unresolved(row) for row in rows if row.status is Status.NEEDS_RECONCILIATION])
 
     async def announce(self, rows: Sequence[OrderRow]) -> None:

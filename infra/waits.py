@@ -12,6 +12,7 @@ from typing import ParamSpec, TypeVar
 
 from .lifecycle import cancelled
 from .logs import get_logger
+from .metrics.definitions import WAITING
 
 FIRST_PAUSE_S = 0.05
 LONGEST_PAUSE_S = 2.0
@@ -20,6 +21,7 @@ T = TypeVar("T")
 P = ParamSpec("P")
 log = get_logger()
 _waits: Counter[str] = Counter()
+_waiting = WAITING.make()
 
 
 def waiting_for() -> list[str]:
@@ -30,10 +32,12 @@ def waiting_for() -> list[str]:
 @contextmanager
 def declared_wait(name: str) -> Iterator[None]:
     _waits[name] += 1
+    _waiting.labels(name).inc()
     try:
         yield
     finally:
         _waits[name] -= 1
+        _waiting.labels(name).dec()
 
 
 async def until_it_works(

@@ -21,6 +21,15 @@ from infra import registry
 from infra.inventory.inventory import Inventory
 from infra.lifecycle import DRAIN_DEADLINE_S
 from infra.logs import get_logger
+from infra.metrics.definitions import (
+    CONSUMER_BATCH,
+    CONSUMER_OPEN,
+    CONSUMER_PARTITIONS,
+    CONSUMER_REBALANCES,
+    CONSUMER_RECORDS,
+)
+from infra.metrics.serving import serve
+from infra.metrics.vitals import sampled, tell_vitals
 from infra.postgres.pool import connect_postgres
 from infra.publisher import Publisher
 from infra.redis_client import connect_redis
@@ -36,6 +45,8 @@ from .dead_letters import DeadLetters
 
 FETCH_PACE_S = 0.005
 STOP_DEADLINE_S = DRAIN_DEADLINE_S + 3.0  # the supervisor kills after 25 s
+_records, _batch = CONSUMER_RECORDS.make(), CONSUMER_BATCH.make()
+_open, _partitions, _rebalances = CONSUMER_OPEN.make(), CONSUMER_PARTITIONS.make(), CONSUMER_REBALANCES.make()
 log = get_logger()
 Record = Ticket["faust.Event"]
 Acks = InOrderAcks["faust.Event", TP]
@@ -80,6 +91,12 @@ class Stage(Protocol):
 
 
 MakeStage = Callable[[Resources, Acks], Stage]
+
+
+def count_taken(batch: list[Record]) -> None:
+    """A stage calls it once a batch."""
+    _records.inc(len(batch))
+    _batch.observe(len(batch))
 
 
 async def decode_or_bury(record: Record, dead_letters: DeadLetters) -> AnyEvent | None:
@@ -147,11 +164,12 @@ class StageApp(faust.App):
         self.stage = self.make_stage(self.resources, self.acks)
         watchdog = Watchdog(settings, self.conf.id, idle=lambda: self.taking and not self.acks.open)
         self._watching = asyncio.create_task(watchdog.run(), name="watchdog")
+        self._telling = asyncio.create_task(self._tell_vitals(), name="vitals")
         self._work = asyncio.create_task(self.stage.run(), name="stage")
         self._work.add_done_callback(self._on_work_done)
         self.taking = True
         if self.by_faust:
-            registry.register(self.conf.id, settings.thrones_member)
+            registry.register(self.conf.id, settings.thrones_member, serve(settings))
         await super().on_start()
 
     async def on_stop(self) -> None:
@@ -164,10 +182,15 @@ class StageApp(faust.App):
                     await self.stage.drain()
         await super().on_stop()
         if self.resources is not None:
-            self._work.cancel()
-            self._watching.cancel()
-            await asyncio.gather(self._work, self._watching, return_exceptions=True)
+            tasks = (self._work, self._watching, self._telling)
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
             await self.resources.close()
+
+    async def _tell_vitals(self) -> None:
+        with sampled(lambda: _open.set(self.acks.open)):
+            await tell_vitals()
 
     def _on_work_done(self, work: "asyncio.Task[None]") -> None:
         if not work.cancelled() and (error := work.exception()) is not None:
@@ -215,7 +238,13 @@ def stage_app(group: str, topic: Topic, make_stage: MakeStage) -> StageApp:
 
     async def forget(_app: Any, revoked: set[TP], *, signal: Any = None, **_: Any) -> None:
         app.acks.revoke(revoked)
+        _partitions.set(0)
+
+    async def count(_app: Any, assigned: set[TP], *, signal: Any = None, **_: Any) -> None:
+        _partitions.set(len(assigned))
+        _rebalances.inc()
 
     app.agent(source, name=group)(feed)
     app.on_partitions_revoked.connect(forget, weak=False)  # type: ignore[arg-type]  # its Protocol fits no function
+    app.on_partitions_assigned.connect(count, weak=False)  # type: ignore[arg-type]  # nor this one's
     return app

@@ -8,6 +8,7 @@ from collections import deque
 from collections.abc import Callable
 
 from infra.logs import get_logger
+from infra.metrics import definitions
 from infra.publisher import Publisher
 from schemas.topics import DEAD_LETTERS
 
@@ -19,6 +20,7 @@ MAX_REASON_BYTES = 500
 MAX_VALUE_BYTES = 900_000
 MAX_KEY_BYTES = 64_000
 
+_buried = definitions.DEAD_LETTERS.make()
 log = get_logger()
 
 
@@ -53,6 +55,7 @@ class DeadLetters:
         log.warning("dead letter", topic=topic, partition=partition, offset=offset, reason=reason[:200])
         await self._publisher.publish(DEAD_LETTERS, key[:MAX_KEY_BYTES], value[:MAX_VALUE_BYTES], headers)
         self.buried += 1
+        _buried.labels(topic).inc()
 
     def _count(self) -> None:
         now = self._clock()

@@ -10,6 +10,7 @@ from msgspec import UNSET
 
 from infra.inventory.entry import HeldEntry
 from infra.inventory.inventory import Held, Known, Refused, Reservation
+from infra.metrics.definitions import ORDER_STORED, ORDERS_PLACED
 from infra.orders import OrderRow, now_ms, read_rows
 from infra.postgres.pool import UNAVAILABLE
 from infra.postgres.queries import SQL
@@ -21,11 +22,13 @@ from schemas.ids import OrderId, ProductId, UserId
 from schemas.order_state import Entry, Next, Status, advance
 from schemas.topics import ORDER_STAGE_GROUP, ORDER_STATUS, ORDERS, PAYMENTS
 
-from .app import Acks, Record, Resources, bury, decode_or_bury, stage_app
+from .app import Acks, Record, Resources, bury, count_taken, decode_or_bury, stage_app
 from .inbox import Inbox
 
 MAX_BATCH = 500  # rows in one statement: about 11 ms of Postgres
 Placement = tuple[Record, OrderPlaced]
+
+_placed, _stored = ORDERS_PLACED.make(), ORDER_STORED.make()
 
 
 class OrderStage:
@@ -50,6 +53,7 @@ class OrderStage:
         while not self._draining:
             batch = await self._inbox.take(MAX_BATCH)
             self._idle.clear()
+            count_taken(batch)
             await self._process(batch)
             self._acks.finish(batch)
             self._idle.set()
@@ -89,6 +93,10 @@ class OrderStage:
             by_outcome[outcome].append(placement)
             if outcome == "new" and status == Status.FAILED:
                 refused.add(placement[1].product_id)
+        _stored.observe(now_ms(), (event.placed_at_ms for _, event in by_outcome["new"]))
+        for outcome, found in by_outcome.items():
+            if found:
+                _placed.labels(outcome).inc(len(found))
         await self._refuse(refused)
         await self._request_payment(
             [event for _, event in by_outcome["new"] if outcomes[event.order_id][1] != Status.FAILED]

@@ -22,7 +22,7 @@ from schemas.ids import OrderId
 from schemas.order_state import TERMINAL, Status
 from schemas.topics import ORDER_STATUS, PAYMENT_STAGE_GROUP, PAYMENTS
 
-from .app import Acks, Record, Resources, bury, decode_or_bury, stage_app
+from .app import Acks, Record, Resources, bury, count_taken, decode_or_bury, stage_app
 from .inbox import Inbox
 
 MAX_BATCH = 500
@@ -76,6 +76,7 @@ class PaymentStage:
         while not self._draining:
             batch = await self._arrived.take(MAX_BATCH)
             self._begin(len(batch))
+            count_taken(batch)
             requests: dict[OrderId, list[Record]] = {}
             for record in batch:
                 event = await decode_or_bury(record, self._dead_letters)

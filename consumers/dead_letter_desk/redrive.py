@@ -20,7 +20,7 @@ from infra.publisher import Publisher
 from infra.settings import Settings
 from schemas.events import OrderPlaced
 from schemas.ids import OrderId, ProductId, UserId, new_order_id, parse_order_id
-from schemas.order_state import Status
+from schemas.order_state import Entry, Status
 from schemas.topics import ALL, DEAD_LETTERS, ORDERS, Topic
 
 from .letters import DlqError, Letter
@@ -117,11 +117,18 @@ class Redrive:
                 case Held(value=value):
                     await self._acknowledged(ORDERS, new_id.encode(), value)
                 case Known(order_id=known):
-                    new_id = known  # an earlier redrive died after reserving: the relay publishes what it held
+                    new_id = known
+                    await self._finish_earlier(ProductId(failed.product_id), new_id)
                 case Refused(reason=reason):
                     return Fate(letter.name, "refused", letter.topic, f"no units: {reason}", failed.order_id)
         await self._mark(letter, failed.order_id, new_id)
         return Fate(letter.name, "new_order", letter.topic, detail, failed.order_id, new_id)
+
+    async def _finish_earlier(self, product: ProductId, new_id: OrderId) -> None:
+        """An earlier redrive died after reserving: its record may or may not be on the log. A copy harms nobody."""
+        entry = (await self._inventory.entries(product, [new_id])).get(new_id)
+        if entry is not None and entry.state is Entry.HELD:
+            await self._acknowledged(ORDERS, new_id.encode(), entry.placed_value)
 
     async def _acknowledged(self, topic: Topic, key: bytes, value: bytes) -> None:
         sent = self._publisher.publish(topic, key, value)

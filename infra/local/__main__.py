@@ -19,7 +19,10 @@ from infra.local.readiness import note_former_members
 from infra.local.scaling import keep_sizes
 from infra.local.specs import server_specs
 from infra.local.supervisor import Supervisor
+from infra.local.targets import keep_targets
 from infra.logs import configure, get_logger
+from infra.metrics.serving import serve
+from infra.metrics.vitals import tell_vitals
 from infra.settings import get_settings
 
 SERVERS_DEADLINE_S = 50.0
@@ -51,12 +54,11 @@ async def _run(state_dir: Path, servers_only: bool) -> int:
     if config is None:
         raise SystemExit("no stack.json: start with `thrones up`")
     stop = stop_on_signals()
-    registry.register("supervisor")
+    registry.register("supervisor", port=serve(get_settings()))
     supervisor = Supervisor(state_dir)
     servers = server_specs(config, state_dir)
-    housekeeping = asyncio.create_task(supervisor.housekeeping())
-    sizes = asyncio.create_task(keep_sizes(supervisor, state_dir))
-    parent = asyncio.create_task(_watch_parent(stop)) if TIED in sys.argv else None
+    beside = [supervisor.housekeeping(), keep_sizes(supervisor, state_dir), keep_targets(state_dir), tell_vitals()]
+    tasks = [asyncio.create_task(each) for each in (*beside, *([_watch_parent(stop)] if TIED in sys.argv else []))]
     try:
         await _until_stopped(stop, _boot(supervisor, servers, config, state_dir, servers_only))
         return 0
@@ -65,10 +67,8 @@ async def _run(state_dir: Path, servers_only: bool) -> int:
         write_phase(state_dir, Phase("failed", str(error)))
         return 1
     finally:
-        housekeeping.cancel()
-        sizes.cancel()
-        if parent:
-            parent.cancel()
+        for task in tasks:
+            task.cancel()
         names = {spec.name for spec in servers}
         await supervisor.stop(spec for spec in supervisor.specs if spec.name not in names)
         await supervisor.stop()

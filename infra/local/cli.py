@@ -123,12 +123,11 @@ def scale(
 
     Example: thrones scale payment-stage 4
     """
-    from infra.local.scaling import STAGES, remark
+    from infra.local.scaling import must_be_stage, remark
     from infra.local.scaling import scale as resize
 
-    if stage not in STAGES:
-        _fail(StackError(f"no stage {stage!r}; there are: {', '.join(STAGES)}"))
     try:
+        must_be_stage(stage)
         rows = resize(default_state_dir(), stage, members)
     except StackError as error:
         _fail(error)

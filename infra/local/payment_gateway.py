@@ -17,9 +17,12 @@ import uvloop
 from aiohttp import web
 from yarl import URL
 
-from infra.lifecycle import Stop, stop_on_signals
+from infra.lifecycle import Stop, background, stop_on_signals
 from infra.local.charge_ledger import CAPTURE, DECLINE, ChargeLedger, Entry, LedgerFull
 from infra.logs import configure
+from infra.metrics.definitions import MOCK_CHARGES
+from infra.metrics.serving import CONTENT_TYPE, exposed
+from infra.metrics.vitals import tell_vitals
 from infra.registry import register
 from infra.settings import Settings, get_settings
 from schemas.money import to_cents, to_decimal
@@ -32,6 +35,7 @@ KEY_MAX_CHARS = 255
 IN_FLIGHT_MAX = 50_000  # beyond it 503: the gateway stays bounded whatever is thrown at it
 BACKLOG = 4_096  # a payment stage member opens its thousands of connections at once
 
+_charges = MOCK_CHARGES.make()
 Probability = Annotated[float, msgspec.Meta(ge=0, le=1)]
 
 
@@ -82,11 +86,13 @@ class MockGateway:
             return _problem(503, "too many charges in flight")
         self._in_flight += 1
         try:
-            return await self._charge(request)
+            answer = await self._charge(request)
         except LedgerFull as error:
-            return _problem(503, f"ledger: {error}")
+            answer = _problem(503, f"ledger: {error}")
         finally:
             self._in_flight -= 1
+        _charges.labels(answer.status if answer.status else "none").inc()
+        return answer
 
     async def _charge(self, request: web.Request) -> web.StreamResponse:
         key = request.headers.get("Idempotency-Key", "")
@@ -158,6 +164,9 @@ class MockGateway:
         counts = {"captures": self.ledger.captures, "declines": self.ledger.declines, "inFlight": self._in_flight}
         return _json(200, {"status": "ok", **counts})
 
+    async def metrics(self, _request: web.Request) -> web.Response:
+        return web.Response(body=exposed(), headers={"Content-Type": CONTENT_TYPE})
+
     async def show_weather(self, _request: web.Request) -> web.Response:
         return _json(200, self.weather)
 
@@ -207,6 +216,7 @@ def make_app(gateway: MockGateway) -> web.Application:
     app.router.add_get("/charges/{order_id}", gateway.charges_of_order)
     app.router.add_get("/ledger", gateway.captures)
     app.router.add_get("/health", gateway.health)
+    app.router.add_get("/metrics", gateway.metrics)
     app.router.add_get("/weather", gateway.show_weather)
     app.router.add_put("/weather", gateway.put_weather)
     return app
@@ -219,7 +229,8 @@ async def serve(port: int, ledger_path: Path, stop: Stop, address: str = "127.0.
     await runner.setup()
     try:
         await web.TCPSite(runner, address, port, backlog=BACKLOG).start()
-        await stop.wait()
+        async with background(tell_vitals()):
+            await stop.wait()
     finally:
         await runner.cleanup()
         ledger.close()

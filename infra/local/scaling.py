@@ -31,9 +31,7 @@ async def keep_sizes(supervisor: Supervisor, state_dir: Path) -> None:
 
 def scale(state_dir: Path, role: str, members: int, deadline_s: float = 60.0) -> list[registry.Row]:
     """Ask for `members` of a stage and wait until they run. Raises StackError."""
-    supervised = any(row["role"] == "supervisor" for row in registry.live_rows(state_dir))
-    if not supervised or read_phase(state_dir) != Phase("running"):
-        raise StackError("no stack runs here, or not all of it; `make up` starts one")
+    must_run(state_dir)
     draft = _file(state_dir).with_suffix(".draft")
     draft.write_text(json.dumps(_wishes(state_dir) | {role: members}))
     draft.replace(_file(state_dir))
@@ -45,6 +43,19 @@ def scale(state_dir: Path, role: str, members: int, deadline_s: float = 60.0) ->
             )
         time.sleep(LOOK_EVERY_S)
     return rows
+
+
+def must_run(state_dir: Path) -> None:
+    """Raises StackError where no whole stack runs."""
+    supervised = any(row["role"] == "supervisor" for row in registry.live_rows(state_dir))
+    if not supervised or read_phase(state_dir) != Phase("running"):
+        raise StackError("no stack runs here, or not all of it; `make up` starts one")
+
+
+def must_be_stage(name: str) -> None:
+    """Raises StackError naming the stages there are."""
+    if name not in STAGES:
+        raise StackError(f"no stage {name!r}; there are: {', '.join(STAGES)}")
 
 
 def remark(role: str, members: int) -> str:

@@ -20,6 +20,7 @@ from infra import registry
 from infra.local.ports import StackError
 from infra.local.process import ProcessSpec, rotate, spawn, tail
 from infra.logs import get_logger
+from infra.metrics.definitions import SUPERVISOR_DEATHS, SUPERVISOR_STARTS
 
 FIRST_DELAY_S = 0.5
 LONGEST_DELAY_S = 15.0
@@ -27,6 +28,8 @@ STEADY_AFTER_S = 10.0  # lived this long: the next death counts as a first one
 HEALTH_EVERY_S = 0.15
 ROTATE_EVERY_S = 5.0
 LEFTOVERS_S = 15.0
+
+_starts, _deaths = SUPERVISOR_STARTS.make(), SUPERVISOR_DEATHS.make()
 
 
 @dataclass(slots=True)
@@ -89,6 +92,7 @@ class Supervisor:
             code = await self._run_once(child)
             if child.stopping.is_set():
                 return
+            _deaths.labels(child.spec.role).inc()
             lived = time.monotonic() - started
             child.deaths = 1 if lived >= STEADY_AFTER_S else child.deaths + 1
             delay = min(FIRST_DELAY_S * 2 ** min(child.deaths - 1, 6), LONGEST_DELAY_S)
@@ -112,6 +116,7 @@ class Supervisor:
         return await child.process.wait()
 
     def _note_start(self, spec: ProcessSpec, pid: int) -> None:
+        _starts.labels(spec.role).inc()
         self._log.info("process started", process=spec.name, pid=pid)
         if not spec.registers_itself and self._state_dir:
             registry.register(spec.role, spec.member, spec.port, pid=pid, state_dir=self._state_dir)

@@ -33,6 +33,10 @@ SELECT id::text, product_id, user_id, quantity, unit_price_cents, currency, stat
     charge_started_at_ms, charge_answered_at_ms
 FROM orders WHERE status = 'needs_reconciliation' AND created_at > $1 ORDER BY updated_at LIMIT $2;
 
+-- name: expired_payments
+-- How many only an operator can settle.
+SELECT count(*) FROM orders WHERE status = 'needs_reconciliation' AND created_at <= $1;
+
 -- name: product
 SELECT id, name, price_cents, currency, initial, taken, epoch, verified_at, opens_at, closes_at, per_user_limit,
     sale_state, sale_action, created_at, updated_at

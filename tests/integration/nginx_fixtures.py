@@ -3,8 +3,6 @@
 import asyncio
 import contextlib
 import os
-import shutil
-import subprocess
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -14,6 +12,7 @@ import orjson
 import pytest
 
 from infra.local.ports import free_ports
+from tests.debian import program
 
 TEMPLATE = Path(__file__).parents[2] / "infra" / "nginx" / "nginx.conf.template"
 START_S = 10.0
@@ -21,22 +20,8 @@ START_S = 10.0
 
 @pytest.fixture(scope="session")
 def nginx_binary(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The installed nginx, else Debian's package unpacked (not installed: nothing is configured or started by it)."""
-    installed = shutil.which("nginx", path=f"{os.environ.get('PATH', '')}:/usr/sbin:/usr/local/sbin")
-    if installed:
-        return Path(installed)
-    folder = tmp_path_factory.mktemp("nginx-package")
-    if os.geteuid() == 0:
-        _run("apt-get", "update", "-qq", cwd=folder)
-    _run("apt-get", "-o", "APT::Sandbox::User=root", "download", "nginx", cwd=folder)
-    (package,) = folder.glob("nginx_*.deb")
-    _run("dpkg", "-x", str(package), ".", cwd=folder)
-    return folder / "usr" / "sbin" / "nginx"
-
-
-def _run(*command: str, cwd: Path) -> None:
-    done = subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=120, check=False)
-    assert done.returncode == 0, f"nginx is needed (apt-get install nginx): {' '.join(command)}: {done.stderr}"
+    """The installed nginx, else Debian's."""
+    return program("nginx", "nginx", tmp_path_factory.mktemp("nginx-package"))
 
 
 def rendered(**values: str) -> str:

@@ -168,8 +168,29 @@ async def test_a_redrive_that_dies_before_the_mark_takes_no_units_twice(monkeypa
                 await desk.send_again(wish.order_id)
         (fate,) = await desk.send_again(wish.order_id)
         assert fate.done == "new_order"
+        assert len(set(await values(desk.sale, ORDERS, str(fate.new_order_id)))) == 1
+        assert await desk.sale.units() == (10, 9, 1, 0)
+
+
+async def test_a_redrive_that_died_between_reserving_and_publishing_publishes_before_it_marks(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The units are held already; that the relay would publish them some day is no acknowledgement."""
+    async with a_desk() as desk:
+        wish, _ = await desk.failed_order()
+
+        async def die(*_: Any) -> None:
+            raise OSError("killed here")
+
+        with monkeypatch.context() as killing:
+            killing.setattr(desk.redrive, "_acknowledged", die)
+            with pytest.raises(OSError, match="killed here"):
+                await desk.send_again(wish.order_id)
+        assert await desk.sale.units() == (10, 9, 1, 0)
+        (fate,) = await desk.send_again(wish.order_id)
         assert len(await values(desk.sale, ORDERS, str(fate.new_order_id))) == 1
         assert await desk.sale.units() == (10, 9, 1, 0)
+        assert await desk.letters(wish.order_id) == []
 
 
 async def test_nothing_is_marked_before_the_broker_has_acknowledged(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -79,7 +79,7 @@ def test_the_document_is_valid_openapi(described: Json) -> None:
 
 def test_routes_and_document_are_equal(settings: SigningSettings, operations: dict[tuple[str, str], Json]) -> None:
     """Each route is described and each description is a route; HEAD goes with every GET that is not a stream."""
-    app = make_gateway(settings, *(MagicMock() for _ in range(5))).app
+    app = make_gateway(settings, *(MagicMock() for _ in range(4))).app
     routes = {(route.method, route.resource.canonical) for route in app.router.routes() if route.resource}
     streams = {path for (_, path), operation in operations.items() if "text/event-stream" in str(operation)}
     heads = {("HEAD", path) for method, path in operations if method == "GET" and path not in streams}

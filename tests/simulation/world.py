@@ -15,7 +15,7 @@ from hashlib import blake2b
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
-from unittest.mock import MagicMock, patch
+from unittest.mock import patch
 
 import structlog
 from pydantic import SecretStr
@@ -288,10 +288,9 @@ class World:
             self._kill(actor)
 
     async def _gateway(self, actor: Actor) -> None:
-        metrics: Any = MagicMock()
         inventory = Inventory(RedisPort(self))  # type: ignore[arg-type]
         nothing: Any = None
-        self._gateways[actor] = Orders(SETTINGS, nothing, nothing, inventory, PublisherPort(self), metrics)  # type: ignore[arg-type]
+        self._gateways[actor] = Orders(SETTINGS, nothing, nothing, inventory, PublisherPort(self))  # type: ignore[arg-type]
         await asyncio.get_running_loop().create_future()
 
     async def _stage(self, actor: Actor, group: str) -> None:

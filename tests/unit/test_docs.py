@@ -58,7 +58,7 @@ async def test_the_page_of_the_interface_lists_exactly_the_routes_there_are() ->
     page = read("docs/api.md").partition("## Routes")[2].partition("\n## ")[0]
     told = {tuple(route.split()) for route in re.findall(r"`((?:GET|POST|PUT|DELETE) [^?`]+)`", page)}
     settings = SigningSettings(jwt_secret="k" * 32, bcrypt_cost=10)  # type: ignore[arg-type] # pydantic makes it a secret
-    app = make_gateway(settings, MagicMock(), MagicMock(), MagicMock(), MagicMock(), MagicMock()).app
+    app = make_gateway(settings, MagicMock(), MagicMock(), MagicMock(), MagicMock()).app
     routes = {
         (route.method, route.resource.canonical) for route in app.router.routes() if route.resource and route.method
     }

@@ -1,0 +1,122 @@
+"""Looks at a stage's lag in, its number of members out: up at once, down only after a quiet while, never beyond partitions.
+
+The same numbers, and the same way to decide, as the KEDA manifest (infra/k8s/autoscale.yaml) has for Kubernetes: a member
+for so many records of lag, and a horizontal autoscaler's stabilisation window and steps.
+"""
+
+import asyncio
+import math
+import time
+from collections import deque
+from collections.abc import AsyncIterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from pathlib import Path
+
+from consumers.lag import GroupLag, watch
+from infra import registry
+from infra.local.scaling import STAGES, must_run, scale
+from infra.settings import Settings
+from infra.watermarks import AWAY
+from schemas.topics import CONSUMED_BY, ORDER_STAGE_GROUP, PAYMENT_STAGE_GROUP
+
+# What one member works off in about 10 s on one core. The payment stage's charges in flight (4,000) count as lag: more.
+LAG_PER_MEMBER: Mapping[str, int] = {ORDER_STAGE_GROUP: 20_000, PAYMENT_STAGE_GROUP: 10_000}
+LEAST = 1
+LOOK_EVERY_S = 5.0
+UP_AT_MOST, UP_EVERY_S = 2, 15.0  # members at a time: each joining stops the others for a moment
+DOWN_AT_MOST, DOWN_EVERY_S = 1, 30.0
+DOWN_AFTER_S = 60.0  # fewer would have been enough for so long
+
+
+def wanted(lag: int, per_member: int, partitions: int) -> int:
+    """Members that this lag is worth."""
+    return min(max(math.ceil(lag / per_member), LEAST), partitions)
+
+
+@dataclass(slots=True)
+class Scaler:
+    """One stage's decisions; told the time, it asks nobody."""
+
+    partitions: int
+    per_member: int
+    _recent: deque[tuple[float, int]] = field(default_factory=deque)  # looks within DOWN_AFTER_S, and one before
+    _changed_at: float = -math.inf
+
+    def decide(self, now_s: float, lag: int, members: int) -> int:
+        """How many members there shall be, looking at `lag` with `members` running."""
+        want = wanted(lag, self.per_member, self.partitions)
+        self._recent.append((now_s, want))
+        while len(self._recent) > 1 and self._recent[1][0] <= now_s - DOWN_AFTER_S:
+            self._recent.popleft()
+        since_s = now_s - self._changed_at
+        shall = members
+        if want > members and since_s >= UP_EVERY_S:
+            shall = min(want, members + UP_AT_MOST)
+        elif members > self._enough(now_s) and since_s >= DOWN_EVERY_S:
+            shall = max(self._enough(now_s), members - DOWN_AT_MOST)
+        if shall != members:
+            self._changed_at = now_s
+        return shall
+
+    def _enough(self, now_s: float) -> int:
+        """The most that was wanted of late; as long as we have not looked for DOWN_AFTER_S, nobody knows: all there may be."""
+        looked_long_enough = self._recent[0][0] <= now_s - DOWN_AFTER_S
+        return max(want for _, want in self._recent) if looked_long_enough else self.partitions
+
+
+@dataclass(frozen=True, slots=True)
+class Look:
+    """What was seen of a stage and what was done about it. `members` is None where Kafka did not say how things stand."""
+
+    at: datetime
+    stage: str
+    lag: int | None
+    drain_s: float | None
+    members: int
+    shall: int
+
+
+async def autoscale(
+    settings: Settings, stages: Sequence[str], *, every_s: float, per_member: int | None, dry_run: bool
+) -> AsyncIterator[Look]:
+    """Look and scale for ever. While Kafka does not answer nothing is changed. Raises StackError where no stack runs."""
+    state_dir = settings.thrones_state_dir
+    must_run(state_dir)
+    scalers = {stage: Scaler(CONSUMED_BY[stage].partitions, per_member or LAG_PER_MEMBER[stage]) for stage in stages}
+    while True:
+        try:
+            async for groups in watch(settings, every_s):
+                for group in groups:
+                    if scaler := scalers.get(group.group):
+                        yield await _turn(state_dir, group, scaler, dry_run)
+        except AWAY:
+            for stage in stages:
+                members = _members(state_dir, stage)
+                yield Look(datetime.now(), stage, None, None, members, members)
+            await asyncio.sleep(every_s)
+
+
+async def _turn(state_dir: Path, group: GroupLag, scaler: Scaler, dry_run: bool) -> Look:
+    lag, members = sum(group.lag.values()), _members(state_dir, group.group)
+    shall = scaler.decide(time.monotonic(), lag, members)
+    if shall != members and not dry_run:
+        await asyncio.to_thread(scale, state_dir, group.group, shall)
+    return Look(datetime.now(), group.group, lag, group.drain_s, members, shall)
+
+
+def _members(state_dir: Path, stage: str) -> int:
+    return sum(row["role"] == stage for row in registry.live_rows(state_dir))
+
+
+def show(look: Look) -> str:
+    """One line for people."""
+    head = f"{look.at:%H:%M:%S}  {look.stage:<14}"
+    if look.lag is None:
+        return f"{head} kafka does not answer; {look.members} member(s) stay"
+    drains = "" if look.lag == 0 else "  not draining" if look.drain_s is None else f"  empty in {look.drain_s:,.0f} s"
+    change = f" -> {look.shall}" if look.shall != look.members else ""
+    return f"{head}{look.lag:>9,}{drains:<18}  {look.members} member(s){change}"
+
+
+__all__ = ["STAGES", "Look", "Scaler", "autoscale", "show", "wanted"]

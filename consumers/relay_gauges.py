@@ -1,0 +1,57 @@
+"""Groups and products in; their lag, delay and books out as gauges, for as long as this relay leads."""
+
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from infra.inventory import keys
+from infra.metrics.definitions import GROUP_DELAY, GROUP_LAG, STOCK_UNITS
+from infra.redis_client import Redis
+from infra.watermarks import Watermarks
+from schemas.ids import ProductId
+from schemas.topics import CONSUMED_BY
+
+LOOK_EVERY_S = 5.0  # what Prometheus may see of it is as old as its own interval
+PARTS = ("initial", "available", "held", "sold")
+
+_lag, _delay, _units = GROUP_LAG.make(), GROUP_DELAY.make(), STOCK_UNITS.make()
+
+
+@dataclass(slots=True)
+class Gauges:
+    """What cannot be read is not told: an old value would look like a present one."""
+
+    redis: Redis
+    watermarks: Watermarks
+
+    async def turn(self, products: Iterable[ProductId]) -> None:
+        """One look. Raises when a store cannot say."""
+        try:
+            await self._look_at_stock(list(products))
+            for group in CONSUMED_BY:
+                await self._look_at_group(group)
+        except BaseException:
+            self.clear()
+            raise
+
+    def clear(self) -> None:
+        for gauge in (_lag, _delay, _units):
+            gauge.clear()
+
+    async def _look_at_group(self, group: str) -> None:
+        for partition, records in (await self.watermarks.lag(group)).items():
+            _lag.labels(group, partition).set(records)
+        mark_ms = await self.watermarks.watermark(group)
+        if mark_ms is None:
+            raise OSError(f"no watermark of {group}")
+        _delay.labels(group).set(max(0.0, time.time() - mark_ms / 1000))
+
+    async def _look_at_stock(self, products: list[ProductId]) -> None:
+        async with self.redis.pipeline(transaction=False) as pipe:
+            for product in products:
+                pipe.hmget(keys.stock(product), *PARTS)
+            books = await pipe.execute() if products else []
+        for product, units in zip(products, books, strict=True):
+            for part, count in zip(PARTS, units, strict=True):
+                if count is not None:
+                    _units.labels(product, part).set(int(count))

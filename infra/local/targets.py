@@ -1,0 +1,41 @@
+"""The registry's rows in; out, for Prometheus to find: a file of the processes that serve metrics, which it watches by itself."""
+
+import asyncio
+from pathlib import Path
+
+import msgspec
+
+from infra import registry
+from infra.local.ports import LOOPBACK
+
+LOOK_EVERY_S = 1.0
+SERVERS = ("kafka", "redis", "postgres")  # they speak their own protocols
+SHARED = ("gateway", "sse")  # any worker answers for all of them
+
+
+async def keep_targets(state_dir: Path) -> None:
+    """Beside a supervisor: keep the file as the registry is. Never returns."""
+    told: list[dict[str, object]] | None = None
+    while True:
+        found = targets(registry.live_rows(state_dir))
+        if found != told:
+            draft = targets_file(state_dir).with_suffix(".draft")
+            draft.parent.mkdir(parents=True, exist_ok=True)
+            draft.write_bytes(msgspec.json.encode(found))
+            draft.replace(targets_file(state_dir))
+            told = found
+        await asyncio.sleep(LOOK_EVERY_S)
+
+
+def targets(rows: list[registry.Row]) -> list[dict[str, object]]:
+    """Prometheus' file_sd: a target a process, one for all workers of a gateway; `role` and `member` are its labels."""
+    named = {(row["role"], "all" if row["role"] in SHARED else row["member"]): row["port"] for row in rows}
+    return [
+        {"targets": [f"{LOOPBACK}:{port}"], "labels": {"role": role, "member": member}}
+        for (role, member), port in sorted(named.items())
+        if port is not None and role not in SERVERS
+    ]
+
+
+def targets_file(state_dir: Path) -> Path:
+    return state_dir / "prometheus" / "targets.json"

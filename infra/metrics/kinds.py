@@ -1,0 +1,117 @@
+"""A metric's definition in, the metric of this process out: made where it is used, so that a process tells only what is its own."""
+
+from bisect import bisect_left
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from functools import cache
+from itertools import accumulate
+from typing import ClassVar, Literal
+
+from prometheus_client import REGISTRY, Counter, Gauge, Histogram
+from prometheus_client.core import HistogramMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+Bounds = tuple[float, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Definition:
+    """`name` as it is queried; `unit` of its value, of what is counted, or of what is measured; labels have few values."""
+
+    name: str
+    unit: str
+    meaning: str
+    to_do: str = ""
+    labels: tuple[str, ...] = ()
+    kind: ClassVar[str]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CounterOf(Definition):
+    """Only grows; ask for its `rate` or `increase`."""
+
+    kind: ClassVar[str] = "counter"
+
+    def make(self) -> Counter:
+        return _counter(self)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GaugeOf(Definition):
+    """A value now. Of several workers that answer as one process, the living ones' are added."""
+
+    kind: ClassVar[str] = "gauge"
+    across: Literal["livesum"] = "livesum"
+
+    def make(self) -> Gauge:
+        return _gauge(self)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HistogramOf(Definition):
+    """A distribution, observed one by one."""
+
+    kind: ClassVar[str] = "histogram"
+    bounds: Bounds
+
+    def make(self) -> Histogram:
+        return _histogram(self)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DelaysOf(Definition):
+    """A distribution of delays, observed a whole batch at a time."""
+
+    kind: ClassVar[str] = "histogram"
+    bounds: Bounds
+
+    def make(self) -> "Delays":
+        return _delays(self)
+
+
+class Delays(Collector):
+    """A third of the cost of a Histogram's observations, each of which takes locks: 0.3 µs a record. One thread observes."""
+
+    def __init__(self, definition: DelaysOf) -> None:
+        self._definition = definition
+        self._counts = [0] * (len(definition.bounds) + 1)
+        self._sum_s = 0.0
+
+    def observe(self, now_ms: int, since_ms: Iterable[int]) -> None:
+        """How long ago each of these moments is (milliseconds); clocks that differ give no negative delays."""
+        bounds, counts = self._definition.bounds, self._counts
+        for at_ms in since_ms:
+            delay_s = max(0.0, (now_ms - at_ms) / 1000)
+            counts[bisect_left(bounds, delay_s)] += 1
+            self._sum_s += delay_s
+
+    def collect(self) -> Iterator[Metric]:
+        names = [*map(str, self._definition.bounds), "+Inf"]
+        family = HistogramMetricFamily(self._definition.name, self._definition.meaning)
+        family.add_metric([], list(zip(names, accumulate(self._counts), strict=True)), self._sum_s)
+        yield family
+
+    def describe(self) -> Iterator[Metric]:
+        yield HistogramMetricFamily(self._definition.name, self._definition.meaning)
+
+
+@cache
+def _counter(of: CounterOf) -> Counter:
+    return Counter(of.name.removesuffix("_total"), of.meaning, of.labels)
+
+
+@cache
+def _gauge(of: GaugeOf) -> Gauge:
+    return Gauge(of.name, of.meaning, of.labels, multiprocess_mode=of.across)
+
+
+@cache
+def _histogram(of: HistogramOf) -> Histogram:
+    return Histogram(of.name, of.meaning, of.labels, buckets=of.bounds)
+
+
+@cache
+def _delays(of: DelaysOf) -> Delays:
+    made = Delays(of)
+    REGISTRY.register(made)
+    return made
