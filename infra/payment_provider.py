@@ -15,6 +15,8 @@ import aiohttp
 import msgspec
 from yarl import URL
 
+from infra import tracing
+from schemas.codec import TRACE_HEADER
 from schemas.money import to_cents, to_decimal
 
 ATTEMPT_TIMEOUT_S = 5.0
@@ -91,7 +93,7 @@ class HttpPaymentProvider:
             async with self._session.post(
                 self._url,
                 data=_encoder.encode(question),
-                headers={"Idempotency-Key": order_id},
+                headers=_headers(order_id),
                 allow_redirects=False,
             ) as response:
                 body = await _bounded_body(response)
@@ -104,6 +106,13 @@ class HttpPaymentProvider:
         if body is None:
             return Unknown("answer too large")
         return read_answer(response.status, response.headers.get("Retry-After"), body, order_id, amount_cents)
+
+
+def _headers(order_id: str) -> dict[str, str]:
+    headers = {"Idempotency-Key": order_id}
+    if (span := tracing.current()) is not None:
+        headers[TRACE_HEADER] = span.traceparent
+    return headers
 
 
 class _Question(msgspec.Struct, frozen=True, rename="camel"):
