@@ -27,7 +27,7 @@ from aiokafka.errors import (
 
 from infra.logs import get_logger
 from schemas import topics
-from schemas.codec import VERSION_HEADER
+from schemas.codec import VERSION_HEADER, Headers
 from schemas.topics import Topic
 
 from .lifecycle import cancelled
@@ -86,9 +86,14 @@ class Publisher:
         self._wake.set()
         return done
 
-    async def publish_all(self, records: Iterable[tuple[Topic, str | bytes, bytes]]) -> None:
-        """Publish and wait for every acknowledgement, however long that takes."""
-        waiting = [self.publish(topic, key, value) for topic, key, value in records]
+    async def publish_all(
+        self, records: Iterable[tuple[Topic, str | bytes, bytes]], headers: Mapping[str | bytes, Headers] | None = None
+    ) -> None:
+        """Publish and wait for every acknowledgement, however long that takes. `headers`: of the keys that have others."""
+        own = headers or {}
+        waiting = [
+            self.publish(topic, key, value, own.get(key, HEADERS) if own else HEADERS) for topic, key, value in records
+        ]
         if waiting:
             await asyncio.gather(*waiting)
 
