@@ -16,10 +16,11 @@ from redis.exceptions import BusyLoadingError, ResponseError
 from infra.inventory import keys
 from infra.inventory.inventory import Held, Inventory, Known, Refused, Reservation
 from infra.inventory.pipeliner import NotSent
-from infra.kafka import Publisher
+from infra.kafka import HEADERS, Publisher
 from infra.redis_client import RedisError
 from infra.settings import Settings
 from schemas import topics
+from schemas.codec import Headers
 from schemas.ids import OrderId, ProductId, new_order_id
 
 from .admission import SoldOutMemory, UserRates
@@ -166,9 +167,9 @@ class Orders:
             )
         return second
 
-    async def _publish(self, order_id: OrderId, held: Held) -> None:
+    async def _publish(self, order_id: OrderId, held: Held, headers: Headers = HEADERS) -> None:
         """Hand the record over and wait a little for its acknowledgement; the relay finishes what is left over."""
-        acknowledged = self._publisher.publish(topics.ORDERS, order_id, held.value)
+        acknowledged = self._publisher.publish(topics.ORDERS, order_id, held.value, headers)
         acknowledged.add_done_callback(self._acknowledged)
         if self._kafka_slow:
             return

@@ -11,7 +11,7 @@ from contextlib import asynccontextmanager
 
 from aiohttp import web
 
-from infra import registry
+from infra import registry, tracing
 from infra.kafka import Publisher
 from infra.lifecycle import Stop, background
 from infra.logs import get_logger
@@ -70,6 +70,7 @@ async def _drain(gateway: Gateway, runner: web.AppRunner, listener: asyncio.Serv
 @asynccontextmanager
 async def _gateway(settings: SigningSettings, role: str) -> AsyncIterator[Gateway]:
     """Everything a worker holds; it starts, and says so in its health, while any of the servers is away."""
+    tracing.start(settings)
     metrics = metrics_of_worker.opened(settings.thrones_state_dir, role)
     redis = connect_redis(settings, connections=RESERVE_CONNECTIONS)
     reads = connect_redis(settings, connections=READ_CONNECTIONS)
@@ -85,3 +86,4 @@ async def _gateway(settings: SigningSettings, role: str) -> AsyncIterator[Gatewa
         await redis.aclose()
         await reads.aclose()
         metrics_of_worker.closed(metrics)
+        tracing.stop()
