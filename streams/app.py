@@ -15,7 +15,7 @@ import faust
 from faust.app.base import BootStrategy
 from faust.types import TP
 
-from infra import registry
+from infra import registry, tracing
 from infra.inventory.inventory import Inventory
 from infra.kafka import Publisher
 from infra.lifecycle import DRAIN_DEADLINE_S
@@ -25,7 +25,7 @@ from infra.redis_client import connect_redis
 from infra.settings import Settings, get_settings
 from infra.settlement import SettlementDesk
 from infra.watchdog import Watchdog
-from schemas.codec import Undecodable, decode
+from schemas.codec import Headers, Undecodable, decode
 from schemas.events import AnyEvent
 from schemas.topics import Topic
 
@@ -79,12 +79,15 @@ class Stage(Protocol):
 MakeStage = Callable[[Resources, Acks], Stage]
 
 
+def headers_of(record: Record) -> Headers:
+    headers: Any = record.record.message.headers
+    return tuple(headers.items() if isinstance(headers, dict) else headers or ())
+
+
 async def decode_or_bury(record: Record, dead_letters: DeadLetters) -> AnyEvent | None:
     """The event of a record, or None after its dead letter has been acknowledged."""
-    message = record.record.message
-    headers: Any = message.headers
     try:
-        return decode(message.value, tuple(headers.items() if isinstance(headers, dict) else headers or ()))
+        return decode(record.record.message.value, headers_of(record))
     except Undecodable as error:
         await bury(record, dead_letters, str(error))
         return None
@@ -92,7 +95,8 @@ async def decode_or_bury(record: Record, dead_letters: DeadLetters) -> AnyEvent 
 
 async def bury(record: Record, dead_letters: DeadLetters, reason: str) -> None:
     message = record.record.message
-    await dead_letters.bury(message.topic, message.partition, message.offset, message.key, message.value, reason)
+    where = (message.topic, message.partition, message.offset)
+    await dead_letters.bury(*where, message.key, message.value, reason, tracing.trace_id_of(headers_of(record)))
 
 
 class _NoWebServer(BootStrategy):
@@ -114,6 +118,7 @@ class StageApp(faust.App):
 
     async def on_start(self) -> None:
         settings = get_settings()
+        tracing.start(settings)
         self.resources = await Resources.open(settings)
         self.acks: Acks = InOrderAcks(
             pause=lambda tp: self.consumer.pause_partitions({tp}),
@@ -143,6 +148,7 @@ class StageApp(faust.App):
             self._watching.cancel()
             await asyncio.gather(self._work, self._watching, return_exceptions=True)
             await self.resources.close()
+        tracing.stop()
 
     def _on_work_done(self, work: "asyncio.Task[None]") -> None:
         if not work.cancelled() and (error := work.exception()) is not None:
