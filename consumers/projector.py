@@ -5,12 +5,14 @@ Plain batches, one pipeline each. At least once: a lower or equal rank never rep
 
 import asyncio
 import time
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from typing import Any
 
 from aiokafka import ConsumerRebalanceListener, ConsumerRecord, TopicPartition
 from aiokafka.errors import CommitFailedError, IllegalGenerationError, KafkaError
 
+from infra import tracing
 from infra.inventory.inventory import Inventory
 from infra.kafka import make_consumer
 from infra.lifecycle import Stop, background, cancelled
@@ -45,6 +47,7 @@ log = get_logger()
 
 async def run(settings: Settings, stop: Stop) -> None:
     """Project until asked to stop; ends with the error when the broker throws this member out, to be started anew."""
+    tracing.start(settings)
     redis = connect_redis(settings, timeout_s=2.0)
     consumer = make_consumer(
         settings, group=PROJECTOR_GROUP, fetch_min_bytes=FETCH_MIN_BYTES, fetch_max_wait_ms=FETCH_MAX_WAIT_MS
@@ -58,6 +61,7 @@ async def run(settings: Settings, stop: Stop) -> None:
         with suppress(TimeoutError):
             await asyncio.wait_for(consumer.stop(), STOP_TIMEOUT_S)
         await redis.aclose()
+        tracing.stop()
 
 
 async def _project(consumer: Any, inventory: Inventory) -> None:
@@ -67,8 +71,11 @@ async def _project(consumer: Any, inventory: Inventory) -> None:
         batches = await consumer.getmany(timeout_ms=POLL_MS, max_records=MAX_BATCH)
         events = [event for records in batches.values() for record in records if (event := _read(record))]
         if events:
+            spans = [] if tracing.on is None else _follow(tracing.on, batches.values())
             await until_it_works("redis", (RedisError, OSError), inventory.project, events)
             _count(events)
+            for span in spans:
+                span.end()
         uncommitted = uncommitted or bool(batches)
         if uncommitted and time.monotonic() - committed_at >= COMMIT_EVERY_S:
             await _commit(consumer)
@@ -99,6 +106,11 @@ async def _commit(consumer: Any) -> None:
         if not error.retriable:
             raise
         log.warning("could not commit; the next commit covers it", error=repr(error))
+
+
+def _follow(on: tracing.Tracing, batches: Iterable[Sequence[ConsumerRecord]]) -> list[tracing.Span]:
+    steps = (on.follow("project status", record.headers) for records in batches for record in records)
+    return [span for span in steps if span is not None]
 
 
 def _read(record: ConsumerRecord) -> OrderStatusChanged | None:

@@ -199,7 +199,7 @@ class Pusher:
                 log.error(
                     "books disagree with postgres: closing",
                     product=product,
-                    order=order_id,
+                    order_id=order_id,
                     entry=entry.state,
                     row=row.status if row else Entry.NONE,
                 )

@@ -7,6 +7,7 @@ import asyncpg
 from aiohttp import web
 from aiohttp.typedefs import Middleware
 
+from infra import tracing
 from infra.inventory.inventory import Inventory
 from infra.inventory.pipeliner import Pipeliner
 from infra.logs import get_logger
@@ -31,6 +32,7 @@ from .problems import Problem
 from .products import Products
 from .stock_stream import StockHub, StockStream
 from .tickets import Tickets
+from .traced_orders import TracedOrders
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 _refused = GATEWAY_REFUSED.make()
@@ -70,7 +72,9 @@ def make_gateway(
     health = Health(settings, reads_redis, pool, publisher)
     reader = OrderReader(reads, pool)
     tickets = Tickets(identity, reads_redis)
-    orders = Orders(settings, identity, catalogue, Inventory(redis), publisher)
+    orders = (Orders if tracing.on is None else TracedOrders)(
+        settings, identity, catalogue, Inventory(redis), publisher
+    )
     accounts = Accounts(settings, identity, pool, passwords, LoginAttempts(reads_redis))
     products = Products(catalogue, reads, pool)
     status = OrderStatus(identity, catalogue, reader, pool, updates)

@@ -22,10 +22,11 @@ from infra.metrics.definitions import (
     GATEWAY_OUTCOME_UNKNOWN,
     GATEWAY_PUBLISH_TIMEOUTS,
 )
-from infra.publisher import Publisher
+from infra.publisher import HEADERS, Publisher
 from infra.redis_client import RedisError
 from infra.settings import Settings
 from schemas import topics
+from schemas.codec import Headers
 from schemas.ids import OrderId, ProductId, new_order_id
 
 from .admission import SoldOutMemory, UserRates
@@ -171,9 +172,9 @@ class Orders:
             )
         return second
 
-    async def _publish(self, order_id: OrderId, held: Held) -> None:
+    async def _publish(self, order_id: OrderId, held: Held, headers: Headers = HEADERS) -> None:
         """Hand the record over and wait a little for its acknowledgement; the relay finishes what is left over."""
-        acknowledged = self._publisher.publish(topics.ORDERS, order_id, held.value)
+        acknowledged = self._publisher.publish(topics.ORDERS, order_id, held.value, headers)
         acknowledged.add_done_callback(self._acknowledged)
         if self._kafka_slow:
             return

@@ -11,7 +11,7 @@ from contextlib import asynccontextmanager
 
 from aiohttp import web
 
-from infra import registry
+from infra import registry, tracing
 from infra.lifecycle import Stop, background
 from infra.logs import get_logger
 from infra.metrics.serving import unshare
@@ -70,6 +70,7 @@ async def _drain(gateway: Gateway, runner: web.AppRunner, listener: asyncio.Serv
 @asynccontextmanager
 async def _gateway(settings: SigningSettings, role: str) -> AsyncIterator[Gateway]:
     """Everything a worker holds; it starts, and says so in its health, while any of the servers is away."""
+    tracing.start(settings)
     redis = connect_redis(settings, connections=RESERVE_CONNECTIONS)
     reads = connect_redis(settings, connections=READ_CONNECTIONS)
     pool = await connect_postgres(settings)
@@ -84,3 +85,4 @@ async def _gateway(settings: SigningSettings, role: str) -> AsyncIterator[Gatewa
         await redis.aclose()
         await reads.aclose()
         unshare()
+        tracing.stop()

@@ -6,12 +6,21 @@ from typing import Any
 
 import structlog
 
+from infra import tracing
+
 SECRET_KEYS = frozenset({"password", "token", "authorization", "secret", "jwt", "ticket"})
 
 
 def _redact(_logger: Any, _method: str, event: structlog.types.EventDict) -> structlog.types.EventDict:
     for key in event.keys() & SECRET_KEYS:
         event[key] = "[redacted]"
+    return event
+
+
+def _trace_id(_logger: Any, _method: str, event: structlog.types.EventDict) -> structlog.types.EventDict:
+    """Of the order that is being worked on, if it is traced."""
+    if (span := tracing.current()) is not None:
+        event["trace_id"] = span.trace_id
     return event
 
 
@@ -23,6 +32,7 @@ def configure(role: str, member: str = "1") -> None:
         structlog.stdlib.add_log_level,
         structlog.processors.TimeStamper(fmt="iso"),
         _redact,
+        _trace_id,
     ]
     renderer: structlog.types.Processor = (
         structlog.dev.ConsoleRenderer(exception_formatter=structlog.dev.plain_traceback)  # without local variables

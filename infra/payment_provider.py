@@ -14,7 +14,9 @@ from typing import Protocol, Self
 import msgspec
 from yarl import URL
 
+from infra import tracing
 from infra.keep_alive_post import BrokenOff, KeepAlivePost, NotConnected, TooLarge
+from schemas.codec import TRACE_HEADER
 from schemas.money import to_cents, to_decimal
 
 ATTEMPT_TIMEOUT_S = 5.0
@@ -86,7 +88,7 @@ class HttpPaymentProvider:
         question = _encoder.encode(_Question(order_id, to_decimal(amount_cents), currency))
         try:
             async with asyncio.timeout(self._attempt_timeout_s):
-                answer = await self._charges.ask(question, f"Idempotency-Key: {order_id}\r\n")
+                answer = await self._charges.ask(question, _headers(order_id))
         except NotConnected:
             return NotSent(None, reached=False)
         except TimeoutError:
@@ -96,6 +98,13 @@ class HttpPaymentProvider:
         except BrokenOff as error:
             return Unknown(str(error))
         return read_answer(answer.status, answer.retry_after, answer.body, order_id, amount_cents)
+
+
+def _headers(order_id: str) -> str:
+    headers = f"Idempotency-Key: {order_id}\r\n"
+    if (span := tracing.current()) is not None:
+        headers += f"{TRACE_HEADER}: {span.traceparent}\r\n"
+    return headers
 
 
 class _Question(msgspec.Struct, frozen=True, rename="camel"):

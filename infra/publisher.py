@@ -7,7 +7,7 @@ Whatever arrives for a partition while its last batch is under way is the next b
 import asyncio
 import os
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
@@ -20,7 +20,7 @@ from aiokafka.errors import KafkaError, KafkaTimeoutError, MessageSizeTooLargeEr
 from infra.logs import get_logger
 from infra.metrics.definitions import PUBLISHER_ACKNOWLEDGED, PUBLISHER_REPLACED, PUBLISHER_UNPUBLISHED
 from infra.metrics.vitals import sampled
-from schemas.codec import VERSION_HEADER
+from schemas.codec import VERSION_HEADER, Headers
 from schemas.topics import Topic
 
 from .lifecycle import cancelled
@@ -33,7 +33,6 @@ REQUEST_TIMEOUT_S = 15.0
 STOP_TIMEOUT_S = 10.0  # aiokafka's own stop() never ends while the broker is down
 HEADERS = (VERSION_HEADER,)
 
-Headers = tuple[tuple[str, bytes], ...]
 _unpublished, _acknowledged = PUBLISHER_UNPUBLISHED.make(), PUBLISHER_ACKNOWLEDGED.make()
 _replaced = PUBLISHER_REPLACED.make()
 log = get_logger()
@@ -106,9 +105,14 @@ class Publisher:
             self._linger = loop.call_later(LINGER_S, self._end_linger)
         return record.done
 
-    async def publish_all(self, records: Iterable[tuple[Topic, str | bytes, bytes]]) -> None:
-        """Publish and wait for every acknowledgement, however long that takes."""
-        waiting = [self.publish(topic, key, value) for topic, key, value in records]
+    async def publish_all(
+        self, records: Iterable[tuple[Topic, str | bytes, bytes]], headers: Mapping[str | bytes, Headers] | None = None
+    ) -> None:
+        """Publish and wait for every acknowledgement, however long that takes. `headers`: of the keys that have others."""
+        own = headers or {}
+        waiting = [
+            self.publish(topic, key, value, own.get(key, HEADERS) if own else HEADERS) for topic, key, value in records
+        ]
         if waiting:
             await asyncio.gather(*waiting)
 

@@ -58,6 +58,9 @@ class Settings(BaseSettings):
     buys_per_second_per_user: Annotated[int, Field(ge=1)] = 50
     max_unpublished: Annotated[int, Field(ge=1)] = 10_000  # orders a gateway worker may owe Kafka
 
+    otel_exporter_otlp_endpoint: str = ""  # of an OTLP collector over HTTP; none: nothing is traced
+    trace_sample_ratio: Annotated[float, Field(ge=0, le=1)] = 0.01  # of orders, decided by the gateway
+
     @model_validator(mode="before")
     @classmethod
     def _split_proxies(cls, values: dict[str, object]) -> dict[str, object]:

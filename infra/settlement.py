@@ -11,6 +11,7 @@ from typing import Literal
 
 import asyncpg
 
+from infra import tracing
 from infra.inventory.inventory import Inventory, NotVerified, SettledOtherwise, Settlement
 from infra.logs import get_logger
 from infra.metrics.definitions import ORDER_ENDED, ORDERS_SETTLED
@@ -19,6 +20,7 @@ from infra.postgres.pool import UNAVAILABLE
 from infra.postgres.queries import SQL
 from infra.publisher import Publisher
 from infra.redis_client import RedisError
+from infra.tracing import Traced
 from infra.waits import until_it_works
 from schemas.codec import encode
 from schemas.events import OrderStatusChanged, Step
@@ -51,25 +53,28 @@ class SettlementDesk:
         self._inventory = inventory
         self._publisher = publisher
 
-    async def settle(self, verdicts: Sequence[Verdict]) -> None:
+    async def settle(self, verdicts: Sequence[Verdict], traced: Traced | None = None) -> None:
         """Returns when every verdict's effects are acknowledged. Waits through Postgres, Redis and Kafka being away."""
         if not verdicts:
             return
-        rows = await until_it_works("postgres", UNAVAILABLE, self._record, verdicts)
+        with tracing.together("postgres settle_orders", traced):
+            rows = await until_it_works("postgres", UNAVAILABLE, self._record, verdicts)
         ended = [row for row in rows if row.status in TERMINAL]
-        await self.announce(ended)
+        await self.announce(ended, traced)
         for status, count in Counter(row.status for row in rows).items():
             _settled.labels(status).inc(count)
         _ended.observe(now_ms(), (row.placed_at_ms for row in ended))
-        await self._publish([_unresolved(row) for row in rows if row.status is Status.NEEDS_RECONCILIATION])
+        await self._publish([_unresolved(row) for row in rows if row.status is Status.NEEDS_RECONCILIATION], traced)
 
-    async def announce(self, rows: Sequence[OrderRow]) -> None:
+    async def announce(self, rows: Sequence[OrderRow], traced: Traced | None = None) -> None:
         """Move the units of terminal rows (once) and publish their end with the version that drew (again, if need be)."""
         if not rows:
             return
-        settlements = await until_it_works("verified books", BOOKS_AWAY, self._move_units, rows)
+        with tracing.together("redis settle", traced):
+            settlements = await until_it_works("verified books", BOOKS_AWAY, self._move_units, rows)
         await self._publish(
-            [terminal_event(row, moved) for row, moved in zip(rows, settlements, strict=True) if moved is not None]
+            [terminal_event(row, moved) for row, moved in zip(rows, settlements, strict=True) if moved is not None],
+            traced,
         )
 
     async def announce_unheld(self, rows: Sequence[OrderRow]) -> None:
@@ -98,8 +103,9 @@ class SettlementDesk:
                 await self._inventory.close(ProductId(product))
             raise NotVerified from error
 
-    async def _publish(self, events: Sequence[OrderStatusChanged]) -> None:
-        await self._publisher.publish_all((ORDER_STATUS, event.order_id, encode(event)) for event in events)
+    async def _publish(self, events: Sequence[OrderStatusChanged], traced: Traced | None = None) -> None:
+        records = ((ORDER_STATUS, event.order_id, encode(event)) for event in events)
+        await self._publisher.publish_all(records, tracing.headers_of(traced))
 
 
 def _unresolved(row: OrderRow) -> OrderStatusChanged:

@@ -9,6 +9,7 @@ import msgspec
 from .events import AnyEvent
 
 VERSION_HEADER = ("schema-version", b"1")
+TRACE_HEADER = "traceparent"  # W3C, on the records of a traced order alone
 READABLE_VERSIONS = frozenset({b"1"})
 MAX_EVENT_BYTES = 64 * 1024
 

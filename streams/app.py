@@ -17,7 +17,7 @@ from faust.app.base import BootStrategy
 from faust.transport.drivers.aiokafka import Consumer, Transport
 from faust.types import TP
 
-from infra import registry
+from infra import registry, tracing
 from infra.inventory.inventory import Inventory
 from infra.lifecycle import DRAIN_DEADLINE_S
 from infra.logs import get_logger
@@ -36,7 +36,7 @@ from infra.redis_client import connect_redis
 from infra.settings import Settings, get_settings
 from infra.settlement import SettlementDesk
 from infra.watchdog import Watchdog
-from schemas.codec import Undecodable, decode
+from schemas.codec import Headers, Undecodable, decode
 from schemas.events import AnyEvent
 from schemas.topics import Topic
 
@@ -99,12 +99,15 @@ def count_taken(batch: list[Record]) -> None:
     _batch.observe(len(batch))
 
 
+def headers_of(record: Record) -> Headers:
+    headers: Any = record.record.message.headers
+    return tuple(headers.items() if isinstance(headers, dict) else headers or ())
+
+
 async def decode_or_bury(record: Record, dead_letters: DeadLetters) -> AnyEvent | None:
     """The event of a record, or None after its dead letter has been acknowledged."""
-    message = record.record.message
-    headers: Any = message.headers
     try:
-        return decode(message.value, tuple(headers.items() if isinstance(headers, dict) else headers or ()))
+        return decode(record.record.message.value, headers_of(record))
     except Undecodable as error:
         await bury(record, dead_letters, str(error))
         return None
@@ -112,7 +115,8 @@ async def decode_or_bury(record: Record, dead_letters: DeadLetters) -> AnyEvent 
 
 async def bury(record: Record, dead_letters: DeadLetters, reason: str) -> None:
     message = record.record.message
-    await dead_letters.bury(message.topic, message.partition, message.offset, message.key, message.value, reason)
+    where = (message.topic, message.partition, message.offset)
+    await dead_letters.bury(*where, message.key, message.value, reason, tracing.trace_id_of(headers_of(record)))
 
 
 class _PacedConsumer(Consumer):
@@ -156,6 +160,7 @@ class StageApp(faust.App):
 
     async def on_start(self) -> None:
         settings = get_settings()
+        tracing.start(settings)
         self.resources = await Resources.open(settings)
         self.acks: Acks = InOrderAcks(
             pause=lambda tp: self.consumer.pause_partitions({tp}),
@@ -187,6 +192,7 @@ class StageApp(faust.App):
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
             await self.resources.close()
+        tracing.stop()
 
     async def _tell_vitals(self) -> None:
         with sampled(lambda: _open.set(self.acks.open)):

@@ -39,9 +39,16 @@ class DeadLetters:
         self.buried = 0
 
     async def bury(
-        self, topic: str, partition: int, offset: int, key: bytes | None, value: bytes | None, reason: str
+        self,
+        topic: str,
+        partition: int,
+        offset: int,
+        key: bytes | None,
+        value: bytes | None,
+        reason: str,
+        trace_id: str | None = None,
     ) -> None:
-        """Returns when the letter is acknowledged; only then may its source record be."""
+        """Returns when the letter is acknowledged; only then may its source record be. `trace_id` is for the log line."""
         self._count()
         headers: tuple[tuple[str, bytes], ...] = (
             ("source-topic", topic.encode()),
@@ -52,7 +59,17 @@ class DeadLetters:
         key, value = key or b"", value or b""
         if len(key) > MAX_KEY_BYTES or len(value) > MAX_VALUE_BYTES:
             headers = (*headers, ("cut-from-bytes", f"key {len(key)}, value {len(value)}".encode()))
-        log.warning("dead letter", topic=topic, partition=partition, offset=offset, reason=reason[:200])
+        order = key[:36].decode(errors="replace")
+        traced = {} if trace_id is None else {"trace_id": trace_id}
+        log.warning(
+            "dead letter",
+            order_id=order,
+            topic=topic,
+            partition=partition,
+            offset=offset,
+            reason=reason[:200],
+            **traced,
+        )
         await self._publisher.publish(DEAD_LETTERS, key[:MAX_KEY_BYTES], value[:MAX_VALUE_BYTES], headers)
         self.buried += 1
         _buried.labels(topic).inc()

@@ -8,6 +8,7 @@ import asyncio
 import asyncpg
 from msgspec import UNSET
 
+from infra import tracing
 from infra.inventory.entry import HeldEntry
 from infra.inventory.inventory import Held, Known, Refused, Reservation
 from infra.metrics.definitions import ORDER_STORED, ORDERS_PLACED
@@ -22,7 +23,7 @@ from schemas.ids import OrderId, ProductId, UserId
 from schemas.order_state import Entry, Next, Status, advance
 from schemas.topics import ORDER_STAGE_GROUP, ORDER_STATUS, ORDERS, PAYMENTS
 
-from .app import Acks, Record, Resources, bury, count_taken, decode_or_bury, stage_app
+from .app import Acks, Record, Resources, bury, count_taken, decode_or_bury, headers_of, stage_app
 from .inbox import Inbox
 
 MAX_BATCH = 500  # rows in one statement: about 11 ms of Postgres
@@ -42,6 +43,7 @@ class OrderStage:
         self._dead_letters = resources.dead_letters
         self._acks = acks
         self._inbox: Inbox[Record] = Inbox()
+        self._traced: dict[str, tracing.Span] = {}  # orders of the present batch
         self._idle = asyncio.Event()
         self._idle.set()
         self._draining = False
@@ -68,16 +70,32 @@ class OrderStage:
             event = await decode_or_bury(record, self._dead_letters)
             if isinstance(event, OrderPlaced):
                 placements.append((record, event))
+                if tracing.on is not None:
+                    self._follow(record, event)
             elif event is not None and not isinstance(event, StockOpened):
                 await bury(record, self._dead_letters, f"a {type(event).__name__} does not belong on {ORDERS.name}")
-        await self._place(placements, vouched=False)
+        try:
+            await self._place(placements, vouched=False)
+        finally:
+            self._end_traces()
+
+    def _follow(self, record: Record, event: OrderPlaced) -> None:
+        if tracing.on is not None and (span := tracing.on.follow("store order", headers_of(record))) is not None:
+            span.note(order_id=event.order_id)
+            self._traced[event.order_id] = span
+
+    def _end_traces(self) -> None:
+        for span in self._traced.values():
+            span.end()
+        self._traced.clear()
 
     async def _place(self, placements: list[Placement], *, vouched: bool) -> None:
         """Insert, then do what each outcome owes. A batch that fails for good is halved, down to the row that does."""
         if not placements:
             return
         try:
-            outcomes = await until_it_works("postgres", UNAVAILABLE, self._insert, placements, vouched)
+            with tracing.together("postgres place_orders", self._traced):
+                outcomes = await until_it_works("postgres", UNAVAILABLE, self._insert, placements, vouched)
         except asyncpg.PostgresError as error:
             if len(placements) == 1:
                 await bury(placements[0][0], self._dead_letters, f"postgres: {error}")
@@ -138,7 +156,7 @@ class OrderStage:
             request = PaymentRequested(order_id=event.order_id, product_id=event.product_id, requested_at_ms=at_ms)
             records.append((PAYMENTS, event.order_id, encode(request)))
             records.append((ORDER_STATUS, event.order_id, encode(_awaiting_payment(event, at_ms))))
-        await self._publisher.publish_all(records)
+        await self._publisher.publish_all(records, tracing.headers_of(self._traced))
 
     async def _advance_known(self, events: list[OrderPlaced]) -> None:
         """Redeliveries: read the entry, then the row, and do what the order is owed now."""

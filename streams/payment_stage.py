@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import assert_never
 
+from infra import tracing
 from infra.charging import Charge, Charged, Unsettled, charge_until_definite
 from infra.circuit_breaker import CircuitBreaker
 from infra.orders import OrderRow, now_ms, read_rows, status_event
@@ -22,7 +23,7 @@ from schemas.ids import OrderId
 from schemas.order_state import TERMINAL, Status
 from schemas.topics import ORDER_STATUS, PAYMENT_STAGE_GROUP, PAYMENTS
 
-from .app import Acks, Record, Resources, bury, count_taken, decode_or_bury, stage_app
+from .app import Acks, Record, Resources, bury, count_taken, decode_or_bury, headers_of, stage_app
 from .inbox import Inbox
 
 MAX_BATCH = 500
@@ -35,6 +36,7 @@ class Finished:
     records: list[Record]
     verdict: Verdict | None = None
     row: OrderRow | None = None
+    trace: tracing.Span | None = None  # begun when the charge had ended
 
 
 class PaymentStage:
@@ -119,13 +121,16 @@ class PaymentStage:
             group.create_task(self._charge(row, provider))
 
     async def _charge(self, row: OrderRow, provider: PaymentProvider) -> None:
+        span = None if tracing.on is None else tracing.on.follow("charge", headers_of(self._charging[row.id][0]))
         try:
             charge = Charge(row.id, row.total_cents, row.currency)
-            charged = await charge_until_definite(provider, self._breaker, charge, on_slow=lambda: self._tell_slow(row))
+            charging = charge_until_definite(provider, self._breaker, charge, on_slow=lambda: self._tell_slow(row))
+            charged = await (charging if span is None else span.around(charging))
         finally:
             self._slots.release()
             records = self._charging.pop(row.id)
-        self._finished.put(Finished(records, verdict_of(row.id, charged)))
+        settling = None if span is None else span.child("settle")
+        self._finished.put(Finished(records, verdict_of(row.id, charged), trace=settling))
 
     def _tell_slow(self, row: OrderRow) -> None:
         at_ms = now_ms()
@@ -136,9 +141,13 @@ class PaymentStage:
     async def _settle(self) -> None:
         while True:
             finished = await self._finished.take(MAX_BATCH)
-            await self._desk.settle([item.verdict for item in finished if item.verdict is not None])
+            verdicts = [item.verdict for item in finished if item.verdict is not None]
+            await self._desk.settle(verdicts, None if tracing.on is None else traced_of(finished))
             await self._desk.announce([item.row for item in finished if item.row is not None])
             self._done([record for item in finished for record in item.records])
+            for item in finished:
+                if item.trace is not None:
+                    item.trace.end()
 
     def _begin(self, count: int) -> None:
         self._begun += count
@@ -149,6 +158,10 @@ class PaymentStage:
         self._begun -= len(records)
         if not self._begun:
             self._idle.set()
+
+
+def traced_of(finished: list[Finished]) -> tracing.Traced:
+    return {item.verdict.order_id: item.trace for item in finished if item.verdict and item.trace}
 
 
 def verdict_of(order_id: OrderId, charged: Charged) -> Verdict:

@@ -9,7 +9,7 @@ import yaml
 from hypothesis import given
 
 from schemas import topics
-from schemas.codec import VERSION_HEADER, encode
+from schemas.codec import TRACE_HEADER, VERSION_HEADER, encode
 from schemas.events import AnyEvent, Event, OrderPlaced, OrderStatusChanged, PaymentRequested, StockChanged, StockOpened
 from schemas.generate import name_of
 from schemas.topics import Topic
@@ -83,7 +83,9 @@ def test_messages_are_the_events() -> None:
             message = found[name_of(event)]
             assert message["payload"] == {"$ref": f"./{name_of(event)}.schema.json"}
             headers = resolved(message["headers"])
-            assert headers["properties"] == {name: {"const": version.decode()}}
+            assert headers["properties"].keys() == {name, TRACE_HEADER}
+            assert headers["properties"][name] == {"const": version.decode()}
+            assert headers["required"] == [name]
     assert len(DOCUMENT["components"]["messages"]) == len(get_args(AnyEvent)) + 1
 
 

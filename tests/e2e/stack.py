@@ -82,8 +82,8 @@ class Stack:
             check=False,
         )
 
-    def up(self) -> None:
-        done = self.thrones("up", timeout_s=UP_TIMEOUT_S, **({} if self._known else {"PORT": "0"}))
+    def up(self, **more: str) -> None:
+        done = self.thrones("up", timeout_s=UP_TIMEOUT_S, **({} if self._known else {"PORT": "0"}), **more)
         assert done.returncode == 0, done.stdout
 
     @property

@@ -302,7 +302,7 @@ class PublisherPort(Port):
             if not done.done():
                 done.set_result(None)
 
-    async def publish_all(self, records: Iterable[tuple[Topic, str | bytes, bytes]]) -> None:
+    async def publish_all(self, records: Iterable[tuple[Topic, str | bytes, bytes]], headers: object = None) -> None:
         waiting = [self.publish(topic, key, value) for topic, key, value in records]
         if waiting:
             await asyncio.gather(*waiting)
