@@ -111,14 +111,14 @@ def accepted_share(outcome: Outcome) -> float:
     return round(100 * outcome.result.accepted / max(1, outcome.result.requests), 1)
 
 
+def goodput(overload: float) -> Measure:
+    """Orders accepted a second, percent of what the machine can take; `overload` times as many were asked for."""
+    return lambda outcome: round(100 * outcome.result.orders / outcome.result.seconds / (outcome.trial.rate / overload))
+
+
 def measured(name: str) -> Measure:
     """What the faults measured themselves."""
     return lambda outcome: outcome.trial.measured.get(name)
-
-
-def orders_by_key(outcome: Outcome) -> float:
-    """Accepted orders over wishes with an acceptance: 1 where every key has one order."""
-    return round(outcome.result.orders / max(1, outcome.result.arrivals), 4)
 
 
 def refusal_ms(share: float) -> Measure:

@@ -12,6 +12,7 @@ from .figures import (
     accepted_share,
     answered,
     during_refusal_ms,
+    goodput,
     keeps_up_again,
     measured,
     most_behind,
@@ -46,6 +47,7 @@ def losing(share: float) -> Through:
     return lambda trial: losing_replies(trial, share)
 
 
+OVERLOAD = 3.0
 QUIET = Figure("quiet after", "s", quiet, at_most=60)
 
 
@@ -335,10 +337,11 @@ ROWS = (
         "three times as many wishes as the machine can take",
         "I1-I9 I11",
         figures=(
+            Figure("accepted, of what it can take", "%", goodput(OVERLOAD), at_least=90, timed=True),
             Figure("refusals, p99", "ms", refusal_ms(0.99), at_most=50, timed=True),
             QUIET,
         ),
-        load=6.0,
+        load=2 * OVERLOAD,  # L is half of what the machine can take
         weather=CALM,
     ),
     Row(

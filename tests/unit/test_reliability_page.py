@@ -44,11 +44,11 @@ def test_rows_have_names_of_their_own_and_ten_of_them_are_in_make_test() -> None
 
 
 def test_a_row_shows_every_seed_with_its_figures_and_what_was_missed_and_violated() -> None:
-    page = f"Before.\n{BEGIN}\nold\n{END}\nAfter.\n"
+    page = f"Before.\n{BEGIN}\nof last week\n{END}\nAfter.\n"
     made = render(page, [ROW], [result(1), result(2, violations=("oversold",), again_s=4.0)])
     assert made.startswith("Before.\n")
     assert made.endswith("After.\n")
-    assert "old" not in made
+    assert "last week" not in made
     assert "| `nap` | the stack takes a nap | I1-I9 | 1, 2 | 1 | 100, 100; 100, 100 |" in made
     assert "awake after: 2, 4 s (<= 3) **missed** |" in made
     assert "- `nap`, seed 2 (abc, load average 1.5 to 9 on 2 cores): oversold." in made
