@@ -6,7 +6,6 @@ import os
 import random
 import subprocess
 import time
-from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -17,13 +16,14 @@ import msgspec
 from bench.tally import Result, show
 from consumers.audit.audit import Auditor
 from consumers.audit.client_log import read_client_log
+from infra.lifecycle import background
 from infra.postgres.pool import connect_postgres
 from infra.redis_client import connect_redis
 from schemas.ids import ProductId
 
 from .ground import Ground
 from .results import FaultLine, Measured, RowResult
-from .rows import STEADY, Row
+from .rows import STEADY, Faults, Row
 from .trial import Answer, Outcome, Trial
 from .watch import Watch
 
@@ -52,9 +52,9 @@ class Campaign:
         print(f"{row.name}: seed {seed}, {row.fault}", flush=True)
         outcome, violations = await self._try(row, trial)
         self.history += outcome.result.orders
-        if row.wrecks:
-            self.history = HISTORY_MAX
         result = _result(row, seed, outcome, violations, load_before)
+        if row.wrecks or result.violations:
+            self.history = HISTORY_MAX
         return result, outcome
 
     async def _prepare(self, row: Row) -> None:
@@ -66,7 +66,7 @@ class Campaign:
 
     async def _try(self, row: Row, trial: Trial) -> tuple[Outcome, list[str]]:
         watch = Watch(self.ground.settings(), trial.product, trial.looks)
-        async with _beside(watch.run()):
+        async with background(watch.run()):
             result = await self._load_with_faults(row, trial)
             ended_s = time.time()
             print(show(result), flush=True)
@@ -96,7 +96,7 @@ class Campaign:
             if row.faults is None:
                 await asyncio.wait([load], timeout=trial.seconds)
             else:
-                await row.faults(trial)
+                await _inflict(row.faults, trial)
                 await asyncio.wait([load], timeout=row.after_s)
             trial.stop.set()
             return await load
@@ -126,17 +126,12 @@ class Campaign:
         return quiet_s, msgspec.to_builtins(report)
 
 
-@contextlib.asynccontextmanager
-async def _beside(work: Any) -> AsyncIterator[None]:
-    task = asyncio.create_task(work)
+async def _inflict(faults: Faults, trial: Trial) -> None:
+    """What a fault waits for in vain is a violation; the books are asked all the same."""
     try:
-        yield
-        if task.done():
-            task.result()
-    finally:
-        task.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await task
+        await faults(trial)
+    except (AssertionError, TimeoutError) as error:
+        trial.violations.append(f"while faults happened: {error!r}")
 
 
 def _answers(log: Path) -> list[Answer]:

@@ -6,6 +6,7 @@ import time
 from dataclasses import dataclass, field
 
 from consumers.audit.readers import read_units
+from infra.lifecycle import background, cancelled
 from infra.redis_client import Redis, RedisError, connect_redis
 from infra.settings import Settings
 from infra.watermarks import AWAY, Watermarks
@@ -33,15 +34,14 @@ class Watch:
         redis = connect_redis(self.settings, connections=2, timeout_s=0.5)
         watermarks = Watermarks(self.settings)
         try:
-            async with asyncio.TaskGroup() as group:
-                group.create_task(self._watch_units(redis))
-                group.create_task(self._watch_stages(watermarks))
+            async with background(self._watch_units(redis), self._watch_stages(watermarks)):
+                await asyncio.Event().wait()  # until cancelled
         finally:
             await watermarks.close()
             await redis.aclose()
 
     async def _watch_units(self, redis: Redis) -> None:
-        while True:
+        while not cancelled():
             with contextlib.suppress(RedisError, OSError, TimeoutError):
                 units = await read_units(redis, ProductId(self.product))
                 if units is not None:
@@ -51,7 +51,7 @@ class Watch:
             await asyncio.sleep(UNITS_EVERY_S)
 
     async def _watch_stages(self, watermarks: Watermarks) -> None:
-        while True:
+        while not cancelled():
             behind = {}
             for group in CONSUMED_BY:
                 with contextlib.suppress(*AWAY):
