@@ -1,7 +1,7 @@
 # Backend of Thrones. `make help` lists the targets; sizes and ports are environment variables (see `make help`).
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: schemas help setup up down reset demo load test check
+.PHONY: schemas help setup up down reset demo load test check chaos
 
 PYTHON ?= python3
 VENV := .venv
@@ -50,6 +50,13 @@ load: up ## A load test and its books: SHAPE=reference, spike, step, soak or sel
 
 test: setup ## Every test, on a stack of its own
 	@$(BIN)/python -m pytest $(ARGS)
+
+ROW ?=
+SEED ?= 1
+
+chaos: setup ## The fault campaign on a stack of its own: ROW="redis-wiped everything" SEED=7 (ARGS="--seeds 3", --list)
+	@$(BIN)/python -m tests.chaos $(ROW) --seed $(SEED) $(ARGS)
+	@$(BIN)/python -m tests.chaos.page
 
 check: setup ## Format, lint, types, import walls, unit tests
 	@$(BIN)/ruff format --check .

@@ -12,7 +12,7 @@ import random
 import signal
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import msgspec
@@ -52,6 +52,8 @@ class _Line(msgspec.Struct):
     status: int
     code: str
     latency_ms: float
+    quantity: int
+    retry_after: str | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +69,7 @@ class Wish:
     user: User
     product: int
     key: str | None
+    quantity: int
     request: bytes
 
 
@@ -206,8 +209,8 @@ class Generator:
         tally.late_ms.append(round((now_s - at_s) * 1000, 2))
         wish = self._wish()
         if wish.key is not None and self._random.random() < self._plan.double_clicks:
-            first, _ = await asyncio.gather(self._insist(wish, at_s), self._insist(wish, at_s))
-            return first
+            clicks = [self._insist(self._same_key(wish), at_s) for _ in range(self._plan.copies - 1)]
+            return (await asyncio.gather(self._insist(wish, at_s), *clicks))[0]
         return await self._insist(wish, at_s)
 
     def _wish(self) -> Wish:
@@ -218,7 +221,15 @@ class Generator:
         product = self._random.choice(self._plan.products)
         low, high = self._plan.quantities
         quantity = low if low == high else self._random.randint(low, high)
-        return Wish(user, product, key, self._request(user, key, product, quantity))
+        return Wish(user, product, key, quantity, self._request(user, key, product, quantity))
+
+    def _same_key(self, wish: Wish) -> Wish:
+        """The wish again; `changed_bodies` of them ask for another quantity under the same key."""
+        if self._plan.changed_bodies == 0 or self._random.random() >= self._plan.changed_bodies:
+            return wish
+        other = wish.quantity + 1
+        request = self._request(wish.user, wish.key, wish.product, other)
+        return replace(wish, quantity=other, request=request)
 
     def _request(self, user: User, key: str | None, product: int, quantity: int) -> bytes:
         body = f'{{"productId":{product}}}' if quantity == 1 else f'{{"productId":{product},"quantity":{quantity}}}'
@@ -247,10 +258,10 @@ class Generator:
         try:
             reply = await self._connections.ask(wish.request, timeout_s)
         except Unreachable:
-            self._note(wish, at_s, "R", 0, "unreachable", None)  # never sent, so nothing can have come of it
+            self._note(wish, at_s, "R", None, "unreachable", None)  # never sent, so nothing can have come of it
             return "unreachable", NO_SERVER_PAUSE_S
         except NoAnswer as error:
-            self._note(wish, at_s, "U", 0, str(error), None)
+            self._note(wish, at_s, "U", None, str(error), None)
             return str(error), 0.0 if wish.key is not None else None
         return self._read(wish, at_s, reply)
 
@@ -262,11 +273,11 @@ class Generator:
             answer = _Answer()
         self._check(reply, answer)
         if status == 202:
-            self._note(wish, at_s, "A", status, "", answer.order_id)
+            self._note(wish, at_s, "A", reply, "", answer.order_id)
             self._note_order(wish, answer.order_id)
             return "202", None
         code = answer.code or ""
-        self._note(wish, at_s, "U" if status in UNKNOWN_STATUSES else "R", status, code, answer.order_id)
+        self._note(wish, at_s, "U" if status in UNKNOWN_STATUSES else "R", reply, code, answer.order_id)
         if code == "sold_out":
             self._sold_out_s = self._sold_out_s or time.monotonic()
         if status in UNKNOWN_STATUSES:
@@ -288,8 +299,8 @@ class Generator:
         if not holds and len(self._tally.bad_answers) < BAD_ANSWERS_KEPT:
             self._tally.bad_answers.append(f"{what}: {reply.head!r} {reply.body[:300]!r}")
 
-    def _note(self, wish: Wish, at_s: float, outcome: str, status: int, code: str, order: str | None) -> None:
-        tally, now_s = self._tally, time.monotonic()
+    def _note(self, wish: Wish, at_s: float, outcome: str, reply: Reply | None, code: str, order: str | None) -> None:
+        tally, now_s, status = self._tally, time.monotonic(), reply.status if reply else 0
         latency_ms = round((now_s - at_s) * 1000, 2)
         latencies = {"A": tally.accepted_ms, "R": tally.refused_ms, "U": tally.unknown_ms}
         latencies[outcome].append(latency_ms)
@@ -298,7 +309,19 @@ class Generator:
         at = now_s + self._clock_offset_s
         tally.last_s = max(tally.last_s, at)
         self._log.add(
-            _Line(int(at * 1000), wish.user.id, wish.product, wish.key, order, outcome, status, code, latency_ms)
+            _Line(
+                at_ms=int(at * 1000),
+                user=wish.user.id,
+                product=wish.product,
+                key=wish.key,
+                order=order,
+                outcome=outcome,
+                status=status,
+                code=code,
+                latency_ms=latency_ms,
+                quantity=wish.quantity,
+                retry_after=_retry_after(reply) if status in (429, 503) else None,
+            )
         )
 
     def _note_order(self, wish: Wish, order: str | None) -> None:
@@ -347,6 +370,11 @@ class Generator:
     async def _end_following(self) -> None:
         if self._followers:
             await asyncio.gather(*self._followers)
+
+
+def _retry_after(reply: Reply | None) -> str | None:
+    header = reply.header(b"retry-after") if reply else None
+    return None if header is None else header.decode()
 
 
 def generate(share: Share, users: list[User], starts_at_s: float) -> Tally:

@@ -23,6 +23,8 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     products: tuple[int, ...] = (1,)
     quantities: tuple[int, int] = (1, 1)  # from, to
     double_clicks: float = 0.0  # share of wishes sent twice at once with the same Idempotency-Key
+    copies: int = 2  # how often such a wish is sent
+    changed_bodies: float = 0.0  # share of the copies that ask for another quantity
     keyless: float = 0.0  # share of wishes without an Idempotency-Key
     drop_after_ms: float | None = None  # the client hangs up then, and tries again
     retries: int = 0  # of one wish, with the same key, after an unknown outcome, 429 or 503

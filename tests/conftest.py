@@ -29,6 +29,8 @@ from infra.redis_client import Redis, connect_redis
 from infra.settings import Settings
 from schemas.ids import ProductId
 
+from .chaos.ground import Ground
+
 Env = dict[str, str]
 REDIS_DB = 9  # flushed by tests; 0 is the stack's own
 
@@ -100,6 +102,18 @@ def servers() -> Iterator[Env]:
             yield start_servers(state_dir, tied=True, say=print)
         finally:
             reset(state_dir)
+
+
+@pytest.fixture(scope="session")
+def whole_stack() -> Iterator[Ground]:
+    """Servers and every process of ours, for end-to-end tests and faults; stopped and deleted at the end."""
+    with tempfile.TemporaryDirectory(prefix="thrones-e2e-", ignore_cleanup_errors=True) as folder:
+        running = Ground(Path(folder) / "state")
+        try:
+            running.up()
+            yield running
+        finally:
+            running.down()
 
 
 def _in_postgres(env: Env, statement: str) -> None:

@@ -54,7 +54,7 @@ class Auditor:
         """
         until = time.monotonic() + wait_s
         while True:
-            restless = await self._wait_for_quiet(products, until)
+            restless = await self.wait_for_quiet(products, until)
             before = await self._versions(products)
             report = await self._balance(products, client_log, restless, every)
             after = await self._versions(products)
@@ -78,7 +78,8 @@ class Auditor:
             found.append(f"product {row['product_id']}: {row['orders']} orders are {row['status']}")
         return found
 
-    async def _wait_for_quiet(self, products: Sequence[ProductId], until: float) -> list[str]:
+    async def wait_for_quiet(self, products: Sequence[ProductId], until: float) -> list[str]:
+        """What is still under way at `until` (monotonic); empty as soon as nothing is."""
         while True:
             try:
                 restless = await self.restless(products)

@@ -1,7 +1,8 @@
 """All books of a sale in, one report out: do they agree, and if not, where not. Pure; the readers are elsewhere.
 
-The checks are the invariants I1 to I9 of docs/architecture.md, of a system that has come to rest: whatever is still under
-way is named as a problem too. The same balance serves `thrones audit`, the fault campaign and the simulation.
+The checks are the invariants I1 to I9 of docs/architecture.md, and I11 where there is a client log, of a system that has
+come to rest: whatever is still under way is named as a problem too. The same balance serves `thrones audit`, the fault
+campaign and the simulation.
 """
 
 from collections import Counter, defaultdict
@@ -90,6 +91,7 @@ def balance(
         across.add("charged without an order", f"{capture.order_id}, {to_decimal(capture.amount_cents)}")
     if client_log is not None:
         _check_clients(client_log, products, across)
+        problems += client_log.complaints
     problems += across.texts()
     return Report(ok=not problems, products=reports, problems=problems)
 
@@ -145,6 +147,10 @@ def _check_postgres(book: PostgresBook, problems: Problems) -> None:
     for order in book.orders:
         if order.status not in TERMINAL:
             problems.add("order not ended", f"{order.id} is {order.status}")
+    if book.per_user_limit is not None:
+        for user, units in _units_by_buyer(book).items():
+            if units > book.per_user_limit:
+                problems.add("more than one buyer may have", f"user {user}: {units} of {book.per_user_limit}")
 
 
 def _check_redis(facts: ProductFacts, problems: Problems) -> None:
@@ -154,11 +160,8 @@ def _check_redis(facts: ProductFacts, problems: Problems) -> None:
         return
     if not book.in_force:
         problems.add("books not in force", "closed, or made for another run of Redis")
-    if book.initial != book.available + book.held + book.sold or min(book.available, book.held, book.sold) < 0:
-        problems.add(
-            "Redis does not add up",
-            f"{book.initial} != {book.available} available + {book.held} held + {book.sold} sold",
-        )
+    if not book.units.add_up:
+        problems.add("Redis does not add up", str(book.units))
     problems.expect("initial in Redis", book.initial, postgres.initial)
     problems.expect("epoch in Redis", book.epoch, postgres.epoch)
     problems.expect("newest epoch in the log", facts.log.newest_epoch, book.epoch)
@@ -171,11 +174,16 @@ def _check_redis(facts: ProductFacts, problems: Problems) -> None:
     _check_buyers(book, postgres, problems)
 
 
-def _check_buyers(book: RedisBook, postgres: PostgresBook, problems: Problems) -> None:
-    expected: Counter[int] = Counter()
-    for order in postgres.orders:
+def _units_by_buyer(book: PostgresBook) -> Counter[int]:
+    units: Counter[int] = Counter()
+    for order in book.orders:
         if order.status not in GIVEN_BACK:
-            expected[order.user_id] += order.quantity
+            units[order.user_id] += order.quantity
+    return units
+
+
+def _check_buyers(book: RedisBook, postgres: PostgresBook, problems: Problems) -> None:
+    expected = _units_by_buyer(postgres)
     for user in expected.keys() | book.buyers.keys():
         if book.buyers.get(user, 0) != expected[user]:
             problems.add(
@@ -291,5 +299,11 @@ def _check_clients(client_log: ClientLog, products: Sequence[ProductFacts], prob
             problems.add("refused, yet taken", f"order {order_id}")
         elif wish not in client_log.unknown_wishes:
             problems.add("order nobody placed", f"{order_id} is in no client's log")
+    for order_id, asked in client_log.quantities.items():
+        row = rows.get(order_id)
+        if row is not None and asked != {row.quantity}:
+            problems.add(
+                "accepted for another body", f"order {order_id}: asked for {sorted(asked)}, has {row.quantity}"
+            )
     for (user, _), told in client_log.doubled_wishes.items():
         problems.add("one key, two orders", f"user {user} was told {' and '.join(sorted(told))}")

@@ -10,16 +10,50 @@ import msgspec
 from infra.inventory.keys import key_hash
 
 from .facts import ClientLog, Wish
+from .problems import Problems
+
+SLOW_MS = 5_000.0  # no answer may come later
+# What the interface documents: the one status of each code (docs/api.md, gateway/problems.py).
+STATUS_OF = {
+    "invalid_request": 400,
+    "unauthorized": 401,
+    "forbidden": 403,
+    "not_found": 404,
+    "method_not_allowed": 405,
+    "sold_out": 409,
+    "user_limit": 409,
+    "sale_not_open": 409,
+    "sale_closed": 409,
+    "email_taken": 409,
+    "too_large": 413,
+    "unsupported_media_type": 415,
+    "key_reused": 422,
+    "rate_limited": 429,
+    "header_too_large": 431,
+    "busy": 503,
+    "unavailable": 503,
+    "stock_not_verified": 503,
+    "sale_paused": 503,
+    "outcome_unknown": 504,
+}
 
 
 class _Line(msgspec.Struct, frozen=True):
-    """One answer, or its absence: A = 202, U = outcome unknown (timeout, reset, 502, 504), R = refused for certain."""
+    """One answer, or its absence: A = 202, U = outcome unknown (timeout, reset, 502, 504), R = refused for certain.
+
+    `status` is 0 where no HTTP answer came. What a log leaves out is not checked.
+    """
 
     outcome: Literal["A", "U", "R"]
     user: int
     key: str | None = None
     order: str | None = None
     product: int | None = None
+    quantity: int | None = None
+    status: int | None = None
+    code: str = ""
+    latency_ms: float = 0.0
+    retry_after: str | None = ""  # None: the answer had none
 
     @property
     def wish(self) -> Wish:
@@ -31,14 +65,19 @@ def read_client_log(path: Path, product: int | None = None) -> ClientLog:
     orders: dict[str, set[str]] = {"A": set(), "U": set(), "R": set()}
     wishes: dict[str, set[Wish]] = {"A": set(), "U": set(), "R": set()}
     told: defaultdict[Wish, set[str]] = defaultdict(set)
+    quantities: dict[str, set[int]] = {}
+    complaints = Problems("clients")
     for line in _lines(path):
         if product is not None and line.product not in (None, product):
             continue
+        _check_answer(line, complaints)
         wishes[line.outcome].add(line.wish)
         if line.order is not None:
             orders[line.outcome].add(line.order)
         if line.order is not None and line.outcome == "A" and line.key is not None:
             told[line.wish].add(line.order)
+        if line.order is not None and line.outcome == "A" and line.quantity is not None:
+            quantities.setdefault(line.order, set()).add(line.quantity)
     keyed = {wish for wish in wishes["R"] if wish[1] is not None}  # without a key, one wish is not told from the next
     return ClientLog(
         accepted=frozenset(orders["A"]),
@@ -47,7 +86,22 @@ def read_client_log(path: Path, product: int | None = None) -> ClientLog:
         unknown_wishes=frozenset(wishes["U"]),
         refused_wishes=frozenset(keyed - wishes["A"] - wishes["U"]),
         doubled_wishes={wish: frozenset(ids) for wish, ids in told.items() if len(ids) > 1},
+        quantities={order: frozenset(units) for order, units in quantities.items()},
+        complaints=complaints.texts(),
     )
+
+
+def _check_answer(line: _Line, complaints: Problems) -> None:
+    """I11: no 500, only documented codes, nothing later than 5 s, every 429 and 503 says when to come back."""
+    said = f"{line.status} {line.code}".rstrip()
+    if line.status and line.status != 202 and STATUS_OF.get(line.code) != line.status:
+        complaints.add("an undocumented answer", f"user {line.user} got {said}")
+    if line.code == "unreadable":
+        complaints.add("an answer that is no HTTP", f"user {line.user}")
+    if line.latency_ms > SLOW_MS:
+        complaints.add("later than 5 s", f"user {line.user} waited {line.latency_ms / 1000:.1f} s for {said}")
+    if line.status in (429, 503) and line.retry_after is None:
+        complaints.add("no Retry-After", f"user {line.user} got {said}")
 
 
 def _lines(path: Path) -> Iterator[_Line]:

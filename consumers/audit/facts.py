@@ -12,6 +12,24 @@ Wish = tuple[int, str | None]  # user id and hash of the Idempotency-Key, None w
 
 
 @dataclass(frozen=True, slots=True)
+class RedisUnits:
+    """A product's units in Redis, read at one instant."""
+
+    initial: int
+    available: int
+    held: int
+    sold: int
+
+    @property
+    def add_up(self) -> bool:
+        """I1, which holds at every instant."""
+        return self.initial == self.available + self.held + self.sold and min(self.available, self.held, self.sold) >= 0
+
+    def __str__(self) -> str:
+        return f"{self.initial} != {self.available} available + {self.held} held + {self.sold} sold"
+
+
+@dataclass(frozen=True, slots=True)
 class RedisBook:
     """A product in Redis, read at one instant. `in_force`: verified for the present run of Redis and not closed."""
 
@@ -24,6 +42,10 @@ class RedisBook:
     sold: int
     entries: Mapping[str, HeldEntry] = field(default_factory=dict)
     buyers: Mapping[int, int] = field(default_factory=dict)
+
+    @property
+    def units(self) -> RedisUnits:
+        return RedisUnits(self.initial, self.available, self.held, self.sold)
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +75,7 @@ class PostgresBook:
     taken: int
     epoch: int
     orders: Sequence[OrderRow] = ()
+    per_user_limit: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +100,10 @@ class ClientLog:
     unknown_wishes: frozenset[Wish] = frozenset()
     refused_wishes: frozenset[Wish] = frozenset()  # every answer was a refusal
     doubled_wishes: Mapping[Wish, frozenset[str]] = field(default_factory=dict)  # told more than one order id
+    quantities: Mapping[str, frozenset[int]] = field(
+        default_factory=dict
+    )  # asked for in what was accepted, by order id
+    complaints: Sequence[str] = ()  # answers that no client should see (I11)
 
 
 @dataclass(frozen=True, slots=True)

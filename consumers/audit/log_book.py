@@ -17,6 +17,10 @@ from .problems import Problems
 
 TAIL_MS = 120_000  # how long before its closing an epoch's news may still have been on its way
 PLACED, ENDED = "placed", "ended"
+_BIT = {status: 1 << at for at, status in enumerate(Status)}
+# An order that was given to payment ends by the provider's word: `failed` is the order stage's refusal, uncharged.
+_AT_PAYMENT = _BIT[Status.AWAITING_PAYMENT] | _BIT[Status.PROCESSING_PAYMENT] | _BIT[Status.NEEDS_RECONCILIATION]
+_NO_PATH = _BIT[Status.FAILED]
 WITHOUT_END = "accepted without an end"
 
 
@@ -56,6 +60,7 @@ class LogBook:
         self._opened_at_ms: dict[int, int] = {}
         self._uses: defaultdict[int, dict[int, Use]] = defaultdict(dict)
         self._versions: dict[tuple[int, str, str], int] = {}
+        self._passed: dict[str, int] = {}  # the statuses announced of an order, a bit each
         self._folding = Problems(f"product {product_id}: log")
         self._repeats = 0
         self._where = f"product {product_id}: log"
@@ -77,8 +82,10 @@ class LogBook:
         match event:
             case OrderPlaced():
                 self._add_placed(event, appended_ms)
-            case OrderStatusChanged() if event.status in TERMINAL:
-                self._add_ended(event, appended_ms)
+            case OrderStatusChanged():
+                self._passed[event.order_id] = self._passed.get(event.order_id, 0) | _BIT[event.status]
+                if event.status in TERMINAL:
+                    self._add_ended(event, appended_ms)
             case StockOpened():
                 self._add_opened(event, appended_ms)
             case _:
@@ -93,6 +100,9 @@ class LogBook:
         lost = [order for order in self.placed.values() if order.order_id not in self.ended]
         for order in lost:
             problems.add(WITHOUT_END, f"order {order.order_id} ({order.quantity} units)")
+        for order_id, passed in self._passed.items():
+            if passed & _NO_PATH and passed & _AT_PAYMENT:
+                problems.add("statuses that are no path", f"order {order_id}: {_names(passed)}")
         confirmed = sum(end.quantity for end in self.ended.values() if end.status is Status.CONFIRMED)
         totals = Totals(
             accepted=sum(order.quantity for order in self.placed.values()),
@@ -204,6 +214,10 @@ class LogBook:
 
 def _terms(event: OrderPlaced) -> tuple[int, int, int, str]:
     return event.user_id, event.quantity, event.unit_price_cents, event.currency
+
+
+def _names(passed: int) -> str:
+    return ", ".join(status.value for status, bit in _BIT.items() if passed & bit)
 
 
 def _name(use: Use) -> str:

@@ -21,7 +21,7 @@ from schemas.money import to_cents
 from schemas.order_state import Status
 from schemas.topics import ORDER_STATUS, ORDERS
 
-from .facts import Capture, OrderRow, PostgresBook, RedisBook
+from .facts import Capture, OrderRow, PostgresBook, RedisBook, RedisUnits
 from .log_book import LogBook
 
 ROWS_AT_ONCE = 5_000
@@ -55,6 +55,13 @@ async def read_redis(redis: Redis, product: ProductId) -> RedisBook | None:
     )
 
 
+async def read_units(redis: Redis, product: ProductId) -> RedisUnits | None:
+    """A product's units at this instant; cheap enough to ask many times a second."""
+    found = await redis.hmget(keys.stock(product), ["initial", "available", "held", "sold"])
+    units = [int(value) for value in found if value is not None]
+    return RedisUnits(*units) if units else None
+
+
 async def read_postgres(pool: asyncpg.Pool, products: Sequence[ProductId]) -> dict[ProductId, PostgresBook]:
     """Products and their orders, all from one snapshot."""
     async with pool.acquire() as connection, connection.transaction(isolation="repeatable_read", readonly=True):
@@ -65,7 +72,7 @@ async def read_postgres(pool: asyncpg.Pool, products: Sequence[ProductId]) -> di
                 continue
             cursor = connection.cursor(SQL.audit_orders, product, prefetch=ROWS_AT_ONCE)
             orders = [_order(record) async for record in cursor]
-            books[product] = PostgresBook(row["initial"], row["taken"], row["epoch"], orders)
+            books[product] = PostgresBook(row["initial"], row["taken"], row["epoch"], orders, row["per_user_limit"])
         return books
 
 

@@ -7,16 +7,12 @@ import asyncio
 import json
 import os
 import random
-import signal
 import subprocess
 import sys
-import time
 import urllib.request
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-
-import psutil
 
 from bench.buyers import run
 from bench.plan import Plan
@@ -47,8 +43,6 @@ FOREIGN = [
 ]
 USERS = 5_000
 UP_TIMEOUT_S = 150.0  # the machine is busy with other tests
-REGISTER_TIMEOUT_S = 30.0
-LOOK_EVERY_S = 0.05
 
 GOOD_WEATHER = {"median_ms": 100, "sigma": 0.5, "hang": 0, "unavailable": 0, "rate_limited": 0, "declined": 0}
 # The reference's weather, faster: everything that goes wrong goes wrong at its rate.
@@ -150,34 +144,6 @@ class Stack:
         """What `thrones status` says, without the cost of a command: it is asked many times a second."""
         return [row for row in live_rows(self.state_dir) if role in (None, row["role"])]
 
-    def kill(self, role: str) -> int:
-        """SIGKILL the process of the role that has run longest; its pid."""
-        rows = self.rows(role)
-        assert rows, f"no {role} runs"
-        oldest = min((row["pid"] for row in rows), key=lambda pid: psutil.Process(pid).create_time())
-        os.kill(oldest, signal.SIGKILL)
-        return oldest
-
-    async def kill_and_wait(self, role: str) -> float:
-        """SIGKILL one process of the role; seconds until the supervisor has another one registered in its place."""
-        before = len(self.rows(role))
-        pid = self.kill(role)
-        killed_at = time.monotonic()
-        while True:
-            rows = self.rows(role)
-            if len(rows) == before and all(row["pid"] != pid for row in rows):
-                return time.monotonic() - killed_at
-            assert time.monotonic() - killed_at < REGISTER_TIMEOUT_S, f"{role} (pid {pid}) was not replaced: {rows}"
-            await asyncio.sleep(LOOK_EVERY_S)
-
-    def logs_of(self, role: str, lines: int = 40) -> str:
-        return self.thrones("logs", role, "-n", str(lines)).stdout
-
     def down(self) -> None:
         done = self.thrones("reset")
         assert done.returncode == 0, done.stdout
-
-
-def gone(pid: int) -> bool:
-    """True when the process has ended."""
-    return not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE

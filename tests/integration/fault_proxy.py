@@ -1,13 +1,14 @@
 """A TCP proxy whose faults a test switches on: replies lost, or nobody there."""
 
 import asyncio
+import random
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 
 
 class FaultProxy:
     """Passes bytes to `host:port`. `lose_replies` requests still reach the server, but their connections break before the
-    reply; `refuse` closes everything and takes no connection."""
+    reply (`lose_share`: of all requests); `refuse` closes everything and takes no connection."""
 
     def __init__(self, host: str, port: int) -> None:
         self._to = (host, port)
@@ -15,6 +16,9 @@ class FaultProxy:
         self._writers: set[asyncio.StreamWriter] = set()
         self.port = 0
         self.lose_replies = 0
+        self.lose_share = 0.0
+        self.dice = random.Random()
+        self.lost = 0
         self.only_after = b""
 
     async def listen(self) -> None:
@@ -45,12 +49,20 @@ class FaultProxy:
 
     async def _requests(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, armed: asyncio.Event) -> None:
         while data := await reader.read(65_536):
-            if self.lose_replies and self.only_after in data:
-                self.lose_replies -= 1
+            if self._loses(data):
+                self.lost += 1
                 armed.set()
             writer.write(data)
             await writer.drain()
         raise ConnectionResetError
+
+    def _loses(self, request: bytes) -> bool:
+        if self.only_after not in request:
+            return False
+        if self.lose_replies:
+            self.lose_replies -= 1
+            return True
+        return self.dice.random() < self.lose_share
 
     async def _replies(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, armed: asyncio.Event) -> None:
         while data := await reader.read(65_536):

@@ -306,6 +306,40 @@ def test_client_logs_find_what_was_promised_and_what_nobody_asked_for() -> None:
     assert f"refused, yet taken: order {ids[3]}" in told
 
 
+def test_an_order_of_another_body_than_was_accepted_is_named_and_so_is_every_complaint() -> None:
+    facts = small_sale().facts()
+    ids = frozenset(order.id for order in facts.postgres.orders)
+    first = facts.postgres.orders[0].id
+    right = ClientLog(accepted=ids, quantities={first: frozenset({2})})
+    wrong = ClientLog(accepted=ids, quantities={first: frozenset({1, 2})}, complaints=["clients: no Retry-After"])
+    assert balance([facts], client_log=right).ok
+    told = balance([facts], client_log=wrong).problems
+    assert told == ["clients: no Retry-After", f"accepted for another body: order {first}: asked for [1, 2], has 2"]
+
+
+def test_a_buyer_who_has_more_than_the_limit_is_named() -> None:
+    facts = small_sale().facts()
+    assert problems_of(replace(facts, postgres=replace(facts.postgres, per_user_limit=2))) == ""
+    assert "more than one buyer may have: user 1: 2 of 1" in problems_of(
+        replace(facts, postgres=replace(facts.postgres, per_user_limit=1))
+    )
+
+
+def test_an_order_that_failed_after_it_was_given_to_payment_took_no_path() -> None:
+    def announce(sale: Sale, status: Status) -> None:
+        event, at = next(e for e in sale.events if isinstance(e[0], OrderStatusChanged))
+        assert isinstance(event, OrderStatusChanged)
+        sale.events.append((msgspec.structs.replace(event, status=status), at))
+
+    assert changed_log(lambda sale: announce(sale, Status.NEEDS_RECONCILIATION)).ok
+
+    def fail_late(sale: Sale) -> None:
+        announce(sale, Status.AWAITING_PAYMENT)
+        announce(sale, Status.FAILED)
+
+    assert any("statuses that are no path" in problem for problem in changed_log(fail_late).problems)
+
+
 def test_a_charge_of_no_order_is_named() -> None:
     report = balance([small_sale().facts()], unknown_captures=[Capture("x", 100, "USD")])
     assert report.problems == ["charged without an order: x, 1.00"]

@@ -1,0 +1,308 @@
+"""What is done to a running stack, one coroutine a row: a trial in, its faults on a timetable drawn from its seed."""
+
+import asyncio
+import json
+import os
+import shutil
+import signal
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import asyncpg
+
+from infra.redis_client import connect_redis
+from infra.registry import Row as ProcessRow
+
+from .ground import APPLICATIONS, SERVERS
+from .rows import Faults
+from .trial import Trial
+
+EXIT_MAX_S = 25.0
+SELLS_AGAIN_MAX_S = 45.0  # with every core busy
+STAGES = ("order-stage", "payment-stage")
+
+
+def kill_every(seconds: float, roles: Sequence[str]) -> Faults:
+    """kill -9 a process drawn from the roles, about every so many seconds, each replaced before the next."""
+
+    async def faults(trial: Trial) -> None:
+        async def kill() -> None:
+            row = trial.ground.pick(trial.dice.choice(roles), trial.dice)
+            await _kill(trial, row)
+
+        await trial.every(seconds, kill)
+
+    return faults
+
+
+async def _kill(trial: Trial, row: ProcessRow) -> None:
+    """The fault is over at once: from then on everything should get well by itself."""
+    trial.begin(f"kill -9 {row['role']}-{row['member']}")
+    os.kill(row["pid"], signal.SIGKILL)
+    _keep_worst(trial, "replaced", await trial.ground.replaced(row))
+
+
+async def kill_each_process(trial: Trial) -> None:
+    """Every gateway worker, both stages, relay, projector and reconciler, in an order of the dice, once each."""
+    rows = [row for role in APPLICATIONS for row in trial.ground.rows(role)]
+    trial.dice.shuffle(rows)
+    for row in rows:
+        await _kill(trial, row)
+        await asyncio.sleep(min(2.0, trial.seconds / 20))
+
+
+async def kill_each_server(trial: Trial) -> None:
+    """Redis, Kafka, Postgres and the provider, once each, the next when the sale goes on again by itself."""
+    roles = list(SERVERS)
+    trial.dice.shuffle(roles)
+    for role in roles:
+        await _kill(trial, trial.ground.pick(role, trial.dice))
+        await _sells_again(trial)
+
+
+async def kill_supervisor(trial: Trial) -> None:
+    """Its children stop by themselves; then `thrones up`, and nobody has to help."""
+    await asyncio.sleep(min(3.0, trial.seconds / 4))
+    rows = trial.ground.rows()
+    children = [row for row in rows if row["role"] != "supervisor"]
+    fault = trial.begin("kill -9 supervisor, then `thrones up`")
+    os.kill(next(row["pid"] for row in rows if row["role"] == "supervisor"), signal.SIGKILL)
+    for row in children:
+        await trial.ground.ended(row["pid"])
+    await asyncio.to_thread(trial.ground.up)
+    trial.heal(fault)
+    await _sells_again(trial)
+
+
+async def _sells_again(trial: Trial) -> None:
+    """Wait until orders have been accepted again for a second without a break."""
+    began_s = time.time()
+    while True:
+        now_s = time.time()
+        outcomes = _outcomes(trial.ground.client_log(trial.product), now_s - 1.5, now_s - 0.5)
+        if now_s - began_s > 2.0 and outcomes["A"] > 0.9 * max(trial.rate, outcomes.total()):
+            return
+        assert now_s - began_s < SELLS_AGAIN_MAX_S, f"no sale any more: {outcomes}"
+        await asyncio.sleep(0.2)
+
+
+def _outcomes(log: Path, from_s: float, to_s: float) -> Counter[str]:
+    """What clients were answered between two times (epoch seconds)."""
+    found: Counter[str] = Counter()
+    for line in reversed(log.read_bytes().splitlines()):
+        answer = json.loads(line)
+        if answer["at_ms"] < (from_s - 1.0) * 1000:  # lines are in the order of their times, but for a flush's delay
+            break
+        found[answer["outcome"]] += from_s <= answer["at_ms"] / 1000 < to_s
+    return found
+
+
+async def kill_and_pause_stages(trial: Trial) -> None:
+    """A member killed, or stopped for 10 s (less in a short run), in turn."""
+    kinds = [(role, how) for role in STAGES for how in ("kill", "pause")]
+    trial.dice.shuffle(kinds)
+    pause_s = min(10.0, trial.seconds / 6)
+    for role, how in kinds:
+        row = trial.ground.pick(role, trial.dice)
+        if how == "kill":
+            await _kill(trial, row)
+        else:
+            fault = trial.begin(f"SIGSTOP {role} for {pause_s:.0f} s")
+            async with trial.ground.paused(row):
+                await asyncio.sleep(pause_s)
+            trial.heal(fault)
+        await trial.keeps_up(at_most_s=min(30.0, trial.seconds))
+
+
+def away(role: str, seconds: float, how: signal.Signals = signal.SIGKILL) -> Faults:
+    """One server ended and kept away for `seconds` (at most as long as the trial's faults take), then started again."""
+
+    async def faults(trial: Trial) -> None:
+        lasts_s = min(seconds, trial.seconds)
+        fault = trial.begin(f"{how.name} {role}, away for {lasts_s:.0f} s")
+        async with trial.ground.away(trial.ground.pick(role, trial.dice), how):
+            await asyncio.sleep(lasts_s)
+        trial.heal(fault)
+
+    return faults
+
+
+def paused(role: str, seconds: float) -> Faults:
+    """One server stopped (it hangs, its connections stay open), then let go."""
+
+    async def faults(trial: Trial) -> None:
+        lasts_s = min(seconds, trial.seconds)
+        fault = trial.begin(f"SIGSTOP {role} for {lasts_s:.0f} s")
+        async with trial.ground.paused(trial.ground.pick(role, trial.dice)):
+            await asyncio.sleep(lasts_s)
+        trial.heal(fault)
+
+    return faults
+
+
+async def everything_at_once(trial: Trial) -> None:
+    """kill -9 of every process, supervisor and servers included; then `thrones up`."""
+    await asyncio.sleep(trial.seconds * trial.dice.uniform(0.2, 0.5))
+    fault = trial.begin("kill -9 of everything at once, then `thrones up`")
+    await trial.ground.kill_everything()
+    began = time.monotonic()
+    await asyncio.to_thread(trial.ground.up)
+    trial.measured["up again"] = time.monotonic() - began
+    trial.heal(fault)
+    await asyncio.sleep(max(0.0, trial.left_s))
+
+
+async def rolling_restart(trial: Trial) -> None:
+    """SIGTERM to one process after the other, each replaced before the next; every one must exit 0 by itself."""
+    rows = [row for role in APPLICATIONS for row in trial.ground.rows(role)]
+    trial.dice.shuffle(rows)
+    for row in rows:
+        name = f"{row['role']}-{row['member']}"
+        fault = trial.begin(f"SIGTERM {name}")
+        os.kill(row["pid"], signal.SIGTERM)
+        _keep_worst(trial, "exit", await trial.ground.ended(row["pid"]))
+        await trial.ground.replaced(row)
+        code = _exit_code(trial, name)
+        if code != 0:
+            trial.violations.append(f"{name} exited with {code} after SIGTERM")
+        trial.heal(fault)
+        await asyncio.sleep(min(2.0, trial.seconds / 20))
+
+
+def _exit_code(trial: Trial, process: str) -> int | str | None:
+    """Of the process' last death, as its supervisor saw it."""
+    log = trial.ground.state_dir / "logs" / "supervisor-1.log"
+    for line in reversed(log.read_text().splitlines()):
+        if '"process died"' in line and (death := json.loads(line))["process"] == process:
+            code: int | str = death["code"]
+            return code
+    return None
+
+
+async def change_members(trial: Trial) -> None:
+    """Members of both stages added and removed, about every 10 s."""
+    sizes = dict.fromkeys(STAGES, 1)
+
+    async def change() -> None:
+        role = trial.dice.choice(STAGES)
+        sizes[role] = trial.dice.choice([n for n in (1, 2, 3) if n != sizes[role]])
+        fault = trial.begin(f"thrones scale {role} {sizes[role]}")
+        done = await asyncio.to_thread(trial.ground.thrones, "scale", role, str(sizes[role]))
+        assert done.returncode == 0, done.stdout
+        trial.heal(fault)
+
+    await trial.every(min(10.0, trial.seconds / 3), change)
+    for role in STAGES:
+        await asyncio.to_thread(trial.ground.thrones, "scale", role, "1")
+
+
+async def wipe_redis(trial: Trial) -> None:
+    """Killed with orders in flight, its data gone when it starts again."""
+    await _touch_data(trial, "redis", "killed and wiped", trial.ground.wipe_redis)
+
+
+async def wipe_kafka(trial: Trial) -> None:
+    await _touch_data(trial, "kafka", "killed and wiped", trial.ground.wipe_kafka)
+
+
+async def _touch_data(trial: Trial, role: str, what: str, touch: Callable[[], object]) -> None:
+    await asyncio.sleep(trial.seconds * trial.dice.uniform(0.3, 0.5))
+    fault = trial.begin(f"{role} {what}")
+    async with trial.ground.away(trial.ground.pick(role, trial.dice)):
+        touch()
+    trial.heal(fault)
+    await asyncio.sleep(max(0.0, trial.left_s))
+
+
+async def older_redis(trial: Trial) -> None:
+    """Killed, and started with a copy of its append-only file that is some seconds old."""
+    copy = trial.ground.state_dir / "redis-copy"
+    shutil.rmtree(copy, ignore_errors=True)
+    await asyncio.sleep(trial.seconds * trial.dice.uniform(0.1, 0.3))
+    shutil.copytree(trial.ground.append_only, copy)
+
+    def go_back() -> None:
+        trial.ground.wipe_redis()
+        shutil.copytree(copy, trial.ground.append_only)
+
+    await _touch_data(trial, "redis", "killed, back as an older copy of itself", go_back)
+
+
+async def fill_redis(trial: Trial) -> None:
+    """No memory left for writes, then room again; then as a replica, which may not be written to."""
+    redis = connect_redis(trial.ground.settings(), connections=1, timeout_s=5.0)
+    lasts_s = trial.seconds / 5
+    try:
+        await asyncio.sleep(lasts_s)
+        fault = trial.begin(f"redis out of memory for {lasts_s:.0f} s")
+        await redis.config_set("maxmemory", 1)
+        await asyncio.sleep(lasts_s)
+        await redis.config_set("maxmemory", "1gb")
+        trial.heal(fault)
+        await asyncio.sleep(lasts_s)
+        fault = trial.begin(f"redis read-only for {lasts_s:.0f} s")
+        await redis.replicaof("127.0.0.1", 1)
+        await asyncio.sleep(lasts_s)
+        await redis.replicaof("NO", "ONE")
+        trial.heal(fault)
+        await asyncio.sleep(max(0.0, trial.left_s))
+    finally:
+        await redis.aclose()
+
+
+async def fill_disk_under_redis(trial: Trial) -> None:
+    """Its append-only file may not grow any more: it must not answer what it cannot keep, so it ends."""
+    import resource
+
+    import psutil
+
+    await asyncio.sleep(trial.seconds * trial.dice.uniform(0.2, 0.4))
+    row = trial.ground.pick("redis", trial.dice)
+    largest = max(file.stat().st_size for file in trial.ground.append_only.iterdir())
+    fault = trial.begin("redis: no room for its append-only file; room again once it has ended")
+    psutil.Process(row["pid"]).rlimit(resource.RLIMIT_FSIZE, (largest + 4096, resource.RLIM_INFINITY))
+    await trial.ground.ended(row["pid"])
+    await trial.ground.replaced(row)
+    trial.heal(fault)
+    await asyncio.sleep(max(0.0, trial.left_s))
+
+
+async def cut_postgres(trial: Trial) -> None:
+    """Every connection terminated, about every 5 s."""
+
+    async def cut() -> None:
+        connection = await asyncpg.connect(trial.ground.settings().postgres_dsn, timeout=5)
+        fault = trial.begin("every connection to postgres terminated")
+        await connection.execute(
+            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()"
+        )
+        await connection.close()
+        trial.heal(fault)
+
+    await trial.every(min(5.0, trial.seconds / 4), cut)
+
+
+def random_faults(roles: Sequence[str] = (*APPLICATIONS, *SERVERS)) -> Faults:
+    """Seed picks role, kill or pause, how long; one after the other."""
+
+    async def faults(trial: Trial) -> None:
+        async def one() -> None:
+            row = trial.ground.pick(trial.dice.choice(roles), trial.dice)
+            name, lasts_s = f"{row['role']}-{row['member']}", trial.dice.uniform(0.5, 4.0)
+            if row["role"] != "postgres" and trial.dice.random() < 0.4:
+                fault = trial.begin(f"SIGSTOP {name} for {lasts_s:.1f} s")
+                async with trial.ground.paused(row):
+                    await asyncio.sleep(lasts_s)
+                trial.heal(fault)
+            else:
+                await _kill(trial, row)
+
+        await trial.every(3.0, one)
+
+    return faults
+
+
+def _keep_worst(trial: Trial, name: str, value: float) -> None:
+    trial.measured[name] = max(trial.measured.get(name, 0.0), round(value, 2))
