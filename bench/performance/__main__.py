@@ -1,0 +1,105 @@
+"""One command measures everything: a size in; a stack of its own, every figure beside its goal, JSON, plots and pages out.
+
+    python -m bench.performance run bench              make bench: docs/performance.md and docs/capacity.md anew
+    python -m bench.performance run quick              make bench-quick: printed only
+    python -m bench.performance run bench --only burst --only micro
+    python -m bench.performance pages                  the pages from the JSON as it is
+
+Exit 0 when everything was measured and all books balance, whatever goals are missed; else 1.
+"""
+
+import asyncio
+import logging
+import resource
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import structlog
+import typer
+
+from infra.local.place import REPOSITORY
+
+from .report import Report, read, write
+from .run import NAMES, run
+from .size import SIZES
+
+FOLDER = REPOSITORY / "docs" / "performance"
+STATE_DIR = REPOSITORY / ".thrones-bench"
+QUICK_FOLDER = REPOSITORY / ".thrones-bench-quick"
+JSON = "performance.json"
+
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, help=__doc__)
+
+
+class Named(StrEnum):
+    """The sizes; a test keeps them equal to SIZES."""
+
+    QUICK = "quick"
+    BENCH = "bench"
+    FULL = "full"
+
+
+@app.command("run")
+def measure(
+    size: Named,
+    only: Annotated[list[str] | None, typer.Option("--only", help=f"These alone: {', '.join(NAMES)}.")] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", help="Folder for JSON and plots; the pages stay as they are.")
+    ] = None,
+) -> None:
+    """Measure; docs are rewritten by a whole run of `bench` or `full` only."""
+    if unknown := set(only or ()) - set(NAMES):
+        raise typer.BadParameter(f"no measure is called {', '.join(sorted(unknown))}")
+    _prepare()
+    report = asyncio.run(run(SIZES[size.value], STATE_DIR, frozenset(only or ())))
+    partial = bool(only or out or size is Named.QUICK)
+    folder = out or (QUICK_FOLDER if partial else FOLDER)
+    write(report, folder / JSON)
+    _draw(report, folder)
+    if not partial:
+        _write_pages(report)
+    typer.echo(_told(report, folder))
+    raise typer.Exit(0 if report.sound else 1)
+
+
+@app.command()
+def pages() -> None:
+    """docs/performance.md, docs/capacity.md and the plots from docs/performance/performance.json."""
+    report = read(FOLDER / JSON)
+    _draw(report, FOLDER)
+    _write_pages(report)
+
+
+def _prepare() -> None:
+    """No line a rebuild of ours; as many open files as may be."""
+    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.ERROR))
+    logging.getLogger("aiokafka").setLevel(logging.CRITICAL)
+    most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+
+
+def _draw(report: Report, folder: Path) -> None:
+    from .plots import draw  # matplotlib takes a second to import, and needs a place for its cache
+
+    draw(report, folder)
+
+
+def _write_pages(report: Report) -> None:
+    from bench.capacity import tables as capacity_tables
+
+    from .page import tables
+    from .table import put_generated
+
+    put_generated(REPOSITORY / "docs" / "performance.md", tables(report))
+    put_generated(REPOSITORY / "docs" / "capacity.md", capacity_tables(report))
+
+
+def _told(report: Report, folder: Path) -> str:
+    from .page import tables
+
+    return f"{tables(report)}\n\n{report.seconds:,.0f} s; {folder}"
+
+
+if __name__ == "__main__":
+    app()

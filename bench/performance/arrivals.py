@@ -1,0 +1,50 @@
+"""Open arrivals at 500 and 1,700 a second: how long acknowledgements take from the intended time, and what an order costs."""
+
+import asyncio
+import time
+
+from . import cpu
+from .report import CpuTable, Report
+from .size import Size
+from .stack import Sale, Stack
+
+RATES = (500, 1_700)
+CPU_AT = 500
+SETTLING_S = 3.0  # until as many end as are accepted
+
+
+async def measure(stack: Stack, report: Report, size: Size) -> None:
+    for rate in RATES:
+        stack.weather(**size.weather)
+        sale = stack.sale(report, f"arrivals {rate:,}/s")
+        for _ in range(size.repeats):
+            await _arrive(sale, rate, size.arrivals_s / size.repeats)
+        if rate == CPU_AT:
+            await _cost(sale, rate, size.arrivals_s / 2)
+        await sale.check_books()
+
+
+async def _arrive(sale: Sale, rate: int, seconds: float) -> None:
+    result = await sale.buy(mode="open", rate=float(rate), seconds=seconds, connections=1_000)
+    report, spread = sale.report, result.acknowledgements
+    if spread is None:
+        raise RuntimeError(f"nothing was accepted at {rate}/s: {result.answers}")
+    report.add(f"ack_{rate}_achieved", 100 * min(1.0, result.answered_per_s / rate))
+    report.add(f"ack_{rate}_p95", spread.p95)
+    report.add(f"ack_{rate}_p99", spread.p99)
+    report.latencies[f"acknowledgement at {rate:,}/s"] = spread
+
+
+async def _cost(sale: Sale, rate: int, seconds: float) -> None:
+    """Between two moments of a run that is under way, so that every process is at work on both."""
+    await sale.until_ended(0.999)
+    arrivals = asyncio.create_task(sale.buy(mode="open", rate=float(rate), seconds=seconds + SETTLING_S))
+    await asyncio.sleep(SETTLING_S)
+    before, counts, started_s = sale.stack.cpu(), await sale.counts(), time.monotonic()
+    await asyncio.sleep(seconds - 0.5)
+    used, now, took_s = cpu.between(before, sale.stack.cpu()), await sale.counts(), time.monotonic() - started_s
+    await arrivals
+    accepted, ended = now.accepted - counts.accepted, now.ended - counts.ended
+    table = CpuTable(round(took_s, 1), accepted, ended, cpu.per_order_ms(used, ended))
+    sale.report.cpu[f"{rate}/s"] = table
+    sale.report.add(f"cpu_{rate}", cpu.system_sum(table.ms_per_order))

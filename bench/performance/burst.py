@@ -1,0 +1,45 @@
+"""64 kept-alive connections buying as fast as they can for a while, then the backlog that they leave: accepted and ended a second."""
+
+import asyncio
+import time
+
+from . import cpu
+from .report import CpuTable, Report, Sample
+from .size import Size
+from .stack import Sale, Stack
+
+CONNECTIONS = 64
+NEARLY_ALL = 0.97  # the rest are payments that take their seconds, not work
+SAMPLE_EVERY_S = 0.5
+
+
+async def measure(stack: Stack, report: Report, size: Size) -> None:
+    for number in range(size.repeats):
+        stack.weather(**size.weather)
+        sale = stack.sale(report, f"burst {number + 1}")
+        before, started_s = stack.cpu(), time.monotonic()
+        samples: list[Sample] = []
+        sampling = asyncio.create_task(_sample(sale, started_s, samples))
+        result = await sale.buy(mode="closed", connections=CONNECTIONS, seconds=size.burst_s)
+        at_end, ended_s = await sale.counts(), time.monotonic()
+        done = await sale.until_ended(NEARLY_ALL)
+        drained_s = time.monotonic() - ended_s
+        sampling.cancel()
+        used = cpu.between(before, stack.cpu())
+        report.add("burst_accepted", result.accepted_per_s)
+        report.notes[f"burst {number + 1}: ended/s meanwhile"] = round(at_end.ended / (ended_s - started_s), 1)
+        report.notes[f"burst {number + 1}: drained/s"] = round((done.ended - at_end.ended) / drained_s, 1)
+        table = CpuTable(time.monotonic() - started_s, done.accepted, done.ended, cpu.per_order_ms(used, done.ended))
+        report.cpu[f"full load {number + 1}"] = table
+        report.add("cpu_full", cpu.system_sum(table.ms_per_order))
+        if number == 0:
+            report.burst = samples
+        await sale.check_books()
+
+
+async def _sample(sale: Sale, started_s: float, samples: list[Sample]) -> None:
+    """Until cancelled."""
+    while True:
+        counts = await sale.counts()
+        samples.append(Sample(round(time.monotonic() - started_s, 2), counts.accepted, counts.ended))
+        await asyncio.sleep(SAMPLE_EVERY_S)

@@ -1,0 +1,124 @@
+"""Orders a second of 1, 2 and 4 members of each stage, every one held to the same small share of a core.
+
+So it is members that lack, and not the machine: what is seen is whether they get into each other's way.
+"""
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable
+
+from bench.own_stack import CommandFailed, thrones
+from infra import registry
+from infra.kafka import Offsets
+from infra.local.ports import load_config
+from infra.local.readiness import STABLE, group_members
+from schemas.topics import ORDER_STAGE_GROUP, PAYMENT_STAGE_GROUP, PAYMENTS
+
+from .extra import running
+from .fill import Filler, filler
+from .quota import NoQuota, limited
+from .report import MembersPoint, Report
+from .size import Size
+from .stack import Sale, Stack, TooSlow
+
+MEMBERS = (1, 2, 4)
+SHARES = {ORDER_STAGE_GROUP: 0.05, PAYMENT_STAGE_GROUP: 0.10, "gateway": 0.10}
+WORK = {ORDER_STAGE_GROUP: 4, PAYMENT_STAGE_GROUP: 1}  # an order is cheap for the one, dear for the other
+# Six partitions on four members are 2, 2, 1, 1: when those with one have done theirs, two thirds are done.
+WARM, DONE = 0.1, 0.6
+LOOK_EVERY_S = 0.05
+DEADLINE_S = 120.0
+GATEWAY_S = 6.0
+GATEWAY_CONNECTIONS = 64
+
+Progress = Callable[[], Awaitable[int]]
+
+
+async def measure(stack: Stack, report: Report, size: Size) -> None:
+    offsets = Offsets(stack.settings)
+    try:
+        async with filler(stack) as fill:
+            for stage in WORK:
+                for members in MEMBERS:
+                    orders = size.member_orders * WORK[stage] * members
+                    report.members.append(await _stage(stack, report, fill, offsets, stage, members, orders))
+                await _scale(stack, stage, 1)
+        for members in MEMBERS:
+            report.members.append(await _gateway(stack, report, members))
+    except NoQuota as error:
+        report.failures.append(f"growth by members: {error}")
+        return
+    finally:
+        await offsets.close()
+    report.add("growth_4", 100 * min(linearity(report.members).values()))
+
+
+def linearity(points: list[MembersPoint]) -> dict[str, float]:
+    """By stage: what the most members did together against so many times what one did alone."""
+    alone = {point.stage: point.per_s for point in points if point.members == 1}
+    most = max(point.members for point in points)
+    return {p.stage: p.per_s / (most * alone[p.stage]) for p in points if p.members == most}
+
+
+async def _stage(
+    stack: Stack, report: Report, fill: Filler, offsets: Offsets, stage: str, members: int, orders: int
+) -> MembersPoint:
+    stack.weather(hang=0.0, unavailable=0.0, rate_limited=0.0)
+    sale = stack.sale(report, f"{members} members of {stage}")
+    pids = await _scale(stack, stage, members)
+    before = sum((await offsets.ends(PAYMENTS)).values())
+
+    async def requested() -> int:
+        return sum((await offsets.ends(PAYMENTS)).values()) - before
+
+    async def settled() -> int:
+        return (await sale.counts()).settled
+
+    with limited([[pid] for pid in pids], SHARES[stage]):
+        await fill.fill(sale, orders)
+        rate = await _rate(sale, requested if stage == ORDER_STAGE_GROUP else settled, orders)
+    await sale.check_books()
+    return MembersPoint(stage, members, SHARES[stage], round(rate, 1))
+
+
+async def _rate(sale: Sale, progress: Progress, orders: int) -> float:
+    """Between two shares of the work done. Raises TooSlow."""
+    first, started_s = await _until(sale, progress, orders * WARM)
+    last, ended_s = await _until(sale, progress, orders * DONE)
+    return (last - first) / (ended_s - started_s)
+
+
+async def _until(sale: Sale, progress: Progress, wanted: float) -> tuple[int, float]:
+    until = time.monotonic() + DEADLINE_S
+    while (done := await progress()) < wanted:
+        if time.monotonic() > until:
+            raise TooSlow(f"{sale.name}: {done} orders done, {wanted:.0f} wanted")
+        await asyncio.sleep(LOOK_EVERY_S)
+    return done, time.monotonic()
+
+
+async def _scale(stack: Stack, stage: str, members: int) -> list[int]:
+    """The pids of so many members, each of which has partitions. Raises TooSlow."""
+    await asyncio.to_thread(thrones, "scale", stage, str(members))
+    config = load_config(stack.state_dir)
+    if config is None:
+        raise CommandFailed("the stack has gone")
+    until = time.monotonic() + DEADLINE_S
+    while True:
+        state, held = (await group_members(config)).get(stage, ("absent", {}))
+        if state == STABLE and len(held) == members and all(held.values()):
+            return [row["pid"] for row in registry.live_rows(stack.state_dir) if row["role"] == stage]
+        if time.monotonic() > until:
+            raise TooSlow(f"{stage}: {len(held)} of {members} members have partitions ({state})")
+        await asyncio.sleep(0.3)
+
+
+async def _gateway(stack: Stack, report: Report, workers: int) -> MembersPoint:
+    sale = stack.sale(report, f"{workers} gateway workers")
+    async with running("gateway", workers, stack.state_dir) as extra:
+        with limited([[pid] for pid in extra.pids], SHARES["gateway"]):
+            result = await sale.buy(
+                mode="closed", connections=GATEWAY_CONNECTIONS, seconds=GATEWAY_S, base_url=extra.url
+            )
+    await sale.check_books()
+    return MembersPoint("gateway", workers, SHARES["gateway"], result.accepted_per_s)

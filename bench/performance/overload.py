@@ -1,0 +1,95 @@
+"""More than there is capacity for, before and after a sell-out: what it is answered, and how soon all is well again."""
+
+import asyncio
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import msgspec
+
+from bench.tally import Result, percentiles
+
+from .report import Report
+from .size import Size
+from .stack import Sale, Stack
+
+RATES = (3_500, 6_000)
+PROCESSES = 2
+NORMAL_RATE = 200.0
+NORMAL_S = 8.0
+BUCKET_MS = 500
+NORMAL_P95_MS = 50.0
+
+
+async def measure(stack: Stack, report: Report, size: Size) -> None:
+    for rate in RATES:
+        stack.weather(**size.weather)
+        sold_out = stack.sale(report, f"overload {rate:,}/s, sold out", stock=0)
+        after = await _overload(sold_out, rate, size.overload_s)
+        plenty = stack.sale(report, f"overload {rate:,}/s, plenty")
+        before = await _overload(plenty, rate, size.overload_s)
+        _note(report, rate, before, after)
+        calm = stack.sale(report, f"after {rate:,}/s")
+        report.add(f"over_{rate}_recovery", await _recovery_s(calm))
+        for sale in (sold_out, plenty, calm):
+            await sale.check_books()
+
+
+async def _overload(sale: Sale, rate: int, seconds: float) -> Result:
+    return await sale.buy(mode="open", rate=float(rate), seconds=seconds, processes=PROCESSES, connections=4_000)
+
+
+def _note(report: Report, rate: int, before: Result, after: Result) -> None:
+    report.add(f"over_{rate}_bad", bad_answers(before.answers) + bad_answers(after.answers))
+    for name, result in (("before", before), ("after", after)):
+        report.notes[f"{rate:,}/s {name} sell-out: accepted/s"] = result.accepted_per_s
+        report.notes[f"{rate:,}/s {name} sell-out: answered/s"] = result.answered_per_s
+        if result.acknowledgements is not None:
+            report.latencies[f"acknowledgement at {rate:,}/s"] = result.acknowledgements
+        if result.refusals is not None:
+            report.latencies[f"refusal at {rate:,}/s {name} sell-out"] = result.refusals
+    refusals = [spread.p99 for spread in (before.refusals, after.refusals) if spread is not None]
+    report.add(f"over_{rate}_refused_p99", max(refusals, default=0.0))
+
+
+def bad_answers(answers: dict[str, int]) -> int:
+    """Of a load client's counts by "status code": no answer, and every 5xx but 503."""
+    statuses = {name: int(name.split()[0]) for name in answers}
+    return sum(count for name, count in answers.items() if statuses[name] == 0 or 500 <= statuses[name] != 503)
+
+
+async def _recovery_s(sale: Sale) -> float:
+    """From the end of an overload until acknowledgements stay normal, in calm arrivals that begin at once."""
+    await sale.buy(mode="open", rate=NORMAL_RATE, seconds=NORMAL_S)
+    lines = await asyncio.to_thread(_acknowledgements, sale.log)
+    return recovery_s(lines)
+
+
+class _Line(msgspec.Struct):
+    at_ms: int
+    latency_ms: float
+    outcome: str
+
+
+def _acknowledgements(log: Path) -> list[tuple[int, float]]:
+    """When each was asked for, and how long it took."""
+    decoder = msgspec.json.Decoder(_Line)
+    lines = [decoder.decode(line) for line in log.read_bytes().splitlines()]
+    return [(round(line.at_ms - line.latency_ms), line.latency_ms) for line in lines if line.outcome == "A"]
+
+
+def recovery_s(asked: Iterable[tuple[int, float]]) -> float:
+    """Until the last half second whose p95 was above normal has passed; from the first one asked."""
+    ordered = sorted(asked)
+    if not ordered:
+        raise ValueError("nothing was acknowledged after the overload")
+    first_ms = ordered[0][0]
+    buckets: dict[int, list[float]] = {}
+    for at_ms, latency_ms in ordered:
+        buckets.setdefault((at_ms - first_ms) // BUCKET_MS, []).append(latency_ms)
+    slow = [number for number, latencies in buckets.items() if _p95(latencies) > NORMAL_P95_MS]
+    return (max(slow) + 1) * BUCKET_MS / 1000 if slow else 0.0
+
+
+def _p95(latencies: Sequence[float]) -> float:
+    spread = percentiles(latencies)
+    return spread.p95 if spread else 0.0

@@ -1,0 +1,112 @@
+"""What a measurement found, as one value: written as JSON, read by the page, the plots and the capacity model."""
+
+from pathlib import Path
+
+import msgspec
+
+from bench.micro import Micro
+from bench.run_card import RunCard
+from bench.tally import Percentiles, Result
+
+from .figures import Figure
+
+
+class CpuTable(msgspec.Struct):
+    """CPU by role while `accepted` orders were accepted and `ended` ended, in `seconds`; ms an order are per ended one."""
+
+    seconds: float
+    accepted: int
+    ended: int
+    ms_per_order: dict[str, float]
+
+
+class GeneratorNote(msgspec.Struct):
+    """The load generator's own trouble in one run: near one core a process, or late, it measured itself."""
+
+    run: str
+    offered_per_s: float
+    answered_per_s: float
+    late_p99_ms: float
+    cpu_share: float  # of one core a process
+    processes: int
+    answers: dict[str, int]
+
+
+class BooksNote(msgspec.Struct):
+    run: str
+    orders: int
+    balance: bool
+    problems: list[str]
+
+
+class MembersPoint(msgspec.Struct):
+    stage: str
+    members: int
+    share: float  # of one core, each member's limit
+    per_s: float
+
+
+class BacklogPoint(msgspec.Struct):
+    """`idle_ms_per_s`: CPU of everything while the backlog lies there and nobody works on it."""
+
+    orders: int
+    per_s: float
+    ms_per_order: dict[str, float]
+    idle_ms_per_s: float
+
+
+class Sample(msgspec.Struct):
+    """A moment of one run, counted since its beginning."""
+
+    at_s: float
+    accepted: int
+    ended: int
+
+
+class Report(msgspec.Struct):
+    size: str  # quick, bench or full
+    card: RunCard | None = None
+    seconds: float = 0.0
+    figures: dict[str, Figure] = {}
+    latencies: dict[str, Percentiles] = {}  # ms
+    cpu: dict[str, CpuTable] = {}
+    notes: dict[str, float] = {}  # measured too, without a goal
+    members: list[MembersPoint] = []
+    backlogs: list[BacklogPoint] = []
+    burst: list[Sample] = []
+    micro: list[Micro] = []
+    generators: list[GeneratorNote] = []
+    books: list[BooksNote] = []
+    failures: list[str] = []  # a measurement that could not be made, and why
+
+    def add(self, key: str, value: float) -> None:
+        """One repetition's value of a figure with a goal."""
+        self.figures.setdefault(key, Figure([])).values.append(round(value, 3))
+
+    def note_generator(self, run: str, result: Result, processes: int) -> None:
+        late = result.generator_late
+        self.generators.append(
+            GeneratorNote(
+                run=run,
+                offered_per_s=result.offered_per_s,
+                answered_per_s=result.answered_per_s,
+                late_p99_ms=late.p99 if late else 0.0,
+                cpu_share=result.generator_cpu_share,
+                processes=processes,
+                answers=result.answers,
+            )
+        )
+
+    @property
+    def sound(self) -> bool:
+        """Everything was measured, and all books balance."""
+        return not self.failures and all(note.balance for note in self.books)
+
+
+def read(file: Path) -> Report:
+    return msgspec.json.decode(file.read_bytes(), type=Report)
+
+
+def write(report: Report, file: Path) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_bytes(msgspec.json.format(msgspec.json.encode(report), indent=1) + b"\n")

@@ -1,0 +1,86 @@
+"""A size in, a report out: chapters one after the other, each on a new stack, so that none finds another's leftovers."""
+
+import asyncio
+import sys
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from bench import micro, run_card
+
+from . import arrivals, backlog, burst, delay, members, overload, profiles, pushes, stock_stream, sustained
+from .report import Report
+from .size import Size
+from .stack import Stack, own_stack_running
+
+Measure = Callable[[Stack, Report, Size], Awaitable[None]]
+
+
+@dataclass(frozen=True, slots=True)
+class Chapter:
+    """Measures by name, on one stack with these settings beside the defaults."""
+
+    measures: dict[str, Measure]
+    settings: dict[str, str] = field(default_factory=dict)
+
+
+CHAPTERS = (
+    Chapter({"burst": burst.measure, "sustained": sustained.measure}),
+    Chapter(
+        {
+            "delay": delay.measure,
+            "arrivals": arrivals.measure,
+            "pushes": pushes.measure,
+            "overload": overload.measure,
+        }
+    ),
+    Chapter({"stream": stock_stream.measure, "members": members.measure}),
+    Chapter({"backlog": backlog.measure}, {"MAX_HELD": "4000000"}),
+    Chapter({"profiles": profiles.measure}),
+)
+MICRO = "micro"
+NAMES = [*(name for chapter in CHAPTERS for name in chapter.measures), MICRO]
+
+
+def wanted(size: Size, only: frozenset[str]) -> frozenset[str]:
+    """`only` names measures; none: all that this size has."""
+    has = {"members": size.member_orders, "backlog": size.backlogs, "profiles": size.profiles}
+    return only or frozenset(name for name in NAMES if has.get(name, True))
+
+
+async def run(size: Size, state_dir: Path, only: frozenset[str] = frozenset()) -> Report:
+    """What cannot be measured is noted among the failures, and the rest goes on. Raises CommandFailed without a stack."""
+    report, started_s, names = Report(size=size.name), time.monotonic(), wanted(size, only)
+    for chapter in CHAPTERS:
+        measures = {name: measure for name, measure in chapter.measures.items() if name in names}
+        if not measures:
+            continue
+        async with own_stack_running(state_dir, chapter.settings) as stack:
+            report.card = report.card or run_card.take()
+            for name, measure in measures.items():
+                say(started_s, name)
+                await _attempt(name, measure(stack, report, size), report)
+    if MICRO in names:
+        say(started_s, MICRO)
+        await _attempt(MICRO, _micro(report, size), report)
+    report.seconds = round(time.monotonic() - started_s, 1)
+    return report
+
+
+async def _micro(report: Report, size: Size) -> None:
+    report.micro = await micro.measure(size.micro_rounds)
+
+
+async def _attempt(name: str, measuring: Awaitable[None], report: Report) -> None:
+    try:
+        await measuring
+    except asyncio.CancelledError:
+        raise
+    except Exception as error:  # told in the report and by the exit code: the other figures are not lost for it
+        report.failures.append(f"{name}: {type(error).__name__}: {error}")
+        print(report.failures[-1], file=sys.stderr, flush=True)
+
+
+def say(started_s: float, what: str) -> None:
+    print(f"{time.monotonic() - started_s:6.0f} s  {what}", file=sys.stderr, flush=True)

@@ -1,0 +1,64 @@
+"""Orders a second that the whole pipeline ends for a minute, payment included, while its backlog does not grow."""
+
+import asyncio
+import statistics
+import time
+
+from bench.tally import Result
+
+from .ladder import Tried, best, next_rate
+from .report import Report
+from .size import Size
+from .stack import Counts, Sale, Stack
+
+FIRST_SHARE = 0.75  # of the rate at which a backlog drains, to begin with: acceptance costs as well
+FALLBACK_RATE = 300.0  # where no backlog was drained before
+IN_FLIGHT_S = 3.0  # a charge's own time (p95 2.3 s): so much may always be under way
+GROWTH_MAX = 0.03  # of the window's orders may the backlog grow beyond that
+TRIES = 3
+ANSWERED_MIN = 0.99
+
+
+async def measure(stack: Stack, report: Report, size: Size) -> None:
+    stack.weather(**size.weather)
+    sale = stack.sale(report, "sustained", stock=1_000_000)
+    tried: list[Tried] = []
+    rate: float | None = _first_rate(report)
+    for _ in range(size.probes):
+        if rate is None:
+            break
+        tried.append(Tried(rate, (await _run(sale, rate, size.probe_s))[0]))
+        rate = next_rate(tried)
+    rate = best(tried) or min(t.rate for t in tried) * 0.8
+    for _ in range(TRIES):
+        held, ended_per_s = await _run(sale, rate, size.sustained_s)
+        if held:
+            report.add("sustained", ended_per_s)
+            break
+        report.notes[f"not sustained: {rate:.0f}/s, ended/s"] = round(ended_per_s, 1)
+        rate *= 0.9
+    await sale.check_books()
+
+
+def _first_rate(report: Report) -> float:
+    drains = [value for name, value in report.notes.items() if name.endswith("drained/s")]
+    return FIRST_SHARE * statistics.median(drains) if drains else FALLBACK_RATE
+
+
+async def _run(sale: Sale, rate: float, seconds: float) -> tuple[bool, float]:
+    """Whether it was sustained, and orders ended a second in the window after the first charges have ended."""
+    await sale.until_ended(0.999)
+    arrivals = asyncio.create_task(sale.buy(mode="open", rate=rate, seconds=seconds + IN_FLIGHT_S))
+    await asyncio.sleep(IN_FLIGHT_S)
+    before, started_s = await sale.counts(), time.monotonic()
+    await asyncio.sleep(seconds - 0.5)
+    after, took_s = await sale.counts(), time.monotonic() - started_s
+    result = await arrivals
+    return is_sustained(before, after, rate, result), (after.ended - before.ended) / took_s
+
+
+def is_sustained(before: Counts, after: Counts, rate: float, result: Result) -> bool:
+    """All were answered and the backlog did not grow beyond what charges take."""
+    allowed = rate * IN_FLIGHT_S + GROWTH_MAX * (after.accepted - before.accepted)
+    answered = result.accepted >= ANSWERED_MIN * result.arrivals
+    return answered and after.accepted - after.ended <= allowed
