@@ -7,7 +7,7 @@ from contextlib import asynccontextmanager
 
 from bench.own_stack import claims, read_tokens
 from infra.inventory.inventory import Held, Inventory, Reservation
-from infra.kafka import Publisher
+from infra.publisher import Publisher
 from schemas.ids import UserId, new_order_id
 from schemas.topics import ORDERS
 

@@ -37,8 +37,9 @@ class Ground(Stack):
 
     brokers: int = 1
 
-    def up(self) -> None:
-        done = self.thrones("up", timeout_s=180, BROKERS=str(self.brokers), **({} if self._known else {"PORT": "0"}))
+    def up(self, **more: str) -> None:
+        sizes = {"BROKERS": str(self.brokers), **({} if self._known else {"PORT": "0"}), **more}
+        done = self.thrones("up", timeout_s=180, **sizes)
         assert done.returncode == 0, done.stdout
 
     def fresh(self) -> None:

@@ -17,6 +17,7 @@ import structlog
 import yaml
 
 from infra import logs, tracing
+from infra.keep_alive_post import NotConnected
 from infra.payment_provider import HttpPaymentProvider
 from infra.settings import Settings
 from schemas import topics
@@ -112,18 +113,18 @@ def test_what_goes_wrong_is_told_with_its_step(collector: Collector, traces: tra
 async def test_the_provider_is_told_only_of_the_step_that_asks_it(
     traces: tracing.Tracing, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    sent: list[dict[str, str]] = []
+    sent: list[str] = []
 
-    def post(*_: object, headers: dict[str, str], **__: object) -> None:
+    async def ask(_body: bytes, headers: str) -> None:
         sent.append(headers)
-        raise OSError
+        raise NotConnected
 
     async with HttpPaymentProvider("http://127.0.0.1:1") as provider:
-        monkeypatch.setattr(provider._session, "post", post)
+        monkeypatch.setattr(provider._charges, "ask", ask)
         await provider.charge("o1", 1, "USD")
         span = begun(traces, PARENT)
         await span.around(provider.charge("o2", 1, "USD"))
-    assert sent == [{"Idempotency-Key": "o1"}, {"Idempotency-Key": "o2", "traceparent": span.traceparent}]
+    assert sent == ["Idempotency-Key: o1\r\n", f"Idempotency-Key: o2\r\ntraceparent: {span.traceparent}\r\n"]
 
 
 def test_a_log_line_within_a_step_carries_the_trace(traces: tracing.Tracing, monkeypatch: pytest.MonkeyPatch) -> None:
