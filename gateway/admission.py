@@ -1,6 +1,9 @@
-"""What a worker refuses from memory, before Redis is asked: users who buy too fast, and a product known to be sold out."""
+"""What a worker refuses before Redis is asked: more than it can answer in time, users who buy too fast, and what it knows
+to be sold out."""
 
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import NamedTuple
 
 from schemas.ids import ProductId, UserId
@@ -9,6 +12,40 @@ USERS_TRACKED = 100_000
 SOLD_OUT_FOR_S = 1.0
 PRODUCTS_TRACKED = 10_000
 NO_QUANTITY = 2**31  # more than anybody may ask for
+UNDER_WAY = 150  # purchases that a worker answers within some 50 ms
+STANDING_S = 0.3
+
+
+class Overload(Exception):
+    """There is a standing queue."""
+
+
+class UnderWay:
+    """The purchases that a worker is answering. A queue that came with a burst is worked off; one that stands is shed.
+
+    Past what is answered in time anyway, newcomers are let in for STANDING_S, so that a crowd that presses the button at
+    once is served late rather than sent away. If by then the queue has not gone, more comes than can be served, and
+    refusing at once is the only answer that is still quick. The idea is CoDel's (Nichols and Jacobson, 2012).
+    """
+
+    def __init__(self) -> None:
+        self.count = 0
+        self._standing_since: float | None = None
+
+    @contextmanager
+    def one(self) -> Iterator[None]:
+        """Raises Overload instead of letting it in."""
+        if self.count < UNDER_WAY:
+            self._standing_since = None
+        elif self._standing_since is None:
+            self._standing_since = time.monotonic()
+        elif time.monotonic() - self._standing_since > STANDING_S:
+            raise Overload
+        self.count += 1
+        try:
+            yield
+        finally:
+            self.count -= 1
 
 
 class UserRates:

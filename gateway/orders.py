@@ -29,7 +29,7 @@ from schemas import topics
 from schemas.codec import Headers
 from schemas.ids import OrderId, ProductId, new_order_id
 
-from .admission import SoldOutMemory, UserRates
+from .admission import Overload, SoldOutMemory, UnderWay, UserRates
 from .catalogue import Catalogue, Product
 from .identity import Identity
 from .problems import Problem
@@ -108,10 +108,18 @@ class Orders:
         self._publisher = publisher
         self._rates = UserRates(settings.buys_per_second_per_user)
         self._sold_out = SoldOutMemory()
+        self._under_way = UnderWay()
         self._max_unpublished = settings.max_unpublished
         self._kafka_slow = False  # the last publish has timed out: not awaited until one is acknowledged again
 
     async def buy(self, request: web.Request) -> web.Response:
+        try:
+            with self._under_way.one():
+                return await self._buy(request)
+        except Overload:
+            raise Problem("busy") from None
+
+    async def _buy(self, request: web.Request) -> web.Response:
         started = time.perf_counter()
         user = self._identity.user_of(request)
         if not self._rates.take(user.id):

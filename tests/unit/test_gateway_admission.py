@@ -2,13 +2,14 @@
 
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from gateway import admission
-from gateway.admission import SoldOutMemory, UserRates
+from gateway.admission import STANDING_S, UNDER_WAY, Overload, SoldOutMemory, UnderWay, UserRates
 from schemas.ids import ProductId, UserId
 
 PRODUCT = ProductId(1)
@@ -93,3 +94,35 @@ def test_what_is_remembered_is_the_newest_refusal(answers: list[tuple[bool, int,
             i for i, (refused, epoch, version, _) in enumerate(answers) if refused and (epoch, version) == newest
         )
         assert all((e, v) <= newest for refused, e, v, _ in answers[last + 1 :] if not refused)
+
+
+def test_a_crowd_at_once_is_let_in_and_a_queue_that_stands_is_shed(clock: Callable[[float], None]) -> None:
+    under_way = UnderWay()
+    with ExitStack() as crowd:
+        for _ in range(10 * UNDER_WAY):
+            crowd.enter_context(under_way.one())
+        clock(STANDING_S)
+        crowd.enter_context(under_way.one())
+        clock(0.001)
+        with pytest.raises(Overload):
+            crowd.enter_context(under_way.one())
+        assert under_way.count == 10 * UNDER_WAY + 1
+    with under_way.one():
+        assert under_way.count == 1
+
+
+def test_a_queue_that_has_gone_in_between_was_not_standing(clock: Callable[[float], None]) -> None:
+    under_way = UnderWay()
+    for _ in range(5):
+        with ExitStack() as crowd:
+            for _ in range(UNDER_WAY + 10):
+                crowd.enter_context(under_way.one())
+            clock(STANDING_S * 0.9)
+            crowd.enter_context(under_way.one())
+
+
+def test_a_purchase_that_fails_is_no_longer_under_way() -> None:
+    under_way = UnderWay()
+    with pytest.raises(ValueError, match="gone"), under_way.one():
+        raise ValueError("gone")
+    assert under_way.count == 0
