@@ -6,10 +6,10 @@ half-way, anyone may take all steps again: the row's guard, the entry's version 
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Literal
 
 import asyncpg
+import msgspec
 
 from infra import tracing
 from infra.inventory.inventory import Inventory, NotVerified, SettledOtherwise, Settlement
@@ -33,8 +33,7 @@ _settled, _ended = ORDERS_SETTLED.make(), ORDER_ENDED.make()
 log = get_logger()
 
 
-@dataclass(frozen=True, slots=True)
-class Verdict:
+class Verdict(msgspec.Struct, frozen=True):
     """What became of one payment; times are milliseconds since the epoch."""
 
     order_id: OrderId

@@ -4,8 +4,6 @@
 While held, epoch, version and available are those of the reservation; once settled, those of the settlement.
 """
 
-from dataclasses import dataclass
-
 import msgspec
 
 from schemas.events import OrderPlaced
@@ -16,8 +14,7 @@ STATES = {"h": Entry.HELD, "s": Entry.SOLD, "r": Entry.RELEASED}
 LETTERS = {state: letter for letter, state in STATES.items()}
 
 
-@dataclass(frozen=True, slots=True)
-class HeldEntry:
+class HeldEntry(msgspec.Struct, frozen=True):
     """One parsed entry; `at_ms` is when it was written (reserved, or settled)."""
 
     order_id: OrderId

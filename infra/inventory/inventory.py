@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import msgspec
 from msgspec import UNSET
 
 from infra.redis_client import Redis
@@ -23,8 +24,7 @@ NEXT_LOOK_MS = 2_000
 TERMINAL_LIFETIME_MS = 24 * 3_600_000  # afterwards the status is read from Postgres
 
 
-@dataclass(frozen=True, slots=True)
-class Reservation:
+class Reservation(msgspec.Struct, frozen=True):
     """One wish to buy. `hashed_key` is None where the order id itself is the key.
 
     `accepted_before`: made again for an order whose reservation was lost with older books, even while the sale is paused.
@@ -45,8 +45,7 @@ class Reservation:
         return f"{self.product_id}:{self.quantity}"
 
 
-@dataclass(frozen=True, slots=True)
-class Held:
+class Held(msgspec.Struct, frozen=True):
     """Units were taken; `value` is the complete order.placed."""
 
     epoch: int
@@ -74,8 +73,7 @@ class Refused:
     opens_at_ms: int = 0
 
 
-@dataclass(frozen=True, slots=True)
-class Settlement:
+class Settlement(msgspec.Struct, frozen=True):
     """The units of a terminal order have been moved under this version."""
 
     epoch: int
