@@ -143,6 +143,14 @@ def test_a_gateway_without_a_secret_does_not_start(monkeypatch: pytest.MonkeyPat
     assert result.exit_code == 1
 
 
+def test_a_proxy_that_is_no_network_is_named_at_the_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TRUSTED_PROXIES", "10.0.0.0/8, nginx")
+    result = RUN.invoke(app, ["gateway"])
+    assert result.exit_code == 1
+    assert "TRUSTED_PROXIES" in str(result.exception) + result.output
+    assert "'nginx'" in str(result.exception) + result.output
+
+
 def test_tokens_say_what_the_gateway_checks() -> None:
     settings = SigningSettings(jwt_secret=SECRET)  # type: ignore[arg-type]  # pydantic takes the text
     tokens = [*sign_all([1, 2], "user", settings), sign(3, "operator", settings)]
