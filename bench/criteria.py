@@ -63,5 +63,5 @@ def _not_oversold(books: Books | None) -> Criterion:
 
 def show(criteria: list[Criterion]) -> str:
     word = {True: "met", False: "NOT MET", None: "not judged"}
-    rows = [f"  {word[c.met]:11}{c.what:33}{c.wanted:31}{c.got}" for c in criteria]
+    rows = [f"  {word[c.met]:11}{c.what:33}{c.wanted:33}{c.got}" for c in criteria]
     return "\n".join(rows)

@@ -1,5 +1,6 @@
 """The commands of this room: `audit`, `lag`, `demo`, and those of analysts, which have modules of their own."""
 
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -138,6 +139,7 @@ def demo(
     picture: Annotated[
         Path | None, typer.Option("--picture", help="Keep the live view as it stood in mid-sale, as SVG.")
     ] = None,
+    as_json: Json = False,
 ) -> None:
     """A whole sale on the running stack: 3,000 buyers, 1,000 units; then the audit. Exit 0 only if the books balance.
 
@@ -157,9 +159,12 @@ def demo(
 
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+    console = Console(stderr=as_json)
     try:
-        ok = run_command(lambda: hold_sale(get_signing_settings(), Console(), picture), busy=True)
+        ok = run_command(lambda: hold_sale(get_signing_settings(), console, picture, as_json=as_json), busy=True)
     finally:
         if down:
-            stop(default_state_dir())
+            say = partial(typer.echo, err=as_json)
+            stop(default_state_dir(), say)
+            say("`make up` starts it again, with this sale in its books")
     raise typer.Exit(0 if ok else 1)

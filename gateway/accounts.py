@@ -79,17 +79,17 @@ class Accounts:
             row = await self._pool.fetchrow(SQL.user_by_email, email, timeout=QUERY_TIMEOUT_S)
             right = await self._passwords.matches(secret, row["password_hash"] if row else None)
         except UNAVAILABLE:
-            await self._attempts.given_back(email, attempt)
+            await self._attempts.given_back(attempt)
             raise Problem("unavailable") from None
         except Problem:
-            await self._attempts.given_back(email, attempt)
+            await self._attempts.given_back(attempt)
             raise
         if row is None or not right:
             _failed_logins.inc()
             self._log.warning("failed login", address=address, user=row["id"] if row else None)
-            await self._attempts.failed(address, attempt)
+            await self._attempts.failed(attempt)
             raise Problem("invalid_credentials")
-        await self._attempts.given_back(email, attempt)
+        await self._attempts.succeeded(attempt)
         return answer(self._signed_in(row["id"], row["name"], row["email"], row["role"]))
 
     async def me(self, request: web.Request) -> web.Response:

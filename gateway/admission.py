@@ -1,5 +1,5 @@
-"""What a worker refuses before Redis is asked: more than it can answer in time, users who buy too fast, and what it knows
-to be sold out."""
+"""What a worker refuses before Redis is asked: more than it can answer in time, who buys too fast, and what it knows to be
+sold out."""
 
 import time
 from collections.abc import Iterator
@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from schemas.ids import ProductId, UserId
 
-USERS_TRACKED = 100_000
+TRACKED = 100_000  # users, or addresses
 SOLD_OUT_FOR_S = 1.0
 PRODUCTS_TRACKED = 10_000
 NO_QUANTITY = 2**31  # more than anybody may ask for
@@ -48,20 +48,20 @@ class UnderWay:
             self.count -= 1
 
 
-class UserRates:
-    """A token bucket a user: `per_second` in a burst, refilled evenly. A bucket that was forgotten starts full."""
+class Rates:
+    """A token bucket a user, or an address: `per_second` in a burst, refilled evenly. A forgotten bucket starts full."""
 
     def __init__(self, per_second: int) -> None:
         self._per_second = float(per_second)
-        self._buckets: dict[UserId, list[float]] = {}
+        self._buckets: dict[UserId | str, list[float]] = {}
 
-    def take(self, user: UserId) -> bool:
+    def take(self, who: UserId | str) -> bool:
         now = time.monotonic()
-        bucket = self._buckets.get(user)
+        bucket = self._buckets.get(who)
         if bucket is None:
-            if len(self._buckets) >= USERS_TRACKED:
+            if len(self._buckets) >= TRACKED:
                 del self._buckets[next(iter(self._buckets))]
-            self._buckets[user] = [self._per_second - 1.0, now]
+            self._buckets[who] = [self._per_second - 1.0, now]
             return True
         left = min(self._per_second, bucket[0] + (now - bucket[1]) * self._per_second)
         bucket[1] = now

@@ -14,7 +14,10 @@ from aiohttp import web
 from .server import Connection
 
 STALLED_S = 8.0
-UNACKNOWLEDGED_MS = 8_000  # the kernel's own cut: half-open connections and readers with a closed window
+# The kernel's own cut: whoever acknowledges nothing for so long, or keeps his window closed, is gone. A silent connection is
+# asked every few seconds; where a frame comes between (it starts the time anew) it is still less than 10 s.
+UNACKNOWLEDGED_MS = 5_000
+ASK_AFTER_S, ASK_EVERY_S = 3, 1
 SEND_BUFFER_BYTES = 32 * 1024
 KEEP_ALIVE_EVERY_S = 15.0
 HEADERS = {
@@ -111,4 +114,7 @@ class EventStream:
 
 def _limit(sock: socket.socket) -> None:
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER_BYTES)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, ASK_AFTER_S)
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, ASK_EVERY_S)
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, UNACKNOWLEDGED_MS)

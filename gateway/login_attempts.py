@@ -1,6 +1,11 @@
-"""Failed logins counted in Redis over a moving minute: the 6th of an account and the 21st from an address are refused."""
+"""Failed logins counted in Redis over a moving minute: the 6th of an account and the 21st from an address are refused.
+
+An address from which an account has logged in before has a count of its own for it, so that nobody elsewhere, however long
+he goes on guessing, can keep the account's owner out.
+"""
 
 import uuid
+from dataclasses import dataclass
 from hashlib import sha256
 
 from infra.redis_client import Redis, RedisError
@@ -10,6 +15,7 @@ from .problems import Problem
 PER_ACCOUNT = 5
 PER_ADDRESS = 20
 WINDOW_MS = 60_000
+KNOWN_FOR_S = 30 * 86_400  # an address, since the account last logged in from it
 
 # KEYS[1] sorted set of attempts by time (ms)   ARGV[1] limit   ARGV[2] window (ms)   ARGV[3] attempt to add, '' to look only
 # Returns 0, or the milliseconds until the next attempt is allowed.
@@ -28,6 +34,16 @@ return 0
 """
 
 
+@dataclass(frozen=True, slots=True)
+class Attempt:
+    """One login under way; its place is in the set `account`."""
+
+    name: str
+    account: str
+    address: str
+    known: str
+
+
 class LoginAttempts:
     """An account's place is taken before the password is looked at, so a parallel flood cannot slip past the count, and
     given back when it was right. Redis away means nobody logs in: Problem 503."""
@@ -36,35 +52,44 @@ class LoginAttempts:
         self._redis = redis
         self._take = redis.register_script(TAKE)
 
-    async def begin(self, email: str, address: str) -> str:
-        """The attempt's name, for `succeeded` or `failed`. Raises Problem 429."""
-        attempt = uuid.uuid4().hex
+    async def begin(self, email: str, address: str) -> Attempt:
+        """To be ended by `succeeded`, `failed` or `given_back`. Raises Problem 429."""
         try:
-            wait_ms = await self._take(keys=[_address(address)], args=[PER_ADDRESS, WINDOW_MS, ""])
-            wait_ms = wait_ms or await self._take(keys=[_account(email)], args=[PER_ACCOUNT, WINDOW_MS, attempt])
+            attempt = await self._attempt(email, address)
+            wait_ms = await self._take(keys=[attempt.address], args=[PER_ADDRESS, WINDOW_MS, ""])
+            wait_ms = wait_ms or await self._take(keys=[attempt.account], args=[PER_ACCOUNT, WINDOW_MS, attempt.name])
         except (RedisError, OSError):
             raise Problem("unavailable") from None
         if wait_ms:
             raise Problem("rate_limited", retry_after_s=-(-int(wait_ms) // 1000))
         return attempt
 
-    async def given_back(self, email: str, attempt: str) -> None:
+    async def _attempt(self, email: str, address: str) -> Attempt:
+        account, pair = _hash(email), _hash(f"{email} {address}")
+        known = f"login:known:{pair}"
+        counted_as = pair if await self._redis.exists(known) else account
+        return Attempt(uuid.uuid4().hex, f"login:account:{counted_as}", f"login:address:{address}", known)
+
+    async def succeeded(self, attempt: Attempt) -> None:
+        await self.given_back(attempt)
+        try:
+            await self._redis.set(attempt.known, "", ex=KNOWN_FOR_S)
+        except (RedisError, OSError):
+            return  # the next login from here makes it known
+
+    async def given_back(self, attempt: Attempt) -> None:
         """It was right, or never looked at."""
         try:
-            await self._redis.zrem(_account(email), attempt)
+            await self._redis.zrem(attempt.account, attempt.name)
         except (RedisError, OSError):
             return  # the place frees itself within a minute
 
-    async def failed(self, address: str, attempt: str) -> None:
+    async def failed(self, attempt: Attempt) -> None:
         try:
-            await self._take(keys=[_address(address)], args=[2**31, WINDOW_MS, attempt])
+            await self._take(keys=[attempt.address], args=[2**31, WINDOW_MS, attempt.name])
         except (RedisError, OSError):
             raise Problem("unavailable") from None
 
 
-def _account(email: str) -> str:
-    return f"login:account:{sha256(email.encode(errors='replace')).hexdigest()}"
-
-
-def _address(address: str) -> str:
-    return f"login:address:{address}"
+def _hash(text: str) -> str:
+    return sha256(text.encode(errors="replace")).hexdigest()

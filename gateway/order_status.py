@@ -69,6 +69,13 @@ class OrderReader:
             raise Problem("not_found")
         return view
 
+    async def again(self, view: OrderView) -> OrderView:
+        """The order as it is now; as it was where nobody can say just now, so that a fault of moments ends no wait."""
+        try:
+            return await self.of_owner(view.id, view.user_id)
+        except Problem:
+            return view
+
     async def _find(self, order_id: OrderId) -> OrderView:
         try:
             flat = await self._reads.command("HGETALL", keys.order(order_id))
@@ -147,7 +154,7 @@ class OrderStatus:
                     soon_s = min(soon_s * 2, LOOK_EVERY_S)
                 else:
                     await news.wait(min(left_s, LOOK_EVERY_S))
-                view = await self._reader.of_owner(view.id, view.user_id)
+                view = await self._reader.again(view)
         return view
 
     async def _public(self, view: OrderView) -> dict[str, object]:

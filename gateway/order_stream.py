@@ -62,7 +62,7 @@ class OrderStream:
                 stream.push(KEEP_ALIVE)
                 alive_at = loop.time()
             await self._next_look(stream, news)
-            view = await self._reread(view)
+            view = await self._reader.again(view)
 
     async def _next_look(self, stream: EventStream, news: News) -> None:
         if news.terminal:
@@ -71,12 +71,6 @@ class OrderStream:
         look = asyncio.ensure_future(news.wait(LOOK_EVERY_S))
         await asyncio.wait((look, stream.closed), return_when=asyncio.FIRST_COMPLETED)
         look.cancel()
-
-    async def _reread(self, view: OrderView) -> OrderView:
-        try:
-            return await self._reader.of_owner(view.id, view.user_id)
-        except Problem:
-            return view  # nobody can say just now; the stream stays open
 
 
 def _frame(view: OrderView) -> Frame:

@@ -29,7 +29,8 @@ from schemas import topics
 from schemas.codec import Headers
 from schemas.ids import OrderId, ProductId, new_order_id
 
-from .admission import Overload, SoldOutMemory, UnderWay, UserRates
+from .addresses import Addresses
+from .admission import Overload, Rates, SoldOutMemory, UnderWay
 from .catalogue import Catalogue, Product
 from .identity import Identity
 from .problems import Problem
@@ -106,7 +107,10 @@ class Orders:
         self._catalogue = catalogue
         self._inventory = inventory
         self._publisher = publisher
-        self._rates = UserRates(settings.buys_per_second_per_user)
+        self._rates = Rates(settings.buys_per_second_per_user)
+        per_address = settings.buys_per_second_per_address
+        self._address_rates = Rates(per_address) if per_address else None
+        self._addresses = Addresses(settings.trusted_proxies)
         self._sold_out = SoldOutMemory()
         self._under_way = UnderWay()
         self._max_unpublished = settings.max_unpublished
@@ -123,6 +127,8 @@ class Orders:
         started = time.perf_counter()
         user = self._identity.user_of(request)
         if not self._rates.take(user.id):
+            raise Problem("rate_limited")
+        if self._address_rates and not self._address_rates.take(self._addresses.of(request)):
             raise Problem("rate_limited")
         key = idempotency_key(request)
         product_id, quantity = decode_wish(await read_json(request))

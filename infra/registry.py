@@ -31,10 +31,15 @@ def register(
     pid: int | None = None,
     state_dir: Path | None = None,
 ) -> Path:
-    """Write this process' row (port: its metrics or HTTP port); a second call replaces it. Returns the row's file."""
+    """Write this process' row (port: its metrics or HTTP port); a second call replaces it. Returns the row's file.
+
+    Where another live process has the name, one that was started by hand beside it, its pid is the member's name.
+    """
     pid = pid or os.getpid()
     folder = run_dir(state_dir)
     folder.mkdir(parents=True, exist_ok=True)
+    if _taken(folder / f"{role}-{member}.json", pid):
+        member = str(pid)
     path = folder / f"{role}-{member}.json"
     row = {
         "role": role,
@@ -47,6 +52,14 @@ def register(
     draft.write_text(json.dumps(row))
     draft.replace(path)  # a reader sees the old row or the new one, never half of one
     return path
+
+
+def _taken(path: Path, pid: int) -> bool:
+    try:
+        raw = json.loads(path.read_text())
+        return bool(raw["pid"] != pid and alive(raw["pid"], raw["created"]))
+    except (OSError, ValueError, KeyError):
+        return False
 
 
 def live_rows(state_dir: Path | None = None) -> list[Row]:

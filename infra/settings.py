@@ -1,11 +1,12 @@
 """Environment in, one frozen `Settings` out; a process with a bad setting refuses to start and names every fault at once."""
 
 from functools import lru_cache
+from ipaddress import ip_network
 from pathlib import Path
 from typing import Annotated, Literal, Self, TypeVar
 from urllib.parse import quote
 
-from pydantic import Field, SecretStr, ValidationError, model_validator
+from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 JWT_SECRET_MIN_BYTES = 32  # RFC 7518 section 3.2: an HS256 key is at least as long as its hash
@@ -56,6 +57,7 @@ class Settings(BaseSettings):
 
     max_held: Annotated[int, Field(ge=1)] = 100_000  # units a product may hold before reserve answers `busy`
     buys_per_second_per_user: Annotated[int, Field(ge=1)] = 50
+    buys_per_second_per_address: Annotated[int, Field(ge=0)] = 0  # 0: no limit; many buyers may share one address
     max_unpublished: Annotated[int, Field(ge=1)] = 10_000  # orders a gateway worker may owe Kafka
 
     otel_exporter_otlp_endpoint: str = ""  # of an OTLP collector over HTTP; none: nothing is traced
@@ -68,6 +70,13 @@ class Settings(BaseSettings):
         if isinstance(raw, str):
             values["trusted_proxies"] = tuple(part.strip() for part in raw.split(",") if part.strip())
         return values
+
+    @field_validator("trusted_proxies")
+    @classmethod
+    def _refuse_no_network(cls, proxies: tuple[str, ...]) -> tuple[str, ...]:
+        for proxy in proxies:
+            ip_network(proxy, strict=False)  # its ValueError names the fault
+        return proxies
 
     @property
     def development(self) -> bool:

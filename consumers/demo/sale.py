@@ -6,6 +6,7 @@ from contextlib import suppress
 from pathlib import Path
 
 import aiohttp
+import msgspec
 from rich.console import Console
 
 from consumers.audit.audit import audit
@@ -20,7 +21,7 @@ from schemas.ids import ProductId
 from .buyers import Buyer, Crowd
 from .people import timetable, tokens
 from .progress import Progress
-from .summary import passed, summary
+from .summary import figures, passed, summary
 from .tally import Tally
 from .watchers import EndsOnTheLog, watch_stock
 
@@ -37,10 +38,13 @@ class NotReady(operations.Refused):
     """The stack does not serve."""
 
 
-async def demo(settings: SigningSettings, console: Console, picture: Path | None = None) -> bool:
+async def demo(
+    settings: SigningSettings, console: Console, picture: Path | None = None, *, as_json: bool = False
+) -> bool:
     """The whole show; True when the books balance and no buyer saw what must not be. Raises NotReady.
 
-    `picture` gets the live view as it stood in mid-sale, terminal or not.
+    `picture` gets the live view as it stood in mid-sale, terminal or not. `as_json`: the figures on standard output, while
+    `console` shows the sale.
     """
     url = _url(settings)
     connector = aiohttp.TCPConnector(limit=0, keepalive_timeout=8)  # below the gateway's 10 s
@@ -60,7 +64,10 @@ async def demo(settings: SigningSettings, console: Console, picture: Path | None
         progress.save(picture)
     console.print("The audit: waiting for quiet, then reading every book", highlight=False)
     report = await audit(settings, product, AUDIT_WAIT_S)
-    console.print("\n" + summary(tally, report, took_s, url), highlight=False, markup=False, soft_wrap=True)
+    if as_json:
+        print(msgspec.json.encode(figures(tally, report, took_s)).decode())
+    else:
+        console.print("\n" + summary(tally, report, took_s, url), highlight=False, markup=False, soft_wrap=True)
     return passed(tally, report)
 
 

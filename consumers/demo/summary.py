@@ -1,10 +1,14 @@
-"""A finished sale and its audit in, one page for people out."""
+"""A finished sale and its audit in, one page for people out, or the same figures for machines."""
+
+from typing import Any
+
+import msgspec
 
 from consumers.audit.books import Report
 from consumers.audit.show import show
-from schemas.order_state import Status
+from schemas.order_state import TERMINAL, Status
 
-from .tally import Tally, spread
+from .tally import Tally, percentile, spread
 
 NEXT = """\
 What to look at next
@@ -20,6 +24,36 @@ def summary(tally: Tally, report: Report, took_s: float, url: str) -> str:
     return "\n\n".join(
         [_sale(tally, took_s), _delays(tally), show(report), *_remarks(tally, report), NEXT.format(url=url)]
     )
+
+
+def figures(tally: Tally, report: Report, took_s: float) -> dict[str, Any]:
+    """What the page says, as JSON says it; the audit is that of `thrones audit --json`."""
+    delays = {
+        "click_to_202": tally.acknowledged_s,
+        "202_to_the_end": tally.completed_s,
+        "own": tally.own_delay_s,
+    }
+    return {
+        "ok": passed(tally, report),
+        "took_s": round(took_s, 1),
+        "buyers": tally.buyers,
+        "requests": tally.clicks,
+        "accepted": len(tally.accepted),
+        "ended": {status: tally.ended(status) for status in sorted(TERMINAL)},
+        "unended": tally.unended,
+        "refused": dict(tally.refused),
+        "double_clicks": tally.double_clicks,
+        "doubled_orders": tally.doubled_orders,
+        "bad_answers": tally.bad_answers,
+        "stock_updates": tally.stock_updates,
+        "delays_ms": {name: _percentiles_ms(delay_s) for name, delay_s in delays.items()},
+        "audit": msgspec.to_builtins(report),
+    }
+
+
+def _percentiles_ms(delays_s: list[float]) -> dict[str, int | None]:
+    found = {f"p{percent}": percentile(delays_s, percent) for percent in (50, 95, 99)}
+    return {name: None if value is None else round(value * 1000) for name, value in found.items()}
 
 
 def passed(tally: Tally, report: Report) -> bool:

@@ -115,6 +115,24 @@ async def test_the_twenty_first_failed_login_from_an_address_is_refused(settings
         await _forget_addresses(gateway)
 
 
+async def test_guessing_from_elsewhere_keeps_nobody_out_where_he_has_logged_in_before(
+    settings: SigningSettings,
+) -> None:
+    """Login throttling is no lock: a known address has its own count for the account, and that one holds as well."""
+    async with gateway_on(settings, trusted_proxies=("127.0.0.0/8",)) as gateway:
+        await _forget_addresses(gateway)
+        email = (await register(gateway)).json["user"]["email"]
+        home, elsewhere, abroad = ({"X-Forwarded-For": f"198.51.100.{n}"} for n in (1, 2, 3))
+        assert (await login(gateway, email, "valar morghulis", **home)).status == 200
+        for n in range(8):
+            assert (await login(gateway, email, "wrong password", **elsewhere)).status == (401 if n < 5 else 429), n
+        assert (await login(gateway, email, "valar morghulis", **abroad)).is_problem(429, "rate_limited")
+        assert (await login(gateway, email, "valar morghulis", **home)).status == 200
+        for n in range(6):
+            assert (await login(gateway, email, "wrong password", **home)).status == (401 if n < 5 else 429), n
+        await _forget_addresses(gateway)
+
+
 async def test_a_user_without_a_usable_password_cannot_log_in(gateway: GatewayClient) -> None:
     """Bulk users have a hash that no password matches."""
     email = f"{uuid4().hex}@x.example"

@@ -252,10 +252,27 @@ async def test_a_user_who_buys_too_fast_is_slowed_down(settings: SigningSettings
     """The burst is the rate of a second; the next is 429."""
     async with gateway_on(settings, buys_per_second_per_user=5) as gateway:
         product = await gateway.product(100)
-        answers = [await gateway.buy({"productId": product}) for _ in range(7)]
-        assert [answer.status for answer in answers[:5]] == [202] * 5
-        assert answers[-1].is_problem(429, "rate_limited")
+        answers = await asyncio.gather(*(gateway.buy({"productId": product}) for _ in range(50)))
+        refused = [answer for answer in answers if answer.status != 202]
+        assert 10 < len(refused) <= 45
+        assert all(answer.is_problem(429, "rate_limited") for answer in refused)
+        assert await gateway.available(product) == 50 + len(refused)
         assert (await gateway.another_user().buy({"productId": product})).status == 202
+
+
+async def test_where_it_is_set_an_address_that_buys_too_fast_is_slowed_down(settings: SigningSettings) -> None:
+    """Whoever its users are; another address, as the trusted proxy names it, is not. Unless set there is no such limit."""
+    assert settings.buys_per_second_per_address == 0
+    async with gateway_on(settings, buys_per_second_per_address=1, trusted_proxies=("127.0.0.1",)) as gateway:
+        product = await gateway.product(100)
+        crowd = {"X-Forwarded-For": "198.51.100.1"}
+        buyers = [gateway.another_user() for _ in range(20)]
+        answers = await asyncio.gather(*(buyer.buy({"productId": product}, None, **crowd) for buyer in buyers))
+        refused = [answer for answer in answers if answer.status != 202]
+        assert 10 < len(refused) < 20
+        assert all(answer.is_problem(429, "rate_limited") for answer in refused)
+        assert await gateway.reserved(product) == (80 + len(refused), 20 - len(refused))
+        assert (await gateway.buy({"productId": product}, None, **{"X-Forwarded-For": "198.51.100.2"})).status == 202
 
 
 async def test_kafka_away_is_not_the_buyers_trouble_until_too_much_is_owed(settings: SigningSettings) -> None:

@@ -45,6 +45,16 @@ async def test_redis_away_is_503_at_once_and_back_is_back(settings: SigningSetti
         assert await gateway.available(product) == 3
 
 
+async def test_postgres_away_degrades_a_worker_and_takes_nothing_else_from_it(settings: SigningSettings) -> None:
+    """It starts and is ready; who logs in is told to come back, a product that nobody knows is not denied."""
+    async with gateway_on(settings, db_port=9) as gateway:
+        ready = await gateway.ask("GET", "/health/ready")
+        assert (ready.status, ready.json["status"], ready.json["degraded"]) == (200, "degraded", ["postgres"])
+        body = {"email": "arya@winterfell.example", "password": "valar morghulis"}
+        assert (await gateway.ask("POST", "/api/auth/login", json=body)).is_problem(503, "unavailable")
+        assert (await gateway.ask("GET", "/api/products/2147483646")).is_problem(503, "unavailable")
+
+
 async def test_a_lost_reply_costs_no_unit_and_no_order(settings: SigningSettings) -> None:
     """The script ran, its reply is lost: the second run finds the order, with a key and without one."""
     async with behind_proxy(settings) as (gateway, proxy):

@@ -12,6 +12,8 @@ import orjson
 import pytest
 
 from gateway import event_stream
+from gateway.order_status import OrderReader, OrderView
+from gateway.problems import Problem
 from infra.inventory.inventory import Inventory
 from infra.operations import open_stock
 from infra.publisher import HEADERS
@@ -21,10 +23,13 @@ from schemas.codec import encode
 from schemas.events import OrderStatusChanged, Step, StockChanged
 from schemas.ids import OrderId, ProductId
 from schemas.order_state import Entry, Status
+from tests.sockets import fall_silent
 
 from .gateway_fixtures import UNKNOWN_ORDER, GatewayClient, gateway, gateway_on, settings
 
 __all__ = ["gateway", "settings"]
+
+SLACK_S = 3.0  # of a busy machine
 
 
 class Events:
@@ -159,6 +164,42 @@ async def test_a_reader_that_stops_reading_is_cut_and_delays_nobody(
         slow.close()
 
 
+async def test_a_reader_that_has_vanished_from_a_quiet_stream_is_cut_within_ten_seconds(gateway: GatewayClient) -> None:
+    """Half-open connections: nothing more is acknowledged, and nothing has to be sent to notice it."""
+    product = await gateway.product(9)
+    order_id = (await gateway.buy({"productId": product})).json["orderId"]
+    paths = (b"/sse/stock/%d" % product, b"/sse/order/%s" % order_id.encode())
+    vanished = [await asyncio.to_thread(_first_event, gateway, path) for path in paths]
+    try:
+        assert await _streams(gateway) == 2
+        for sock in vanished:
+            fall_silent(sock)
+        silent_at = time.monotonic()
+        while await _streams(gateway) > 0:
+            assert time.monotonic() - silent_at < 10 + SLACK_S, "it is never cut"
+            await asyncio.sleep(0.1)
+    finally:
+        for sock in vanished:
+            sock.close()
+
+
+async def test_a_quiet_stream_says_now_and_then_that_it_is_alive(
+    settings: SigningSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A comment every 15 s on either stream, so that proxies and clients do not give it up."""
+    assert event_stream.KEEP_ALIVE_EVERY_S == 15
+    for module in ("stock_stream", "order_stream"):
+        monkeypatch.setattr(f"gateway.{module}.KEEP_ALIVE_EVERY_S", 0.2)
+    async with gateway_on(settings) as gateway:
+        product = await gateway.product(9)
+        order_id = (await gateway.buy({"productId": product})).json["orderId"]
+        for path in (f"/sse/stock/{product}", f"/sse/order/{order_id}"):
+            async with stream(gateway, path, headers=gateway.bearer) as events, asyncio.timeout(20):
+                await events.next()
+                while await events.response.content.readline() != b": keep-alive\n":
+                    continue
+
+
 async def test_streams_end_when_the_worker_is_drained(settings: SigningSettings) -> None:
     """A proper end, not a reset: the client comes back to another worker after its `retry`."""
     async with gateway_on(settings) as gateway:
@@ -209,6 +250,33 @@ async def test_an_order_is_followed_to_its_end(gateway: GatewayClient) -> None:
     assert [step["status"] for step in done.json["history"]] == ["queued", "processing", "confirmed"]
 
 
+async def test_a_wait_and_a_stream_outlive_a_moment_in_which_the_order_cannot_be_read(
+    gateway: GatewayClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Both stores away at the moment of the end: the waiting clients are not sent away, they learn it a little later."""
+    product = await gateway.product(1)
+    order_id = OrderId((await gateway.buy({"productId": product})).json["orderId"])
+    find, failed = OrderReader._find, 0
+
+    async def failing(reader: OrderReader, wanted: OrderId) -> OrderView:
+        nonlocal failed
+        if failed < 4:
+            failed += 1
+            raise Problem("unavailable")
+        return await find(reader, wanted)
+
+    async with stream(gateway, f"/sse/order/{order_id}", headers=gateway.bearer) as events:
+        assert (await events.next())["id"] == "queued"
+        waiting = asyncio.create_task(gateway.status(order_id, "?wait=25"))
+        await asyncio.sleep(0.2)
+        monkeypatch.setattr(OrderReader, "_find", failing)
+        await _end(gateway, product, order_id)
+        answer = await waiting
+        assert (answer.status, answer.json["status"]) == (200, "confirmed")
+        assert (await events.next(20))["id"] == "confirmed"
+    assert failed == 4
+
+
 async def test_the_longest_wait_is_25_s_and_it_ends_when_asked(gateway: GatewayClient) -> None:
     """A second's wait takes a second; nonsense is 400."""
     product = await gateway.product(1)
@@ -238,6 +306,16 @@ async def test_a_ticket_opens_one_stream_once(gateway: GatewayClient) -> None:
     unknown = await gateway.ask("GET", f"/sse/order/{UNKNOWN_ORDER}", headers=stranger.bearer)
     assert (others.status, others.body) == (unknown.status, unknown.body)
     assert others.is_problem(404, "not_found")
+
+
+def _first_event(gateway: GatewayClient, path: bytes) -> socket.socket:
+    """An open stream whose first event has come."""
+    sock = socket.create_connection(("127.0.0.1", int(gateway.url.rpartition(":")[2])), timeout=10)
+    sock.sendall(b"GET %s HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer %s\r\n\r\n" % (path, gateway.token.encode()))
+    received = b""
+    while b"data: " not in received:
+        received += sock.recv(65_536)
+    return sock
 
 
 async def _publish_stock(gateway: GatewayClient, product: ProductId, version: int, available: int) -> None:

@@ -10,6 +10,7 @@ import pytest
 
 from gateway.problems import KINDS
 from infra.local.ports import free_ports
+from tests.sockets import fall_silent
 
 from .nginx_fixtures import (
     TEMPLATE,
@@ -30,6 +31,7 @@ __all__ = ["nginx_binary"]
 
 BUY = "/api/order/buy-flash"
 BODY = b'{"productId":1}'
+SLACK_S = 3.0  # of a busy machine
 
 
 async def test_a_dead_gateway_is_passed_by(nginx_binary: Path, tmp_path: Path) -> None:
@@ -277,6 +279,28 @@ async def test_whoever_dawdles_is_cut_within_10_seconds(nginx_binary: Path, tmp_
         asyncio.timeout(10.5),
     ):
         await asyncio.gather(_slow_headers(nginx.port), _stopped_body(nginx.port), _stopped_reader(nginx.port, streams))
+
+
+async def test_a_reader_that_has_vanished_from_a_quiet_stream_is_cut_within_10_seconds(
+    nginx_binary: Path, tmp_path: Path
+) -> None:
+    """Nothing is sent and nothing acknowledged: nginx asks, gives the client up and lets go of the stream behind it."""
+
+    async def quiet(_fake: FakeGateway, writer: asyncio.StreamWriter) -> bool:
+        writer.write(b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n\r\ndata: 1\n\n")
+        return True  # it listens on, and so learns the end
+
+    async with (
+        fake_gateways(quiet) as [streams],
+        nginx_on(nginx_binary, tmp_path, [streams.port]) as nginx,
+        Raw.to(nginx.port) as raw,
+        asyncio.timeout(10 + SLACK_S),
+    ):
+        raw.writer.write(b"GET /sse/stock/1 HTTP/1.1\r\nHost: x\r\n\r\n")
+        await raw.reader.readuntil(b"data: 1\n\n")
+        fall_silent(raw.writer.get_extra_info("socket"))
+        while not streams.ended:  # noqa: ASYNC110 - the fake sets no event
+            await asyncio.sleep(0.05)
 
 
 async def _slow_headers(port: int) -> None:

@@ -24,6 +24,9 @@ REPORTING = (
     "operator create",
     "tokens",
     "audit",
+    "demo",
+    "env",
+    "doctor",
     "lag",
     "status",
     "replay",
@@ -141,6 +144,14 @@ def test_a_gateway_without_a_secret_does_not_start(monkeypatch: pytest.MonkeyPat
     monkeypatch.setenv("JWT_SECRET", secret)
     result = RUN.invoke(app, ["gateway"])
     assert result.exit_code == 1
+
+
+def test_a_proxy_that_is_no_network_is_named_at_the_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TRUSTED_PROXIES", "10.0.0.0/8, nginx")
+    result = RUN.invoke(app, ["gateway"])
+    assert result.exit_code == 1
+    assert "TRUSTED_PROXIES" in str(result.exception) + result.output
+    assert "'nginx'" in str(result.exception) + result.output
 
 
 def test_tokens_say_what_the_gateway_checks() -> None:

@@ -7,13 +7,14 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 import aiohttp
+import msgspec
 from aiohttp import web
 from aiohttp.test_utils import TestServer
 
 from consumers.audit.books import Report
 from consumers.demo.buyers import Buyer, Crowd
 from consumers.demo.people import CLICKS_WITHIN_S, timetable
-from consumers.demo.summary import passed, summary
+from consumers.demo.summary import figures, passed, summary
 from consumers.demo.tally import Tally, percentile, spread
 from schemas.order_state import Status
 
@@ -101,6 +102,16 @@ async def test_an_answer_that_must_not_be_fails_the_demo() -> None:
 def test_books_that_do_not_balance_fail_the_demo() -> None:
     assert passed(Tally(), Report(ok=True, products=[], problems=[]))
     assert not passed(Tally(), Report(ok=False, products=[], problems=["product 1: oversold"]))
+
+
+def test_the_figures_for_machines_are_those_for_people() -> None:
+    tally = Tally(buyers=3, clicks=4, accepted={"a", "b"}, acknowledged_s=[0.1, 0.2])
+    tally.statuses = {"a": Status.CONFIRMED, "b": Status.QUEUED}
+    told = msgspec.json.decode(msgspec.json.encode(figures(tally, Report(ok=True, products=[], problems=[]), 1.04)))
+    assert (told["ok"], told["unended"], told["took_s"]) == (False, 1, 1.0)
+    assert told["ended"] == {"confirmed": 1, "failed": 0, "payment_failed": 0}
+    assert told["delays_ms"]["click_to_202"]["p99"] == 200
+    assert told["audit"] == {"ok": True, "products": [], "problems": []}
 
 
 def test_the_timetable_has_everybody_once_within_seconds() -> None:

@@ -47,6 +47,13 @@ def test_every_promise_names_the_tests_that_would_break_it() -> None:
     assert all("](tests/" in row for row in rows)
 
 
+def test_every_feature_of_the_reference_has_its_answer_here() -> None:
+    table = read("README.md").split("| The reference | Here |\n|---|---|\n")[1]
+    rows = [line.strip("|").split(" | ") for line in table.splitlines() if line.startswith("|")]
+    assert len(rows) >= 20
+    assert all(len(cells) == 2 and all(cell.strip(" |") for cell in cells) for cells in rows), rows
+
+
 def test_the_page_of_the_interface_lists_exactly_the_codes_there_are() -> None:
     """Status and code of every refusal; wrong credentials are `unauthorized` to clients."""
     told = {(code, int(status)) for status, code in re.findall(r"^\| (\d{3}) \| `(\w+)` \|", read("docs/api.md"), re.M)}

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gateway import admission
-from gateway.admission import STANDING_S, UNDER_WAY, Overload, SoldOutMemory, UnderWay, UserRates
+from gateway.admission import STANDING_S, UNDER_WAY, Overload, Rates, SoldOutMemory, UnderWay
 from schemas.ids import ProductId, UserId
 
 PRODUCT = ProductId(1)
@@ -29,7 +29,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], None]:
 
 def test_a_burst_is_a_seconds_worth_and_refills_evenly(clock: Callable[[float], None]) -> None:
     """50 at once, none more, then one each 20 ms, never more than 50 saved up."""
-    rates, user = UserRates(50), UserId(7)
+    rates, user = Rates(50), UserId(7)
     assert [rates.take(user) for _ in range(51)] == [True] * 50 + [False]
     clock(0.0201)
     assert (rates.take(user), rates.take(user)) == (True, False)
@@ -40,8 +40,8 @@ def test_a_burst_is_a_seconds_worth_and_refills_evenly(clock: Callable[[float], 
 
 def test_the_memory_of_users_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     """A million users do not fill a worker; the forgotten ones start afresh."""
-    monkeypatch.setattr(admission, "USERS_TRACKED", 10)
-    rates = UserRates(1)
+    monkeypatch.setattr(admission, "TRACKED", 10)
+    rates = Rates(1)
     assert all(rates.take(UserId(n)) for n in range(1, 100))
     assert not rates.take(UserId(99))
     assert rates.take(UserId(1))

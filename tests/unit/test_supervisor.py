@@ -136,6 +136,25 @@ def test_a_reused_pid_is_not_taken_for_ours(tmp_path: Path) -> None:
     assert registry.live_rows(tmp_path) == []
 
 
+def test_a_process_started_by_hand_beside_another_takes_nobodys_name(tmp_path: Path) -> None:
+    """Both are shown; who has ended leaves the name to the next."""
+    first, second = (subprocess.Popen(["sleep", "60"]) for _ in range(2))
+    try:
+        registry.register("order-stage", pid=first.pid, state_dir=tmp_path)
+        registry.register("order-stage", pid=second.pid, state_dir=tmp_path)
+        registry.register("order-stage", pid=first.pid, port=7, state_dir=tmp_path)
+        rows = {row["member"]: (row["pid"], row["port"]) for row in registry.live_rows(tmp_path)}
+        assert rows == {"1": (first.pid, 7), str(second.pid): (second.pid, None)}
+        first.kill()
+        first.wait()
+        registry.register("order-stage", state_dir=tmp_path)
+        assert {row["member"]: row["pid"] for row in registry.live_rows(tmp_path)}["1"] == os.getpid()
+    finally:
+        for process in (first, second):
+            process.kill()
+            process.wait()
+
+
 def test_a_log_that_grew_too_large_is_set_aside(tmp_path: Path) -> None:
     log = tmp_path / "relay-1.log"
     log.write_bytes(b"x" * LOG_LIMIT_BYTES)
