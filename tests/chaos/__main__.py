@@ -16,7 +16,10 @@ from .results import FILE, append, show
 from .rows import Row
 from .table import BY_NAME, ROWS
 
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
+
+@app.command()
 def main(
     names: Annotated[list[str] | None, typer.Argument(metavar="[ROW]...", help="Rows to run; all, without.")] = None,
     seed: Annotated[int, typer.Option("--seed", help="Of the timetable and of the load; the first of --seeds.")] = 1,
@@ -66,4 +69,4 @@ async def _run(
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    app()

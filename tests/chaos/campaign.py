@@ -21,6 +21,7 @@ from infra.postgres.pool import connect_postgres
 from infra.redis_client import connect_redis
 from schemas.ids import ProductId
 
+from .figures import growth
 from .ground import Ground
 from .results import FaultLine, Measured, RowResult
 from .rows import STEADY, Faults, Row
@@ -28,7 +29,7 @@ from .trial import Answer, Outcome, Trial
 from .watch import Watch
 
 QUIET_MAX_S = 60.0
-BEGINS_MAX_S = 30.0
+BEGINS_MAX_S = 60.0
 LOAD_REST_S = 240.0  # over the faults' time: until it is told to stop
 HISTORY_MAX = 60_000  # orders on one log: the audit reads it from its beginning, so then the stack is made anew
 LOOK_EVERY_S = 0.2
@@ -62,15 +63,18 @@ class Campaign:
             self.ground.brokers = row.brokers
             await asyncio.to_thread(self.ground.fresh)
             self.history = 0
+        await asyncio.to_thread(lambda: self.ground.tokens)  # made with the first row, and after each new beginning
         await asyncio.to_thread(self.ground.set_weather, {"seed": None, **row.weather})
 
     async def _try(self, row: Row, trial: Trial) -> tuple[Outcome, list[str]]:
+        before = self.ground.vitals()
         watch = Watch(self.ground.settings(), trial.product, trial.looks)
         async with background(watch.run()):
             result = await self._load_with_faults(row, trial)
             ended_s = time.time()
             print(show(result), flush=True)
             quiet_s, report = await self._books(trial.product, ended_s)
+        trial.measured.update(growth(before, self.ground.vitals()))
         answers = _answers(self.ground.client_log(trial.product))
         violations = [*report["problems"], *watch.violations, *trial.violations]
         violations += [f"one key, two orders: {text}" for text in result.two_orders]

@@ -2,9 +2,10 @@
 
 import math
 from bisect import bisect_left
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
+from .ground import Vitals
 from .trial import Answer, Fault, Outcome
 
 WINDOW_MS = 1_000
@@ -119,6 +120,19 @@ def goodput(overload: float) -> Measure:
 def measured(name: str) -> Measure:
     """What the faults measured themselves."""
     return lambda outcome: outcome.trial.measured.get(name)
+
+
+def growth(before: Mapping[int, Vitals], after: Mapping[int, Vitals]) -> dict[str, float]:
+    """The most that a process which lived through it has grown (I12), percent."""
+    lived = before.keys() & after.keys()
+    return {
+        "memory grown": max((_percent_more(after[p].memory_mib, before[p].memory_mib) for p in lived), default=0.0),
+        "files grown": max((_percent_more(after[p].files, before[p].files) for p in lived), default=0.0),
+    }
+
+
+def _percent_more(after: float, before: float) -> float:
+    return round(100 * (after - before) / before, 1)
 
 
 def refusal_ms(share: float) -> Measure:

@@ -20,7 +20,7 @@ import psutil
 
 from infra.local.ports import free_ports, load_config
 from infra.local.specs import process_env, stack_env
-from infra.registry import Row, created
+from infra.registry import Row
 from infra.settings import Settings
 from tests.e2e.stack import THRONES, Stack
 
@@ -29,6 +29,14 @@ SERVERS = ("redis", "kafka", "postgres", "payment-gateway")
 LOOK_EVERY_S = 0.05
 REGISTER_TIMEOUT_S = 60.0  # with every core busy; the supervisor itself waits half a second
 DEATH_MAX_S = 40.0  # the slowest process may take 25 s to drain
+
+
+@dataclass(frozen=True, slots=True)
+class Vitals:
+    """What a process takes: resident MiB, open files."""
+
+    memory_mib: float
+    files: int
 
 
 @dataclass
@@ -168,14 +176,14 @@ class Ground(Stack):
                             return
                 await asyncio.sleep(LOOK_EVERY_S)
 
-    def vitals(self) -> dict[str, tuple[int, int]]:
-        """Resident MB and open files of each process, by name and start: a replaced process is another one."""
+    def vitals(self) -> dict[int, Vitals]:
+        """Of each process of ours, by pid."""
         found = {}
         for row in self.rows():
-            with contextlib.suppress(psutil.Error):  # gone since
-                process = psutil.Process(row["pid"])
-                name = f"{row['role']}-{row['member']}@{created(row['pid'])}"
-                found[name] = (process.memory_info().rss // 2**20, process.num_fds())
+            if row["role"] not in ("kafka", "redis", "postgres"):
+                with contextlib.suppress(psutil.Error):  # gone since
+                    process = psutil.Process(row["pid"])
+                    found[row["pid"]] = Vitals(process.memory_info().rss / 2**20, process.num_fds())
         return found
 
 

@@ -73,6 +73,18 @@ ROWS = (
         short_s=40.0,
     ),
     Row(
+        "steady",
+        "none, at L, on a stack that has sold before",
+        "I1-I9 I11 I12",
+        figures=(
+            Figure("a process's memory grown", "%", measured("memory grown"), at_most=5, timed=True),
+            Figure("a process's open files grown", "%", measured("files grown"), at_most=5, timed=True),
+            Figure("accepted", "%", accepted_share, at_least=100),
+            QUIET,
+        ),
+        seconds=60.0,
+    ),
+    Row(
         "limits",
         "none: quantities 1-5, 997 units, at most 2 a user",
         "I1-I7 I11",

@@ -7,7 +7,8 @@ from unittest.mock import MagicMock
 import pytest
 
 from bench.tally import Tally, summarise
-from tests.chaos.figures import Figure, during_refusal_ms, keeps_up_again, most_behind, percentile, sells_again
+from tests.chaos.figures import Figure, during_refusal_ms, growth, keeps_up_again, most_behind, percentile, sells_again
+from tests.chaos.ground import Vitals
 from tests.chaos.trial import Answer, Fault, Look, Outcome, Trial
 
 STARTED_S = 1_800_000_000.0
@@ -65,6 +66,13 @@ async def test_stages_keep_up_when_both_are_less_than_a_second_behind() -> None:
 async def test_refusals_are_measured_within_the_fault_only() -> None:
     seen = answers((0, 2, "R"), (2, 4, "R"), (4, 6, "R"))
     assert during_refusal_ms(0.99)(await outcome([fault(2, 4)], seen)) == 39
+
+
+def test_growth_is_the_worst_process_that_lived_through_it() -> None:
+    before = {1: Vitals(100, 10), 2: Vitals(100, 20), 3: Vitals(100, 10)}
+    after = {1: Vitals(104, 10), 2: Vitals(90, 21), 4: Vitals(500, 99)}
+    assert growth(before, after) == {"memory grown": 4.0, "files grown": 5.0}
+    assert growth({}, after) == {"memory grown": 0.0, "files grown": 0.0}
 
 
 def test_percentiles_are_nearest_rank() -> None:
