@@ -75,9 +75,13 @@ async def _stage(sale: Sale, fill: Filler, offsets: Offsets, stage: str, members
         return (await sale.counts()).settled
 
     with limited([[pid] for pid in pids], SHARES[stage]):
-        await fill.fill(sale, orders)
-        rate = await _rate(sale, requested if stage == ORDER_STAGE_GROUP else settled, orders)
+        async with asyncio.TaskGroup() as group:
+            filling = group.create_task(fill.fill(sale, orders))
+            rate = await _rate(sale, requested if stage == ORDER_STAGE_GROUP else settled, orders)
+            starved = not filling.done()
     await sale.until_ended()
+    if starved:
+        raise TooSlow(f"{sale.name}: they were faster than orders could be put before them")
     return MembersPoint(stage, members, SHARES[stage], round(rate, 1))
 
 
