@@ -1,7 +1,7 @@
 # Backend of Thrones. `make help` lists the targets; sizes and ports are environment variables (see `make help`).
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: schemas help setup up down reset demo load test check chaos
+.PHONY: schemas help setup up down reset demo load bench bench-quick bench-full test check chaos
 
 PYTHON ?= python3
 VENV := .venv
@@ -14,7 +14,7 @@ THRONES := $(BIN)/thrones
 WORKS := $(THRONES) --version >/dev/null 2>&1
 
 help: ## This list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 	@echo "  Variables: API_WORKERS=2 ORDER_WORKERS=1 PAYMENT_WORKERS=1 BROKERS=1 PORT=8080 THRONES_STATE_DIR=.thrones"
 
 setup: ## .venv with pinned dependencies and `thrones`, Kafka's jars; does nothing when done
@@ -47,6 +47,15 @@ SHAPE ?= reference
 
 load: up ## A load test and its books: SHAPE=reference, spike, step, soak or sell-out (ARGS="--scale 0.2": in a fifth of the time)
 	@$(BIN)/python -m bench.load $(SHAPE) $(ARGS)
+
+bench: setup ## Every figure beside its goal, on a stack of its own, under 20 minutes; rewrites docs/performance.md and docs/capacity.md
+	@$(BIN)/python -m bench.performance run bench
+
+bench-quick: setup ## The same figures in under 3 minutes, printed only
+	@$(BIN)/python -m bench.performance run quick
+
+bench-full: setup ## With a backlog of a million, the 5-minute profile and the soak (more than an hour)
+	@$(BIN)/python -m bench.performance run full
 
 test: setup ## Every test, on a stack of its own
 	@$(BIN)/python -m pytest $(ARGS)

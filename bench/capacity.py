@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from infra.settings import Settings
 from schemas.topics import ORDERS
 
+from .performance.cpu import APART
 from .performance.figures import shown
 from .performance.report import Report
 from .performance.table import table
@@ -177,7 +178,9 @@ def tables(report: Report) -> str:
             ("cores in all", "cores"),
         )
     ]
-    used = table(("Process", "CPU an order, ms"), ((role, f"{ms:.3f}") for role, ms in costs.items() if ms >= SHOWN_MS))
+    used = table(
+        ("Process", "CPU an order, ms"), ((_named(role), f"{ms:.3f}") for role, ms in costs.items() if ms >= SHOWN_MS)
+    )
     checked = ((c.what, shown(c.model), shown(c.measured), f"{c.ratio:.2f}") for c in checks(report))
     return "\n\n".join(
         (
@@ -191,3 +194,7 @@ def tables(report: Report) -> str:
             " one product cannot have more, for its books are one shard's.",
         )
     )
+
+
+def _named(role: str) -> str:
+    return f"{role} (the mock provider: apart)" if role in APART else role

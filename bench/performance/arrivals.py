@@ -11,6 +11,7 @@ from .stack import Sale, Stack
 RATES = (500, 1_700)
 CPU_AT = 500
 SETTLING_S = 3.0  # until as many end as are accepted
+EDGE_S = 0.5  # before the last arrival the window ends
 
 
 async def measure(stack: Stack, report: Report, size: Size) -> None:
@@ -38,12 +39,12 @@ async def _arrive(sale: Sale, rate: int, seconds: float) -> None:
 async def _cost(sale: Sale, rate: int, seconds: float) -> None:
     """Between two moments of a run that is under way, so that every process is at work on both."""
     await sale.until_ended(0.999)
-    arrivals = asyncio.create_task(sale.buy(mode="open", rate=float(rate), seconds=seconds + SETTLING_S))
-    await asyncio.sleep(SETTLING_S)
-    before, counts, started_s = sale.stack.cpu(), await sale.counts(), time.monotonic()
-    await asyncio.sleep(seconds - 0.5)
-    used, now, took_s = cpu.between(before, sale.stack.cpu()), await sale.counts(), time.monotonic() - started_s
-    await arrivals
+    async with asyncio.TaskGroup() as group:
+        group.create_task(sale.buy(mode="open", rate=float(rate), seconds=seconds + SETTLING_S))
+        await asyncio.sleep(SETTLING_S)
+        before, counts, started_s = sale.stack.cpu(), await sale.counts(), time.monotonic()
+        await asyncio.sleep(seconds - EDGE_S)
+        used, now, took_s = cpu.between(before, sale.stack.cpu()), await sale.counts(), time.monotonic() - started_s
     accepted, ended = now.accepted - counts.accepted, now.ended - counts.ended
     table = CpuTable(round(took_s, 1), accepted, ended, cpu.per_order_ms(used, ended))
     sale.report.cpu[f"{rate}/s"] = table

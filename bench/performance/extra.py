@@ -17,8 +17,8 @@ from infra.local.ports import free_ports
 
 from .stack import TooSlow
 
-START_DEADLINE_S = 30.0
-STOP_DEADLINE_S = 30.0
+START_DEADLINE_S = 90.0
+STOP_DEADLINE_S = 60.0
 LOOK_EVERY_S = 0.1
 
 

@@ -19,7 +19,7 @@ from .fill import Filler, filler
 from .quota import NoQuota, limited
 from .report import MembersPoint, Report
 from .size import Size
-from .stack import Sale, Stack, TooSlow
+from .stack import FAIR, Sale, Stack, TooSlow
 
 MEMBERS = (1, 2, 4)
 SHARES = {ORDER_STAGE_GROUP: 0.05, PAYMENT_STAGE_GROUP: 0.10, "gateway": 0.10}
@@ -35,16 +35,19 @@ Progress = Callable[[], Awaitable[int]]
 
 
 async def measure(stack: Stack, report: Report, size: Size) -> None:
-    offsets = Offsets(stack.settings)
+    offsets, sales = Offsets(stack.settings), list[Sale]()
     try:
         async with filler(stack) as fill:
             for stage in WORK:
                 for members in MEMBERS:
+                    sales.append(stack.sale(report, f"{members} members of {stage}"))
                     orders = size.member_orders * WORK[stage] * members
-                    report.members.append(await _stage(stack, report, fill, offsets, stage, members, orders))
+                    report.members.append(await _stage(sales[-1], fill, offsets, stage, members, orders))
                 await _scale(stack, stage, 1)
         for members in MEMBERS:
-            report.members.append(await _gateway(stack, report, members))
+            sales.append(stack.sale(report, f"{members} gateway workers"))
+            report.members.append(await _gateway(sales[-1], members))
+        await asyncio.gather(*(sale.check_books() for sale in sales))
     except NoQuota as error:
         report.failures.append(f"growth by members: {error}")
         return
@@ -60,12 +63,9 @@ def linearity(points: list[MembersPoint]) -> dict[str, float]:
     return {p.stage: p.per_s / (most * alone[p.stage]) for p in points if p.members == most}
 
 
-async def _stage(
-    stack: Stack, report: Report, fill: Filler, offsets: Offsets, stage: str, members: int, orders: int
-) -> MembersPoint:
-    stack.weather(hang=0.0, unavailable=0.0, rate_limited=0.0)
-    sale = stack.sale(report, f"{members} members of {stage}")
-    pids = await _scale(stack, stage, members)
+async def _stage(sale: Sale, fill: Filler, offsets: Offsets, stage: str, members: int, orders: int) -> MembersPoint:
+    sale.stack.weather(**FAIR)
+    pids = await _scale(sale.stack, stage, members)
     before = sum((await offsets.ends(PAYMENTS)).values())
 
     async def requested() -> int:
@@ -75,9 +75,13 @@ async def _stage(
         return (await sale.counts()).settled
 
     with limited([[pid] for pid in pids], SHARES[stage]):
-        await fill.fill(sale, orders)
-        rate = await _rate(sale, requested if stage == ORDER_STAGE_GROUP else settled, orders)
-    await sale.check_books()
+        async with asyncio.TaskGroup() as group:
+            filling = group.create_task(fill.fill(sale, orders))
+            rate = await _rate(sale, requested if stage == ORDER_STAGE_GROUP else settled, orders)
+            starved = not filling.done()
+    await sale.until_ended()
+    if starved:
+        raise TooSlow(f"{sale.name}: they were faster than orders could be put before them")
     return MembersPoint(stage, members, SHARES[stage], round(rate, 1))
 
 
@@ -113,12 +117,11 @@ async def _scale(stack: Stack, stage: str, members: int) -> list[int]:
         await asyncio.sleep(0.3)
 
 
-async def _gateway(stack: Stack, report: Report, workers: int) -> MembersPoint:
-    sale = stack.sale(report, f"{workers} gateway workers")
-    async with running("gateway", workers, stack.state_dir) as extra:
+async def _gateway(sale: Sale, workers: int) -> MembersPoint:
+    async with running("gateway", workers, sale.stack.state_dir) as extra:
         with limited([[pid] for pid in extra.pids], SHARES["gateway"]):
             result = await sale.buy(
                 mode="closed", connections=GATEWAY_CONNECTIONS, seconds=GATEWAY_S, base_url=extra.url
             )
-    await sale.check_books()
+    await sale.until_ended()
     return MembersPoint("gateway", workers, SHARES["gateway"], result.accepted_per_s)

@@ -30,8 +30,7 @@ async def measure(stack: Stack, report: Report, size: Size) -> None:
         _note(report, rate, before, after)
         calm = stack.sale(report, f"after {rate:,}/s")
         report.add(f"over_{rate}_recovery", await _recovery_s(calm))
-        for sale in (sold_out, plenty, calm):
-            await sale.check_books()
+        await asyncio.gather(*(sale.check_books() for sale in (sold_out, plenty, calm)))
 
 
 async def _overload(sale: Sale, rate: int, seconds: float) -> Result:

@@ -9,6 +9,7 @@ from .figures import GOALS, shown, verdict
 from .report import BacklogPoint, CpuTable, GeneratorNote, Report
 from .table import table
 
+QUIET_LOAD = 1.0  # runnable processes a core, in the minute before: what starting the stack makes
 ROLES = (
     "gateway",
     "order-stage",
@@ -45,9 +46,11 @@ def _made_on(report: Report) -> str:
     if card is None:
         return "No stack came up."
     changed = " with uncommitted changes" if card.uncommitted else ""
+    busy = card.load_before > QUIET_LOAD * card.cores
+    warning = "\n\n**The machine was not quiet: only CPU an order can be believed.**" if busy else ""
     return (
         f"Commit `{card.commit}`{changed}, {card.at}, {report.seconds / 60:.0f} minutes (`{report.size}`). {card.cpu},"
-        f" {card.cores} cores, {card.memory_gb} GB, load before {card.load_before}; {card.system}, Python {card.python}."
+        f" {card.cores} cores, {card.memory_gb} GB, load before {card.load_before}; {card.system}, Python {card.python}.{warning}"
     )
 
 

@@ -3,6 +3,7 @@
 import asyncio
 import json
 import os
+import sys
 import time
 import urllib.request
 from collections.abc import AsyncIterator, Mapping
@@ -72,6 +73,7 @@ class Stack:
 
     def sale(self, report: Report, name: str, stock: int = 400_000) -> "Sale":
         """A product of this run's own, so that its books are this run's."""
+        print(f"{'':10}{name}", file=sys.stderr, flush=True)
         _, body = own_stack.get(f"{self.url}/api/products")
         product = 1 + max((int(found["id"]) for found in body["products"]), default=1)
         words = ("--id", str(product), "--name", name, "--price", "9.99", "--stock", str(stock))

@@ -63,6 +63,7 @@ def _note(report: Report, size: Size, delays: list[float], crowd: Seen, measured
     report.notes["stock stream: clients"] = size.clients
     report.notes["stock stream: connections lost"] = crowd.lost + measured.lost
     report.notes["stock stream: events/s"] = round((crowd.events + measured.events) / size.stream_s)
+    report.notes["stock stream: memory a client, KB"] = round(grown_kb / size.clients, 1)
     if size.clients >= 10_000:  # the goals are for so many
         report.add("stream_p99", spread.p99)
         report.add("stream_kb", grown_kb / size.clients)

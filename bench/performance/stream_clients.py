@@ -93,7 +93,7 @@ async def _crowd(watch: Watch) -> Seen:
     sockets = [await asyncio.to_thread(_open, watch.port, request) for _ in range(watch.clients)]
     waiting = asyncio.create_task(_tell_and_wait())
     while not waiting.done():
-        seen.events += sum(_read(sock, seen) for sock in sockets)
+        sockets = [sock for sock in sockets if _read(sock, seen)]
         await asyncio.wait((waiting,), timeout=READ_EVERY_S)
     return seen
 
@@ -108,17 +108,17 @@ def _open(port: int, request: bytes) -> socket.socket:
     return sock
 
 
-def _read(sock: socket.socket, seen: Seen) -> int:
-    """How many events have come since the last look."""
+def _read(sock: socket.socket, seen: Seen) -> bool:
+    """Count the events that have come since the last look; False where the server has gone."""
     try:
         data = sock.recv(READ_BYTES)
     except BlockingIOError:
-        return 0
+        return True
     except OSError:
         data = b""
-    if not data:
-        seen.lost += 1
-    return data.count(b"data: ")
+    seen.events += data.count(b"data: ")
+    seen.lost += not data
+    return bool(data)
 
 
 def main() -> None:

@@ -16,6 +16,7 @@ FALLBACK_RATE = 300.0  # where no backlog was drained before
 IN_FLIGHT_S = 3.0  # a charge's own time (p95 2.3 s): so much may always be under way
 GROWTH_MAX = 0.03  # of the window's orders may the backlog grow beyond that
 TRIES = 3
+EDGE_S = 0.5  # before the last arrival the window ends
 ANSWERED_MIN = 0.99
 
 
@@ -48,13 +49,13 @@ def _first_rate(report: Report) -> float:
 async def _run(sale: Sale, rate: float, seconds: float) -> tuple[bool, float]:
     """Whether it was sustained, and orders ended a second in the window after the first charges have ended."""
     await sale.until_ended(0.999)
-    arrivals = asyncio.create_task(sale.buy(mode="open", rate=rate, seconds=seconds + IN_FLIGHT_S))
-    await asyncio.sleep(IN_FLIGHT_S)
-    before, started_s = await sale.counts(), time.monotonic()
-    await asyncio.sleep(seconds - 0.5)
-    after, took_s = await sale.counts(), time.monotonic() - started_s
-    result = await arrivals
-    return is_sustained(before, after, rate, result), (after.ended - before.ended) / took_s
+    async with asyncio.TaskGroup() as group:
+        arrivals = group.create_task(sale.buy(mode="open", rate=rate, seconds=seconds + IN_FLIGHT_S))
+        await asyncio.sleep(IN_FLIGHT_S)
+        before, started_s = await sale.counts(), time.monotonic()
+        await asyncio.sleep(seconds - EDGE_S)
+        after, took_s = await sale.counts(), time.monotonic() - started_s
+    return is_sustained(before, after, rate, arrivals.result()), (after.ended - before.ended) / took_s
 
 
 def is_sustained(before: Counts, after: Counts, rate: float, result: Result) -> bool:

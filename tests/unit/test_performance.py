@@ -1,12 +1,16 @@
 """What `make bench` decides and writes, without measuring: verdicts, the search for a rate, delays, pages, CPU of processes."""
 
+import asyncio
+import os
 import subprocess
 import sys
+from asyncio.subprocess import PIPE
 from pathlib import Path
 
+import msgspec
 import pytest
 
-from bench.performance import cpu
+from bench.performance import cpu, quota
 from bench.performance.__main__ import FOLDER, JSON, Named
 from bench.performance.delay import own_delay_ms
 from bench.performance.figures import GOALS, Figure, shown, verdict
@@ -30,6 +34,7 @@ from bench.performance.run import NAMES, wanted
 from bench.performance.size import BENCH, FULL, QUICK, SIZES
 from bench.performance.stack import Counts
 from bench.performance.stock_stream import delays_ms
+from bench.performance.stream_clients import READ_EVERY_S, READY, Seen, Watch
 from bench.performance.sustained import is_sustained
 from bench.performance.table import BEGIN, END, put_generated
 from bench.tally import Percentiles, Result, Tally, summarise
@@ -145,6 +150,45 @@ def test_a_watcher_is_late_by_the_oldest_change_it_was_not_told() -> None:
     changed = {10: 0.90, 11: 1.00, 12: 1.03, 13: 1.05}
     assert list(delays_ms(changed, [(10, 0.95), (13, 1.06)])) == [pytest.approx(60.0)]
     assert list(delays_ms(changed, [(10, 0.95), (10, 1.0)])) == []
+
+
+@pytest.mark.parametrize("measured", [True, False], ids=["measured", "crowd"])
+async def test_watchers_tell_what_came_to_them_and_how_many_were_cut_off(measured: bool) -> None:
+    """Three clients, of whom the server drops one after its first value."""
+    served: list[asyncio.StreamWriter] = []
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        served.append(writer)
+        writer.write(b"HTTP/1.1 200 OK\r\n\r\nid: 1.7\ndata: {}\n\n")
+
+    async with await asyncio.start_server(serve, "127.0.0.1", 0) as server:
+        port = server.sockets[0].getsockname()[1]
+        process = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-m", "bench.performance.stream_clients"), cwd=ROOT, stdin=PIPE, stdout=PIPE
+        )
+        assert process.stdin is not None
+        assert process.stdout is not None
+        process.stdin.write(msgspec.json.encode(Watch(port, 1, 3, measured)) + b"\n")
+        assert await process.stdout.readline() == READY
+        for writer in served[1:]:
+            writer.write(b"id: 1.9\ndata: {}\n\n")
+        served[0].close()
+        # The crowd looks once a second; a second look has seen all that was sent before it.
+        await asyncio.sleep(0.2 if measured else 2 * READ_EVERY_S)
+        out, _ = await process.communicate(b"\n")
+        for writer in served:
+            writer.transport.abort()
+    seen = msgspec.json.decode(out, type=Seen)
+    assert seen.lost == 1
+    if measured:
+        assert sorted([version for version, _ in values] for values in seen.values) == [[7], [7, 9], [7, 9]]
+
+
+def test_a_machine_without_control_groups_says_so(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(quota, "ROOT", tmp_path)
+    with pytest.raises(quota.NoQuota, match="no CPU controller"), quota.limited([[os.getpid()]], 0.1):
+        pass
 
 
 def test_answers_that_nobody_should_see_under_overload_are_counted() -> None:
