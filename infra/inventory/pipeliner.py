@@ -43,12 +43,15 @@ class Pipeliner:
 
     async def call_many(self, script: str, calls: Sequence[tuple[Sequence[str], Sequence[Argument]]]) -> list[Any]:
         """Replies in order; raises the first error, after all have been answered."""
-        replies = await asyncio.gather(
-            *(self.call(script, keys, *args) for keys, args in calls), return_exceptions=True
-        )
-        for reply in replies:
-            if isinstance(reply, BaseException):
-                raise reply
+        replies: list[Any] = []
+        errors: list[RedisError] = []
+        for reply in [self.call(script, keys, *args) for keys, args in calls]:
+            try:  # cheaper than gather: most are there when they are looked at
+                replies.append(await reply)
+            except RedisError as error:
+                errors.append(error)
+        if errors:
+            raise errors[0]
         return replies
 
     def _start_trip(self) -> None:
@@ -78,6 +81,7 @@ class Pipeliner:
                 continue
             if isinstance(reply, Exception):
                 future.set_exception(reply)
+                future.exception()  # whoever still waits is told; nobody has to
             else:
                 future.set_result(reply)
 
