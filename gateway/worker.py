@@ -20,12 +20,12 @@ from infra.publisher import Publisher
 from infra.redis_client import connect_redis
 from infra.settings import SigningSettings
 
+from .acceptor import Acceptor
 from .app import Gateway, make_gateway
 from .server import connection_factory
 
 RESERVE_CONNECTIONS = 4
 READ_CONNECTIONS = 8
-BACKLOG = 4_096
 LAST_REQUESTS_S = 3.0  # connections are kept open this long for requests that were sent before their client knew
 IN_FLIGHT_S = 6.0  # any answer is given within 5 s
 POLL_S = 0.05
@@ -38,21 +38,20 @@ async def run_worker(settings: SigningSettings, sock: socket.socket, stop: Stop,
     async with _gateway(settings, role) as gateway:
         runner = web.AppRunner(gateway.app, shutdown_timeout=IN_FLIGHT_S, handle_signals=False)
         await runner.setup()
-        listener = await asyncio.get_running_loop().create_server(
-            connection_factory(runner), sock=sock, backlog=BACKLOG
-        )
+        acceptor = Acceptor(sock, connection_factory(runner))
+        acceptor.start()
         registry.register(role, settings.thrones_member, sock.getsockname()[1], state_dir=settings.thrones_state_dir)
         log.info("serving", port=sock.getsockname()[1])
         async with background(gateway.hub.run()):
             await stop.wait()
             log.info("draining")
-            await _drain(gateway, runner, listener)
+            await _drain(gateway, runner, acceptor)
     log.info("drained")
 
 
-async def _drain(gateway: Gateway, runner: web.AppRunner, listener: asyncio.Server) -> None:
+async def _drain(gateway: Gateway, runner: web.AppRunner, acceptor: Acceptor) -> None:
     gateway.health.draining = True
-    listener.close()
+    acceptor.close()
     gateway.updates.drain()
     gateway.hub.drain()
     # A keep-alive connection is not closed under a request that may be on its way: it gets its answer, which closes it.
