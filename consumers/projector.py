@@ -14,7 +14,7 @@ from aiokafka.errors import CommitFailedError, IllegalGenerationError, KafkaErro
 
 from infra import tracing
 from infra.inventory.inventory import Inventory
-from infra.kafka import make_consumer
+from infra.kafka import AT_ONCE, Gathering, gather, make_consumer
 from infra.lifecycle import Stop, background, cancelled
 from infra.logs import get_logger
 from infra.metrics.definitions import (
@@ -34,10 +34,9 @@ from schemas.events import OrderStatusChanged
 from schemas.topics import ORDER_STATUS, PROJECTOR_GROUP
 
 MAX_BATCH = 1_000
-FETCH_MIN_BYTES = 32 * 1024  # fetches and commits cost more than records,
-FETCH_MAX_WAIT_MS = 50  # so a status may be this late in the read model
+GATHERED = Gathering(min_bytes=32 * 1024, max_wait_ms=50)  # so late may a status be in the read model
 COMMIT_EVERY_S = 0.25  # far below the 2 s after which the relay thinks an announcement stranded
-POLL_MS = 250  # the longest that what was projected last stays uncommitted
+POLL_MS = 250  # the longest that what was projected last stays uncommitted; after such a silence nobody is kept waiting
 STOP_TIMEOUT_S = 5.0
 
 _records, _batch, _projected = CONSUMER_RECORDS.make(), CONSUMER_BATCH.make(), STATUS_PROJECTED.make()
@@ -49,9 +48,7 @@ async def run(settings: Settings, stop: Stop) -> None:
     """Project until asked to stop; ends with the error when the broker throws this member out, to be started anew."""
     tracing.start(settings)
     redis = connect_redis(settings, timeout_s=2.0)
-    consumer = make_consumer(
-        settings, group=PROJECTOR_GROUP, fetch_min_bytes=FETCH_MIN_BYTES, fetch_max_wait_ms=FETCH_MAX_WAIT_MS
-    )
+    consumer = make_consumer(settings, group=PROJECTOR_GROUP)
     consumer.subscribe([ORDER_STATUS.name], listener=_Assignments())
     watchdog = Watchdog(settings, PROJECTOR_GROUP, idle=lambda: True)
     try:
@@ -69,6 +66,7 @@ async def _project(consumer: Any, inventory: Inventory) -> None:
     committed_at, uncommitted = time.monotonic(), False
     while not cancelled():
         batches = await consumer.getmany(timeout_ms=POLL_MS, max_records=MAX_BATCH)
+        gather(consumer, GATHERED if batches else AT_ONCE)
         events = [event for records in batches.values() for record in records if (event := _read(record))]
         if events:
             spans = [] if tracing.on is None else _follow(tracing.on, batches.values())

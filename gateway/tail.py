@@ -6,13 +6,14 @@ from contextlib import suppress
 
 from aiokafka.errors import KafkaError
 
-from infra.kafka import make_consumer
+from infra.kafka import AT_ONCE, Gathering, gather, make_consumer
 from infra.lifecycle import cancelled
 from infra.logs import get_logger
 from infra.settings import Settings
 from schemas.topics import Topic
 
 POLL_MS = 500
+GATHERED = Gathering(min_bytes=32 * 1024, max_wait_ms=30)
 BATCH_MAX = 2_000
 AGAIN_AFTER_S = 1.0
 LINGER_S = 10.0  # a listener that comes back soon finds the tail still running
@@ -73,15 +74,14 @@ class Tail:
             await asyncio.sleep(AGAIN_AFTER_S)
 
     async def _read(self) -> None:
-        consumer = make_consumer(
-            self._settings, self._topic.name, auto_offset_reset="latest", fetch_min_bytes=1, fetch_max_wait_ms=100
-        )
+        consumer = make_consumer(self._settings, self._topic.name, auto_offset_reset="latest")
         try:
             await consumer.start()
             await consumer.seek_to_end()
             self._at_end()  # whatever changed before this is in the snapshots taken after it
             while True:
                 batches = await consumer.getmany(timeout_ms=POLL_MS, max_records=BATCH_MAX)
+                gather(consumer, GATHERED if batches else AT_ONCE)
                 for records in batches.values():
                     for record in records:
                         self._take(record.key, record.value)

@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import Mapping
 from contextlib import suppress
+from dataclasses import dataclass
 from typing import Any
 
 import stamina
@@ -24,6 +25,24 @@ from .settings import Settings
 
 REQUEST_TIMEOUT_MS = 15_000
 NO_COORDINATOR = (GroupCoordinatorNotAvailableError, CoordinatorLoadInProgressError, NotCoordinatorForGroupError)
+
+
+@dataclass(frozen=True, slots=True)
+class Gathering:
+    """What a broker waits for before it answers a fetch: so many bytes, or so long."""
+
+    min_bytes: int
+    max_wait_ms: int
+
+
+AT_ONCE = Gathering(1, 500)  # the first record after a silence is not kept waiting
+
+
+def gather(consumer: Any, how: Gathering) -> None:
+    """Applies from the consumer's next fetch on. A fetch costs as much as some twenty records, for us and for the broker;
+    so where much comes the broker gathers, and where little comes nobody waits. aiokafka offers no public way to change this."""
+    fetcher = consumer._fetcher  # noqa: SLF001
+    fetcher._fetch_min_bytes, fetcher._fetch_max_wait_ms = how.min_bytes, how.max_wait_ms  # noqa: SLF001
 
 
 def make_consumer(settings: Settings, *names: str, group: str | None = None, **overrides: Any) -> AIOKafkaConsumer:

@@ -6,10 +6,11 @@ from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from typing import Any
 
+import stamina
 from aiokafka import AIOKafkaProducer, TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 
-from infra.kafka import make_consumer
+from infra.kafka import NO_COORDINATOR, make_consumer
 from infra.settings import Settings
 from schemas.codec import VERSION_HEADER, Undecodable, decode
 from schemas.events import AnyEvent, OrderStatusChanged
@@ -43,7 +44,10 @@ async def create(settings: Settings, topic: Topic) -> None:
 async def committed(settings: Settings, group: str, topic: Topic) -> dict[int, int]:
     """Next offset to process by partition; 0 before the first commit."""
     async with _admin(settings) as admin:
-        known: Mapping[TopicPartition, Any] = await admin.list_consumer_group_offsets(group)
+        # On a broker that nobody has asked before, this makes its offsets topic, and is "not available" meanwhile.
+        async for attempt in stamina.retry_context(on=NO_COORDINATOR, attempts=None, timeout=20.0, wait_max=0.5):
+            with attempt:
+                known: Mapping[TopicPartition, Any] = await admin.list_consumer_group_offsets(group)
     offsets = {tp.partition: meta.offset for tp, meta in known.items() if tp.topic == topic.name}
     return {partition: max(offsets.get(partition, 0), 0) for partition in range(topic.partitions)}
 
