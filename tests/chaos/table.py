@@ -49,7 +49,7 @@ def losing(share: float) -> Through:
 
 
 OVERLOAD = 3.0
-QUIET = Figure("quiet after", "s", quiet, at_most=60)
+QUIET = Figure("quiet after", "s", quiet, at_most=60, timed=True)
 
 
 def sells_within(seconds: float) -> Figure:
