@@ -10,6 +10,7 @@ from .trial import Answer, Fault, Outcome
 
 WINDOW_MS = 1_000
 STEP_MS = 250
+GROWN_MAX_PERCENT = 5.0
 Measure = Callable[[Outcome], float | None]
 
 

@@ -26,6 +26,7 @@ class Row:
     seconds: float = 30.0
     short_s: float = 0.0
     after_s: float = 6.0  # load goes on, to see it recover
+    rest_s: float = 0.0  # after quiet, for kept connections to be closed, before processes are measured
     load: float = 1.0
     plan: Mapping[str, Any] = field(default_factory=dict)
     stock: int = 200_000

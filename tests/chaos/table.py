@@ -8,6 +8,7 @@ from tests.integration.fault_proxy import fault_proxy
 
 from . import faults, intruders
 from .figures import (
+    GROWN_MAX_PERCENT,
     Figure,
     accepted_share,
     answered,
@@ -48,7 +49,7 @@ def losing(share: float) -> Through:
 
 
 OVERLOAD = 3.0
-QUIET = Figure("quiet after", "s", quiet, at_most=60)
+QUIET = Figure("quiet after", "s", quiet, at_most=60, timed=True)
 
 
 def sells_within(seconds: float) -> Figure:
@@ -77,12 +78,13 @@ ROWS = (
         "none, at L, on a stack that has sold before",
         "I1-I9 I11 I12",
         figures=(
-            Figure("a process's memory grown", "%", measured("memory grown"), at_most=5, timed=True),
-            Figure("a process's open files grown", "%", measured("files grown"), at_most=5, timed=True),
+            Figure("a process's memory grown", "%", measured("memory grown"), at_most=GROWN_MAX_PERCENT, timed=True),
+            Figure("a process's open files grown", "%", measured("files grown"), at_most=GROWN_MAX_PERCENT, timed=True),
             Figure("accepted", "%", accepted_share, at_least=100),
             QUIET,
         ),
         seconds=60.0,
+        rest_s=60.0,
     ),
     Row(
         "limits",
