@@ -1,6 +1,7 @@
 """More than there is capacity for, before and after a sell-out: what it is answered, and how soon all is well again."""
 
 import asyncio
+import time
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -23,13 +24,13 @@ NORMAL_P95_MS = 50.0
 async def measure(stack: Stack, report: Report, size: Size) -> None:
     for rate in RATES:
         stack.weather(**size.weather)
-        sold_out = stack.sale(report, f"overload {rate:,}/s, sold out", stock=0)
-        after = await _overload(sold_out, rate, size.overload_s)
-        plenty = stack.sale(report, f"overload {rate:,}/s, plenty")
-        before = await _overload(plenty, rate, size.overload_s)
-        _note(report, rate, before, after)
         calm = stack.sale(report, f"after {rate:,}/s")
+        sold_out = stack.sale(report, f"overload {rate:,}/s, sold out", stock=0)
+        plenty = stack.sale(report, f"overload {rate:,}/s, plenty")
+        after = await _overload(sold_out, rate, size.overload_s)
+        before = await _overload(plenty, rate, size.overload_s)
         report.add(f"over_{rate}_recovery", await _recovery_s(calm))
+        _note(report, rate, before, after)
         await asyncio.gather(*(sale.check_books() for sale in (sold_out, plenty, calm)))
 
 
@@ -57,10 +58,10 @@ def bad_answers(answers: dict[str, int]) -> int:
 
 
 async def _recovery_s(sale: Sale) -> float:
-    """From the end of an overload until acknowledgements stay normal, in calm arrivals that begin at once."""
+    """From the end of an overload, which is now, until acknowledgements stay normal, in calm arrivals."""
+    ended_ms = round(time.time() * 1000)
     await sale.buy(mode="open", rate=NORMAL_RATE, seconds=NORMAL_S)
-    lines = await asyncio.to_thread(_acknowledgements, sale.log)
-    return recovery_s(lines)
+    return recovery_s(ended_ms, await asyncio.to_thread(_acknowledgements, sale.log))
 
 
 class _Line(msgspec.Struct):
@@ -76,15 +77,13 @@ def _acknowledgements(log: Path) -> list[tuple[int, float]]:
     return [(round(line.at_ms - line.latency_ms), line.latency_ms) for line in lines if line.outcome == "A"]
 
 
-def recovery_s(asked: Iterable[tuple[int, float]]) -> float:
-    """Until the last half second whose p95 was above normal has passed; from the first one asked."""
-    ordered = sorted(asked)
-    if not ordered:
-        raise ValueError("nothing was acknowledged after the overload")
-    first_ms = ordered[0][0]
+def recovery_s(ended_ms: int, asked: Iterable[tuple[int, float]]) -> float:
+    """Until the last half second in which the p95 was above normal has passed; 0 where there was none."""
     buckets: dict[int, list[float]] = {}
-    for at_ms, latency_ms in ordered:
-        buckets.setdefault((at_ms - first_ms) // BUCKET_MS, []).append(latency_ms)
+    for at_ms, latency_ms in asked:
+        buckets.setdefault((at_ms - ended_ms) // BUCKET_MS, []).append(latency_ms)
+    if not buckets:
+        raise ValueError("nothing was acknowledged after the overload")
     slow = [number for number, latencies in buckets.items() if _p95(latencies) > NORMAL_P95_MS]
     return (max(slow) + 1) * BUCKET_MS / 1000 if slow else 0.0
 
