@@ -56,6 +56,14 @@ def _log_to_stderr() -> None:
     )
 
 
+def raise_file_limit() -> None:
+    """As many open files as the system allows this process."""
+    import resource
+
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+
+
 def fail(text: str) -> NoReturn:
     """Say why on stderr and exit 1."""
     print(text, file=sys.stderr)
