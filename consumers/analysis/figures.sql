@@ -15,6 +15,9 @@ SELECT
     any_value(currency) AS currency
 FROM orders WHERE list_contains($products, product_id);
 
+-- name: refused
+SELECT count(*) FILTER (WHERE outcome = 'R'), count(*) FROM answers WHERE list_contains($products, product_id);
+
 -- name: books
 SELECT sum(opened)::BIGINT AS initial, min(lowest) AS lowest, sum(missing)::BIGINT AS missing
 FROM (
@@ -41,6 +44,9 @@ told AS (
     UNION ALL
     SELECT ended_at, CASE status WHEN 'confirmed' THEN 'confirmed' ELSE 'given back' END
     FROM orders WHERE ended AND list_contains($products, product_id)
+    UNION ALL
+    SELECT greatest(answered_at, first.began_at), 'refused'
+    FROM answers, first WHERE outcome = 'R' AND list_contains($products, product_id)
 )
 SELECT kind, date_diff('ms', first.began_at, told.happened_at) // ($width * 1000) AS slice, count(*) / $width AS a_second
 FROM told, first GROUP BY kind, slice ORDER BY kind, slice;

@@ -17,6 +17,10 @@ from infra.settings import Settings
 from schemas.order_state import RANK, TERMINAL
 from schemas.topics import ORDER_STATUS, ORDERS, PAYMENTS, STOCK_CHANGES
 
+TAKE_IN = """
+INSERT INTO answers SELECT moment(at_ms), outcome, product
+FROM read_json(?, format = 'newline_delimited', columns = {at_ms: 'BIGINT', outcome: 'VARCHAR', product: 'INTEGER'})
+"""
 VIEWS = Path(__file__).with_name("views.sql")
 EVENT_TOPICS = tuple(topic.name for topic in (ORDERS, PAYMENTS, ORDER_STATUS, STOCK_CHANGES))
 _SQL_TYPES = {
@@ -45,6 +49,14 @@ def open_lake(paths: Sequence[Path]) -> duckdb.DuckDBPyConnection:
     except duckdb.Error as error:
         raise ReplayError(f"these are not files of `thrones replay`: {error}") from error
     return lake
+
+
+def take_in_clients(lake: duckdb.DuckDBPyConnection, client_log: Path) -> None:
+    """Fill the table `answers` with what clients saw, as `bench.buyers --log` writes it. Raises ReplayError."""
+    try:
+        lake.execute(TAKE_IN, [str(client_log)])
+    except duckdb.Error as error:
+        raise ReplayError(f"{client_log} is no client log: {error}") from error
 
 
 @contextmanager

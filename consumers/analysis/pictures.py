@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime, timedelta
 
 from matplotlib.axes import Axes
-from matplotlib.dates import AutoDateLocator, ConciseDateFormatter
+from matplotlib.dates import MINUTELY, SECONDLY, AutoDateLocator, ConciseDateFormatter
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
@@ -14,7 +14,7 @@ PNG_DPI = 160
 SHORTEST = timedelta(seconds=1)  # stretch of time that is drawn
 BLUE, ORANGE, GREEN, RED, GREY, PURPLE = "#0072b2", "#e69f00", "#009e73", "#d55e00", "#777777", "#7a5195"
 COLOURS = (BLUE, ORANGE, GREEN, PURPLE, RED, GREY)
-OF_KIND = {"accepted": BLUE, "confirmed": GREEN, "given back": RED}
+OF_KIND = {"accepted": BLUE, "confirmed": GREEN, "given back": RED, "refused": GREY}
 Point = tuple[datetime, int]
 
 
@@ -29,7 +29,8 @@ def stock(by_product: Mapping[int, Sequence[Point]]) -> Figure:
     moments = [at for points in by_product.values() for at, _ in points]
     if moments and max(moments) - min(moments) < SHORTEST:
         axes.set_xlim(min(moments), min(moments) + SHORTEST)  # type: ignore[arg-type]  # takes dates as well
-    locator = AutoDateLocator(maxticks=5)  # type: ignore[no-untyped-call]  # matplotlib's dates have no types
+    locator = AutoDateLocator(minticks=2, maxticks=6)  # type: ignore[no-untyped-call]  # matplotlib's dates have no types
+    locator.intervald |= {MINUTELY: [1, 2, 5, 10, 20, 30], SECONDLY: [1, 2, 5, 10, 20, 30]}
     axes.xaxis.set_major_locator(locator)
     axes.xaxis.set_major_formatter(ConciseDateFormatter(locator))  # type: ignore[no-untyped-call]  # the same
     axes.set_ylim(bottom=0)
@@ -57,7 +58,8 @@ def rates(by_kind: Mapping[str, Sequence[tuple[int, float]]], width_s: int) -> F
     axes.set_ylim(bottom=0)
     axes.set_ylabel("orders a second")
     axes.set_xlabel("seconds since the first order")
-    axes.legend(frameon=False)
+    if by_kind:
+        _legend_above(axes, columns=2)
     return figure
 
 
@@ -76,7 +78,7 @@ def delays(by_step: Sequence[tuple[str, float, float, float]]) -> Figure:
     axes.set_yticks(range(len(labels)), labels)
     axes.set_ylim(max(len(labels), 1) - 0.5, -0.5)
     if labels:
-        axes.legend(frameon=False, loc="upper center", bbox_to_anchor=(0.5, 1.14), ncols=3)
+        _legend_above(axes, columns=3)
     return figure
 
 
@@ -89,7 +91,9 @@ def funnel(by_status: Sequence[tuple[str, int]]) -> Figure:
     axes.bar_label(bars, labels=[f"{count:,}" for count in orders], padding=4)
     axes.invert_yaxis()
     axes.set_xlim(right=max(orders, default=1) * 1.18)
-    axes.grid(visible=False, axis="y")
+    axes.xaxis.set_visible(False)  # each bar says its number
+    axes.spines["bottom"].set_visible(False)
+    axes.grid(visible=False)
     return figure
 
 
@@ -113,6 +117,11 @@ def _empty() -> tuple[Figure, Axes]:
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
     return figure, axes
+
+
+def _legend_above(axes: Axes, columns: int) -> None:
+    """Never on what it explains."""
+    axes.legend(frameon=False, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=columns, borderaxespad=0.2)
 
 
 def _colour(label: str) -> str:

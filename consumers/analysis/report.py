@@ -19,6 +19,7 @@ from . import pictures
 
 PAGE = Path(__file__).with_name("report.html")
 FIGURES = Path(__file__).with_name("figures.sql")
+PICTURES = ("stock", "rates", "delays", "funnel")
 PRODUCTS_DRAWN = len(pictures.COLOURS)
 SLICES = 300  # of the picture of rates, at most
 STEP_NAMES = {
@@ -86,10 +87,11 @@ def make_report(lake: duckdb.DuckDBPyConnection, product: int | None = None) -> 
         when=f"{_moment(numbers['first_at'])} to {_moment(numbers['last_at'])}, UTC",
         verdict=_verdict(numbers, books),
         numbers="".join(
-            f"<div><dt>{name}</dt><dd>{escape(value)}</dd></div>" for name, value in _figures(numbers, books)
+            f"<div><dt>{name}</dt><dd>{escape(value)}</dd></div>" for name, value in _figures(ask, numbers, books)
         ),
         pictures="".join(_figure(picture) for picture in drawn),
         funnel=_table(("step", "orders", "units"), [(_stage(s), f"{o:,}", f"{u:,}") for s, o, u in ask.rows("funnel")]),
+        refused=_of_the_refused(ask),
         delays=_table(
             ("step", "orders", "p50", "p95", "p99"),
             [(_step(s), f"{n:,}", *map(_duration, ps)) for s, n, *ps in ask.rows("delays")],
@@ -112,7 +114,7 @@ def _pictures(ask: _Questions, numbers: dict[str, Any]) -> list[Picture]:
     only = "" if len(most) == len(ask.products) else f" The {len(most)} products with the most orders."
     captions = {
         "stock": f"Units on sale: down when an order is accepted, up when one is given back.{only}",
-        "rates": f"Accepted, confirmed and given back, in slices of {width_s} s.",
+        "rates": f"{', '.join(rates).capitalize()}, in slices of {width_s} s.",
         "delays": "From the status before; a half, 95 % and 99 % of the orders were faster.",
         "funnel": "Orders that reached each step.",
     }
@@ -131,16 +133,32 @@ def _figure(picture: Picture) -> str:
     return f"<figure><h2>{picture.title}</h2>{svg}<figcaption>{picture.caption}</figcaption></figure>"
 
 
-def _figures(numbers: dict[str, Any], books: dict[str, Any]) -> list[tuple[str, str]]:
+def _of_the_refused(ask: _Questions) -> str:
+    [(_, answers)] = ask.rows("refused")
+    if answers:
+        return (
+            "Everything here is read from the log, but for the refused requests: those are from the clients' own log."
+        )
+    return (
+        "Everything here is read from the log. Refused requests leave no record there: the gateway counts them by reason "
+        "(<code>/metrics</code>), and a client log given with <code>--client-log</code> draws them here."
+    )
+
+
+def _figures(ask: _Questions, numbers: dict[str, Any], books: dict[str, Any]) -> list[tuple[str, str]]:
+    [(refused, answers)] = ask.rows("refused")
+    of_clients = [("requests refused", f"{refused:,}")] if answers else []
     return [
         ("units put on sale", f"{books['initial'] or 0:,}"),
         ("orders accepted", f"{numbers['orders']:,}"),
+        *of_clients,
         ("buyers", f"{numbers['buyers']:,}"),
         ("units sold", f"{numbers['confirmed_units']:,}"),
         (f"taken in, {numbers['currency']}", f"{Decimal(to_decimal(numbers['confirmed_cents'])):,}"),
         ("orders given back", f"{numbers['declined']:,}"),
         ("orders under way", f"{numbers['under_way']:,}"),
-        ("done within, p50 / p95", f"{_duration(numbers['p50_ms'])} / {_duration(numbers['p95_ms'])}"),
+        ("half of them done within", _duration(numbers["p50_ms"])),
+        ("95 % of them done within", _duration(numbers["p95_ms"])),
     ]
 
 
@@ -179,9 +197,9 @@ def _moment(at: datetime) -> str:
 
 def write(report: Report, out: Path, *, force: bool) -> list[Path]:
     """The page at `out` and the pictures beside it (`out` x.html: x-stock.png, ...). Raises ReplayError; then none is left."""
-    files = {out: report.page.encode()}
-    files |= {out.with_name(f"{out.stem}-{name}.png"): image for name, image in report.images.items()}
     check_place(out, force=force)
+    files = {out: report.page.encode()}
+    files |= {_beside(out, name): image for name, image in report.images.items()}
     drafts = {path: path.with_name(f".{path.name}.partial") for path in files}
     try:
         for path, content in files.items():
@@ -202,5 +220,12 @@ def check_place(out: Path, *, force: bool) -> None:
         raise ReplayError(f"--out {out}: a page ends in .html")
     if not out.absolute().parent.is_dir():
         raise ReplayError(f"there is no directory {out.parent}")
-    if out.is_dir() or (out.exists() and not force):
-        raise ReplayError(f"{out} exists; --force replaces it")
+    for path in (out, *(_beside(out, name) for name in PICTURES)):
+        if path.is_dir():
+            raise ReplayError(f"{path} is a directory")
+        if path.exists() and not force:
+            raise ReplayError(f"{path} exists; --force replaces it")
+
+
+def _beside(out: Path, name: str) -> Path:
+    return out.with_name(f"{out.stem}-{name}.png")

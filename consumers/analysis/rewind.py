@@ -76,7 +76,7 @@ OF_OPENED = ("product_id", "epoch", "initial", "opened_at_ms")
 
 
 class RewindImpossible(Exception):
-    """The database could not be made, or the log contradicts its rules."""
+    """The database could not be made, the log contradicts its rules, or nobody knows the product."""
 
 
 class Difference(msgspec.Struct, frozen=True):
@@ -129,6 +129,8 @@ async def rewind(settings: Settings, product: int | None = None, say: Say | None
             await _compare("orders", ORDER_COLUMNS, live, copy, product, kept_from_ms, orders)
         finally:
             await live.close()
+    if product is not None and not products.rows + orders.rows:
+        raise RewindImpossible(f"neither the log nor the database knows product {product}")
     different = products.different + orders.different
     return Rewound(
         equal=different == 0,

@@ -4,6 +4,9 @@
 -- Milliseconds as a timestamp; null where nobody's calendar reaches.
 CREATE MACRO moment(ms) AS TRY(epoch_ms(ms));
 
+-- What clients saw; empty unless a client log is given. Outcome A: accepted, U: unknown, R: refused.
+CREATE TABLE answers (answered_at TIMESTAMP, outcome VARCHAR, product_id INTEGER);
+
 -- The first reservation of each order; the same order placed again under newer books counts once.
 CREATE VIEW placements AS
 SELECT *, count(*) OVER (PARTITION BY order_id) AS records

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from infra.cli import Json, fail, run_command
+from infra.cli import Json, fail, raise_file_limit, run_command
 
 app = typer.Typer(no_args_is_help=True)
 
@@ -50,6 +50,7 @@ def replay(
     from .show import saying
 
     try:
+        raise_file_limit()  # by date there are as many files as days and topics
         request = Request(tuple(topics), out, bound(start), bound(end), key, partition_by is not None, force)
         with saying(quiet=as_json) as say:
             summary = run_command(lambda: copy(get_settings(), request, say))

@@ -1,6 +1,7 @@
 """`thrones replay`: a stretch of topics in, a file out and a summary. Reads without a group, so it has no side effects."""
 
 import asyncio
+import resource
 import time
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
@@ -58,6 +59,7 @@ class Summary(msgspec.Struct):
     undecodable_file: str | None
     bytes: int | None
     seconds: float
+    peak_mb: int  # of this process' memory
     topics: dict[str, TopicSummary]
 
 
@@ -99,6 +101,7 @@ async def replay(settings: Settings, request: Request, say: Say | None = None) -
         undecodable_file=str(aside) if aside else None,
         bytes=size_of(Path(request.out)) if to_file else None,
         seconds=round(time.monotonic() - started, 3),
+        peak_mb=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
         topics=topics,
     )
 
@@ -162,7 +165,7 @@ def show(summary: Summary) -> str:
     pace = summary.records / summary.seconds if summary.seconds else 0.0
     lines.append(
         f"{summary.records} records read, {summary.written} written to {summary.out}{size} in {summary.seconds:.1f} s "
-        f"({pace:,.0f}/s)"
+        f"({pace:,.0f}/s, at most {summary.peak_mb} MB of memory)"
     )
     if summary.undecodable_file:
         lines.append(f"kept aside: {summary.undecodable} records that are no events, in {summary.undecodable_file}")

@@ -168,14 +168,25 @@ def thrones(
 
 async def test_a_full_disk_leaves_the_old_file(tmp_path: Path) -> None:
     async with a_topic() as topic:
-        out = tmp_path / "x.csv"
-        out.write_text("what was there")
-        ended = thrones(topic.settings, tmp_path, "replay", topic.name, "--out", str(out), "--force", blocks=1)
+        for name in ("x.csv", "x.jsonl", "x.parquet"):
+            out = tmp_path / name
+            out.write_text("what was there")
+            ended = thrones(topic.settings, tmp_path, "replay", topic.name, "--out", str(out), "--force", blocks=1)
+            assert ended.returncode == 1
+            assert "could not be written, and nothing of it was left: File too large" in ended.stderr
+            assert "Traceback" not in ended.stderr
+            assert out.read_text() == "what was there"
+            assert names(tmp_path) == [name]
+            out.unlink()
+
+
+async def test_a_full_disk_leaves_no_half_of_a_directory(tmp_path: Path) -> None:
+    async with a_topic() as topic:
+        by_date = ("--out", str(tmp_path / "lake"), "--partition-by", "date")
+        ended = thrones(topic.settings, tmp_path, "replay", topic.name, *by_date, blocks=1)
         assert ended.returncode == 1
-        assert "could not be written, and nothing of it was left: File too large" in ended.stderr
-        assert "Traceback" not in ended.stderr
-        assert out.read_text() == "what was there"
-        assert names(tmp_path) == ["x.csv"]
+        assert "lake could not be written, and nothing of it was left: File too large" in ended.stderr
+        assert names(tmp_path) == []
 
 
 async def test_standard_output_has_the_rows_alone(tmp_path: Path) -> None:
@@ -267,6 +278,12 @@ async def test_rewind_without_the_right_to_make_a_database_says_so() -> None:
                 await rewind(poor, sale.product)
         finally:
             await sale.pool.execute(f"DROP ROLE {role}")
+
+
+async def test_rewind_of_a_product_that_nobody_knows_is_no_success() -> None:
+    async with a_sale(1) as sale:
+        with pytest.raises(RewindImpossible, match="neither the log nor the database knows product 3"):
+            await rewind(sale.settings, ProductId(3))
 
 
 async def test_a_log_that_sold_too_much_is_refused_by_the_database() -> None:

@@ -150,6 +150,13 @@ def test_force_replaces_a_replay_and_what_was_aside(tmp_path: Path, by_date: boo
     assert not beside.exists()
 
 
+@pytest.mark.parametrize("name", ["x.parquet", "x.csv", "x.jsonl", "lake"])
+def test_a_place_that_may_not_be_written_is_said(name: str) -> None:
+    """Nobody, root included, makes files there."""
+    with pytest.raises(ReplayError, match=f"/sys/{name} could not be written, and nothing of it was left: "):
+        write(Path("/sys") / name, [], by_date=name == "lake")
+
+
 def test_force_deletes_nothing_but_a_replay(tmp_path: Path) -> None:
     home = tmp_path / "home"
     home.mkdir()

@@ -1,6 +1,9 @@
 """What analysts make of a replay: the views' numbers, the proof, the page, and the questions that docs/data.md answers."""
 
 import re
+import subprocess
+import sys
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +13,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from consumers.analysis import pictures
 from consumers.analysis.answers import QueryError, as_csv, as_json, as_table, ask
-from consumers.analysis.lake import open_lake
+from consumers.analysis.lake import open_lake, take_in_clients
 from consumers.analysis.proof import proof_of, show
 from consumers.analysis.report import make_report, write
 from consumers.audit.log_book import LogBook
@@ -23,7 +27,7 @@ from schemas.events import AnyEvent, OrderPlaced, OrderStatusChanged
 from schemas.order_state import Status
 from tests.events import events
 
-from .log_history import PRODUCT, FakeRecord, History, a_small_sale
+from .log_history import NOON_MS, PRODUCT, FakeRecord, History, a_small_sale
 
 DATA_PAGE = Path(__file__).parents[2] / "docs" / "data.md"
 VIEWS = ("events", "orders", "payments", "order_history", "stock_timeline", "funnel")
@@ -207,6 +211,54 @@ def test_the_page_needs_nothing_else_and_has_its_pictures_beside_it(tmp_path: Pa
     assert all(file.read_bytes().startswith(b"\x89PNG") for file in files[1:])
     with pytest.raises(ReplayError, match="--force"):
         write(report, tmp_path / "sale.html", force=False)
+
+
+def test_refused_requests_are_drawn_from_the_clients_own_log(tmp_path: Path) -> None:
+    """The log knows nothing of them."""
+    lake = lake_of(tmp_path, a_small_sale()[0])
+    assert "requests refused" not in make_report(lake).page
+    log = tmp_path / "clients.jsonl"
+    at_ms = NOON_MS + 500
+    log.write_text(
+        "".join(
+            f'{{"at_ms": {at_ms}, "user": 1, "outcome": "{outcome}", "product": {product}, "code": "sold_out"}}\n'
+            for outcome, product in (("R", PRODUCT), ("R", PRODUCT), ("A", PRODUCT), ("R", PRODUCT + 1))
+        )
+    )
+    take_in_clients(lake, log)
+    page = make_report(lake).page
+    assert "<dt>requests refused</dt><dd>2</dd>" in page
+    assert "given back, refused, in slices of 1 s." in page
+    log.write_text("not a log\n")
+    with pytest.raises(ReplayError, match=r"clients\.jsonl is no client log"):
+        take_in_clients(lake, log)
+
+
+@pytest.mark.parametrize("seconds", [0, 1, 30, 119, 150, 297, 3_000, 7_100, 140_000, 2_000_000, 90_000_000])
+def test_a_sale_of_any_length_has_a_readable_axis(seconds: int) -> None:
+    """A few ticks, and no warning (warnings are errors here)."""
+    began = datetime(2026, 11, 26, 15, 53, 50, tzinfo=UTC)
+    figure = pictures.stock({1: [(began, 9), (began + timedelta(seconds=seconds), 0)]})
+    pictures.to_svg(figure)
+    assert 2 <= len(figure.axes[0].get_xticks()) <= 7
+
+
+def test_a_page_that_may_not_be_written_is_said_and_nothing_is_left(tmp_path: Path) -> None:
+    report = make_report(lake_of(tmp_path, a_small_sale()[0]))
+    with pytest.raises(ReplayError, match=r"/sys/sale\.html could not be written"):
+        write(report, Path("/sys/sale.html"), force=False)
+    (tmp_path / "sale-funnel.png").mkdir()  # the last of the five files
+    with pytest.raises(ReplayError, match=r"sale-funnel\.png is a directory"):
+        write(report, tmp_path / "sale.html", force=False)
+    assert sorted(path.name for path in tmp_path.glob("*sale*")) == ["sale-funnel.png", "sale.parquet"]
+
+
+def test_a_full_disk_under_standard_output_is_one_line(tmp_path: Path) -> None:
+    lake_of(tmp_path, a_small_sale()[0])
+    asked = [sys.executable, "-m", "thrones", "sql", "FROM events", "--csv", "--data", str(tmp_path / "sale.parquet")]
+    with Path("/dev/full").open("wb") as full:
+        ended = subprocess.run(asked, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+    assert (ended.returncode, ended.stderr) == (1, "thrones: No space left on device\n")
 
 
 def test_an_empty_log_is_not_drawn(tmp_path: Path) -> None:
