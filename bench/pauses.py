@@ -27,6 +27,8 @@ from bench.plan import Plan
 from infra import registry
 from infra.kafka import make_consumer
 from infra.local.place import default_state_dir
+from infra.local.ports import load_config
+from infra.local.readiness import STABLE, group_members
 from infra.local.scaling import scale
 from infra.local.stack import use_stack_env
 from infra.settings import get_settings
@@ -35,7 +37,7 @@ from schemas.events import OrderStatusChanged
 from schemas.order_state import TERMINAL
 from schemas.topics import ORDER_STATUS
 
-WINDOW_S = 30.0  # looked at after a change: a dead member's session ends after 10 s
+WINDOW_S = 30.0  # looked at at least: a dead member's session ends after 10 s
 WARM_UP_S = 10.0
 SCALE_MAX_S = 180.0
 STOCK = 1_000_000
@@ -114,16 +116,32 @@ def _kill(stage: str) -> None:
     os.kill(newest["pid"], signal.SIGKILL)
 
 
+async def _share_partitions(stage: str, members: int, other_than: frozenset[str] = frozenset()) -> frozenset[str]:
+    """Returns when so many members, not all of them among `other_than`, have a partition each; their ids."""
+    config = load_config(default_state_dir())
+    assert config is not None
+    async with asyncio.timeout(SCALE_MAX_S):
+        while True:
+            state, held = (await group_members(config))[stage]
+            ids = frozenset(held)
+            if state == STABLE and len(ids) == members and all(held.values()) and ids != other_than:
+                return ids
+            await asyncio.sleep(0.5)
+
+
 async def measure(stage: str, rate: float) -> list[Pause]:
     """Two members at first; then none is changed, one added, removed, added again and killed."""
 
     async def to(members: int) -> None:
         await asyncio.to_thread(scale, default_state_dir(), stage, members, SCALE_MAX_S)
+        await _share_partitions(stage, members)
 
     async def nothing() -> None: ...
 
     async def kill() -> None:
+        before = await _share_partitions(stage, 2)
         _kill(stage)
+        await _share_partitions(stage, 2, other_than=before)
 
     changes: list[tuple[str, Callable[[], Awaitable[None]]]] = [
         ("nothing changed", nothing),

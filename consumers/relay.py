@@ -1,4 +1,4 @@
-"""Books, rows and watermarks in; stranded orders pushed on, stock.changed published, books rebuilt. One leads, others wait.
+"""Books, rows and watermarks in; stranded orders pushed on, news published, books rebuilt, gauges set. One leads, others wait.
 
 Nothing is owed by this process: whoever leads next finds all of it in Redis, Postgres and Kafka.
 """
@@ -27,6 +27,8 @@ from .relay_books import LOG_EVERY_S, Keeper
 from .relay_gauges import LOOK_EVERY_S, Gauges
 from .relay_pushes import Pusher
 from .relay_samples import SAMPLE_EVERY_S, Sampler
+from .relay_trail import LOOK_EVERY_S as TRAIL_EVERY_S
+from .relay_trail import Trail
 
 BOOKS_EVERY_S = 0.2
 PUSH_EVERY_S = 0.1
@@ -98,6 +100,7 @@ async def _loops(
         group.create_task(_repeat("pushes", PUSH_EVERY_S, push))
         group.create_task(_repeat("samples", SAMPLE_EVERY_S, sample))
         group.create_task(_repeat("gauges", LOOK_EVERY_S, look))
+        group.create_task(_repeat("trail", TRAIL_EVERY_S, Trail(pool, publisher).turn))
 
 
 async def _repeat(what: str, every_s: float, turn: Callable[[], Awaitable[object]]) -> None:

@@ -159,7 +159,7 @@ class Pusher:
                 "pushed stranded orders",
                 product=product,
                 orders=len(orders),
-                example=orders[0].entry.order_id,
+                order_id=orders[0].entry.order_id,  # one of them
                 step=orders[0].decision.step.name,
             )
         await self._close_if_wrong(product, suspects)

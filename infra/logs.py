@@ -26,8 +26,12 @@ def _trace_id(_logger: Any, _method: str, event: structlog.types.EventDict) -> s
 
 def configure(role: str, member: str = "1") -> None:
     """Route structlog and stdlib logging to stdout for this process; `role` and `member` are on every line."""
-    structlog.contextvars.bind_contextvars(role=role, member=member)
+
+    def name_process(_logger: Any, _method: str, event: structlog.types.EventDict) -> structlog.types.EventDict:
+        return {**event, "role": role, "member": member}  # not bound to a context: libraries' threads have their own
+
     shared: list[structlog.types.Processor] = [
+        name_process,
         structlog.contextvars.merge_contextvars,
         structlog.stdlib.add_log_level,
         structlog.processors.TimeStamper(fmt="iso"),

@@ -97,7 +97,7 @@ class SettlementDesk:
             return await self._inventory.settle([(row.product_id, row.id, outcome_of(row.status)) for row in rows])
         except SettledOtherwise as error:
             # Postgres is the truth of how an order ended: new books are made from it, and settle waits for them.
-            log.error("redis settled an order the other way", error=str(error))
+            log.error("redis settled an order the other way", order_id=error.order_id, error=str(error))
             for product in {row.product_id for row in rows}:
                 await self._inventory.close(ProductId(product))
             raise NotVerified from error

@@ -4,7 +4,7 @@
 changed them, 1..V without a gap; `available` is the stock on sale after that call. They are compared in that order everywhere.
 """
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 import msgspec
 from msgspec import UNSET, Meta, UnsetType
@@ -107,4 +107,16 @@ class StockChanged(Event, frozen=True, kw_only=True, tag="stock.changed"):
     at_ms: Count
 
 
-AnyEvent = OrderPlaced | StockOpened | PaymentRequested | OrderStatusChanged | StockChanged
+class SaleControlled(Event, frozen=True, kw_only=True, tag="sale.controlled"):
+    """An operator did something to a sale. Topic `sale-actions`, key product id; a copy has the same `action_id`."""
+
+    action_id: Positive
+    product_id: ProductNumber
+    action: Literal["pause", "resume", "close", "restock"]
+    units: Quantity | UnsetType = UNSET  # of a restock
+    who: str
+    why: str
+    at_ms: Count
+
+
+AnyEvent = OrderPlaced | StockOpened | PaymentRequested | OrderStatusChanged | StockChanged | SaleControlled

@@ -20,9 +20,10 @@ ORDERS = Topic("orders", "order id (stock.opened: product id)", 6, FOR_EVER)
 PAYMENTS = Topic("payments", "order id", 6, 7 * DAY_MS)
 ORDER_STATUS = Topic("order-status", "order id", 6, FOR_EVER)
 STOCK_CHANGES = Topic("stock-changes", "product id", 3, 7 * DAY_MS)
+SALE_ACTIONS = Topic("sale-actions", "product id", 3, FOR_EVER)
 DEAD_LETTERS = Topic("dead-letters", "as in the source topic", 3, 30 * DAY_MS)
 
-ALL = (ORDERS, PAYMENTS, ORDER_STATUS, STOCK_CHANGES, DEAD_LETTERS)
+ALL = (ORDERS, PAYMENTS, ORDER_STATUS, STOCK_CHANGES, SALE_ACTIONS, DEAD_LETTERS)
 
 ORDER_STAGE_GROUP = "order-stage"
 PAYMENT_STAGE_GROUP = "payment-stage"

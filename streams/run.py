@@ -15,7 +15,7 @@ def run_stage(name: str) -> NoReturn:
     app = import_module(f"streams.{name}_stage").app
     app.by_faust = False
     collect_rarely()
-    faust.Worker(
-        app, loglevel="WARNING", override_logging=False, redirect_stdouts=False, quiet=True
-    ).execute_from_commandline()
+    worker = faust.Worker(app, loglevel="WARNING", override_logging=False, redirect_stdouts=False, quiet=True)
+    worker.spinner = None  # its terminal codes would stand in the log
+    worker.execute_from_commandline()
     raise SystemExit(0)

@@ -3,7 +3,16 @@
 from hypothesis import strategies as st
 from msgspec import UNSET
 
-from schemas.events import AnyEvent, OrderPlaced, OrderStatusChanged, PaymentRequested, Step, StockChanged, StockOpened
+from schemas.events import (
+    AnyEvent,
+    OrderPlaced,
+    OrderStatusChanged,
+    PaymentRequested,
+    SaleControlled,
+    Step,
+    StockChanged,
+    StockOpened,
+)
 from schemas.order_state import Status
 
 counts = st.integers(0, 2**63 - 1)
@@ -64,5 +73,15 @@ statuses = st.builds(
     returned=st.just(UNSET) | units,
 )
 samples = st.builds(StockChanged, product_id=numbers, epoch=positives, version=counts, available=units, at_ms=counts)
+controls = st.builds(
+    SaleControlled,
+    action_id=positives,
+    product_id=numbers,
+    action=st.sampled_from(["pause", "resume", "close", "restock"]),
+    units=st.just(UNSET) | numbers,
+    who=texts,
+    why=texts,
+    at_ms=counts,
+)
 
-events: st.SearchStrategy[AnyEvent] = st.one_of(placements, openings, requests, statuses, samples)
+events: st.SearchStrategy[AnyEvent] = st.one_of(placements, openings, requests, statuses, samples, controls)

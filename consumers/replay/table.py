@@ -21,13 +21,21 @@ from schemas.events import (
     OrderPlaced,
     OrderStatusChanged,
     PaymentRequested,
+    SaleControlled,
     StockChanged,
     StockOpened,
 )
 
 from .reader import Record
 
-EVENTS: tuple[type[AnyEvent], ...] = (OrderPlaced, StockOpened, PaymentRequested, OrderStatusChanged, StockChanged)
+EVENTS: tuple[type[AnyEvent], ...] = (
+    OrderPlaced,
+    StockOpened,
+    PaymentRequested,
+    OrderStatusChanged,
+    StockChanged,
+    SaleControlled,
+)
 
 ENVELOPE: list[tuple[str, pa.DataType]] = [
     ("topic", pa.string()),
@@ -64,6 +72,11 @@ FIELDS: list[tuple[str, pa.DataType]] = [
     ("steps", pa.string()),  # JSON: [{"status", "at_ms"}, ...]
     ("key_hash", pa.string()),
     ("redriven_from", pa.string()),
+    ("action_id", pa.int64()),
+    ("action", pa.string()),
+    ("units", pa.int64()),
+    ("who", pa.string()),
+    ("why", pa.string()),
 ]
 SCHEMA = pa.schema(ENVELOPE + FIELDS)
 _TYPES = dict(ENVELOPE + FIELDS)

@@ -89,6 +89,10 @@ class NotVerified(Exception):
 class SettledOtherwise(Exception):
     """An order was asked to settle both ways: the books disagree with Postgres."""
 
+    def __init__(self, order_id: OrderId, answer: object) -> None:
+        super().__init__(f"{order_id}: settle.lua answered {answer!r}")
+        self.order_id = order_id
+
 
 class Inventory:
     """All writes to a product's books outside a rebuild."""
@@ -208,7 +212,7 @@ def _settle_answer(reply: list[Any], order_id: OrderId) -> Settlement | None:
         case [b"unverified"]:
             raise NotVerified
         case _:
-            raise SettledOtherwise(f"{order_id}: settle.lua answered {reply!r}")
+            raise SettledOtherwise(order_id, reply)
 
 
 def _projection(event: OrderStatusChanged) -> tuple[tuple[str, ...], tuple[str | int, ...]]:

@@ -135,6 +135,14 @@ WHERE id = $1;
 -- Newest first.
 SELECT id, action, units, who, why, at FROM sale_actions WHERE product_id = $1 ORDER BY id DESC LIMIT $2;
 
+-- name: unpublished_sale_actions
+-- Oldest first.
+SELECT id, product_id, action, units, who, why, (extract(epoch FROM at) * 1000)::bigint AS at_ms FROM sale_actions
+WHERE published_at IS NULL ORDER BY id LIMIT $1;
+
+-- name: mark_sale_actions_published
+UPDATE sale_actions SET published_at = clock_timestamp() WHERE id = ANY ($1);
+
 -- name: redriven_letters
 SELECT partition, "offset", appended_at_ms, who, order_id::text, new_order_id::text, at FROM redriven_letters;
 

@@ -10,7 +10,16 @@ from hypothesis import given
 
 from schemas import topics
 from schemas.codec import TRACE_HEADER, VERSION_HEADER, encode
-from schemas.events import AnyEvent, Event, OrderPlaced, OrderStatusChanged, PaymentRequested, StockChanged, StockOpened
+from schemas.events import (
+    AnyEvent,
+    Event,
+    OrderPlaced,
+    OrderStatusChanged,
+    PaymentRequested,
+    SaleControlled,
+    StockChanged,
+    StockOpened,
+)
 from schemas.generate import name_of
 from schemas.topics import Topic
 from streams.dead_letters import MAX_REASON_BYTES, DeadLetters
@@ -25,6 +34,7 @@ CARRIED: dict[Topic, set[type[Event]]] = {
     topics.PAYMENTS: {PaymentRequested},
     topics.ORDER_STATUS: {OrderStatusChanged},
     topics.STOCK_CHANGES: {StockChanged},
+    topics.SALE_ACTIONS: {SaleControlled},
     topics.DEAD_LETTERS: set(),
 }
 

@@ -28,6 +28,11 @@ REPORTING = (
     "env",
     "doctor",
     "lag",
+    "scale",
+    "autoscale",
+    "sale pause",
+    "dlq list",
+    "dlq redrive",
     "status",
     "replay",
     "sql",
@@ -137,6 +142,52 @@ def test_a_store_that_is_away_is_one_line_and_no_traceback(monkeypatch: pytest.M
     assert result.exit_code == 1
     assert "is the stack up?" in result.stderr
     assert "Traceback" not in result.output
+
+
+@pytest.mark.parametrize(
+    ("command", "said"),
+    [
+        (["scale", "wall", "2"], "no stage 'wall'; there are: order-stage, payment-stage"),
+        (["scale", "order-stage", "2"], "no stack runs here"),
+        (["autoscale", "wall"], "no stage 'wall'; there are: order-stage, payment-stage"),
+        (["autoscale", "order-stage"], "no stack runs here"),
+        (["logs", "wall"], "no log of wall"),
+        (["env"], "there is no stack here"),
+        (["sale", "show", "1"], "is the stack up?"),
+        (["sale", "pause", "1", "--why", "x"], "is the stack up?"),
+        (["dlq", "list"], "is the stack up?"),
+        (["stock", "rebuild", "1"], "is the stack up?"),
+    ],
+    ids=" ".join,
+)
+def test_what_is_not_there_is_named_in_one_line(command: list[str], said: str) -> None:
+    result = RUN.invoke(app, command)
+    assert result.exit_code == 1
+    assert said in result.stderr
+    assert "Traceback" not in result.output
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["scale", "order-stage", "33"],
+        ["scale", "order-stage", "-1"],
+        ["scale", "order-stage"],
+        ["autoscale", "--lag-per-member", "0"],
+        ["lag", "--every", "0"],
+        ["sale", "pause", "1"],
+        ["sale", "pause", "sword", "--why", "x"],
+        ["sale", "restock", "1", "--why", "x"],
+        ["sale", "restock", "1", "--units", "0", "--why", "x"],
+        ["dlq", "redrive", "--rate", "0"],
+        ["dlq", "show"],
+    ],
+    ids=" ".join,
+)
+def test_what_cannot_be_meant_is_a_fault_of_usage(command: list[str]) -> None:
+    result = RUN.invoke(app, command)
+    assert result.exit_code == 2
+    assert "Error" in result.output + result.stderr
 
 
 @pytest.mark.parametrize("secret", ["", "short", "your-secret-key-change-in-production"])
