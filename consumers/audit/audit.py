@@ -3,7 +3,7 @@
 import asyncio
 import time
 import uuid
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import aiohttp
 import asyncpg
@@ -101,7 +101,7 @@ class Auditor:
                 product_id=product,
                 redis=in_redis[product],
                 postgres=book,
-                log=in_log.get(product) or LogBook(product),
+                log=in_log.of(product),
                 captures=charges.get(product, []),
             )
             for product, book in in_postgres.items()
@@ -118,7 +118,7 @@ class Auditor:
         return [await self._redis.hmget(keys.stock(product), ["epoch", "version"]) for product in products]
 
 
-def _owners(in_postgres: dict[ProductId, PostgresBook], in_log: dict[int, LogBook]) -> dict[str, int]:
+def _owners(in_postgres: dict[ProductId, PostgresBook], in_log: Mapping[int, LogBook]) -> dict[str, int]:
     """Which product an order id belongs to: the row says so, else the log."""
     of_log = {order_id: product for product, book in in_log.items() for order_id in book.placed}
     return of_log | {order.id: product for product, book in in_postgres.items() for order in book.orders}
