@@ -11,6 +11,7 @@ from msgspec import UNSET
 from infra import tracing
 from infra.inventory.entry import HeldEntry
 from infra.inventory.inventory import Held, Known, Refused, Reservation
+from infra.logs import get_logger
 from infra.metrics.definitions import ORDER_STORED, ORDERS_PLACED
 from infra.orders import OrderRow, now_ms, read_rows
 from infra.postgres.pool import UNAVAILABLE
@@ -28,6 +29,7 @@ from .inbox import Inbox
 
 MAX_BATCH = 500  # rows in one statement: about 11 ms of Postgres
 Placement = tuple[Record, OrderPlaced]
+log = get_logger()
 
 _placed, _stored = ORDERS_PLACED.make(), ORDER_STORED.make()
 
@@ -98,7 +100,7 @@ class OrderStage:
                 outcomes = await until_it_works("postgres", UNAVAILABLE, self._insert, placements, vouched)
         except asyncpg.PostgresError as error:
             if len(placements) == 1:
-                await bury(placements[0][0], self._dead_letters, f"postgres: {error}")
+                await self._bury_and_fail(*placements[0], f"postgres: {error}")
                 return
             half = len(placements) // 2
             await self._place(placements[:half], vouched=vouched)
@@ -239,6 +241,14 @@ class OrderStage:
         if isinstance(answer, Refused) and answer.reason in ("unverified", "busy"):
             raise OSError(f"reserve: {answer.reason}")  # says nothing about the order: wait
         return answer
+
+    async def _bury_and_fail(self, record: Record, event: OrderPlaced, reason: str) -> None:
+        """What can never be placed ends all the same, uncharged, and gives its units back - if Postgres takes that row."""
+        await bury(record, self._dead_letters, reason)
+        try:
+            await self._fail(event, reason)
+        except asyncpg.PostgresError as error:
+            log.error("neither placed nor failed: its units stay held", order=event.order_id, error=str(error))
 
     async def _fail(self, event: OrderPlaced, reason: str) -> None:
         """Uncharged and without units; the row first, so that a second reading of the record announces it again."""
