@@ -153,6 +153,14 @@ class _Rebuild:
         if epoch is None:
             raise RebuildImpossible(f"there is no product {self._product}")
         books = PreparedBooks(self._redis, self._product, epoch)
+        try:
+            return await self._make(books, offsets, run, epoch, started_at)
+        finally:
+            await books.abandon()
+
+    async def _make(
+        self, books: PreparedBooks, offsets: Offsets, run: str, epoch: int, started_at: datetime
+    ) -> StockOpened:
         await books.begin()
         # Before Postgres: what is before these offsets has a row there.
         starts = await unprocessed_from(offsets, topics.ORDER_STAGE_GROUP, topics.ORDERS)
@@ -178,6 +186,7 @@ class _Rebuild:
         oldest_ms = time.time_ns() // 1_000_000 - KEY_LIFETIME_MS
         async for rows in rows_in_chunks(self._connection, SQL.rebuild_keys, self._product, oldest_ms):
             await books.add_keys(rows)
+        await books.written()  # an order's key record stands before that of a later one with the same key
         return totals
 
     async def _add_rows(self, books: PreparedBooks, rows: Any, totals: _Totals) -> None:
@@ -232,6 +241,7 @@ class _Rebuild:
             raise _Overtaken(f"{len(excess)} orders were accepted twice over and have been failed")
         for first in range(0, len(fitting), CHUNK):
             await books.add_unrowed(fitting[first : first + CHUNK])
+        await books.written()
 
     async def _fail(self, excess: list[HeldEntry]) -> None:
         async with self._pool.acquire() as connection, connection.transaction():
