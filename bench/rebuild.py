@@ -18,11 +18,12 @@ from aiokafka import AIOKafkaProducer, TopicPartition
 
 from infra.inventory import keys
 from infra.inventory.rebuild import rebuild
-from infra.kafka import Offsets, Publisher, make_consumer
+from infra.kafka import Offsets, make_consumer
 from infra.local.stack import reset, start_servers
 from infra.postgres.pool import connect_postgres
 from infra.postgres.queries import SQL
 from infra.provision import provision
+from infra.publisher import Publisher
 from infra.redis_client import Redis, connect_redis
 from infra.settings import Settings
 from schemas.codec import encode
