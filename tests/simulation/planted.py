@@ -74,10 +74,11 @@ def _changed(script: str, old: str, new: str) -> AbstractContextManager[Any]:
 @contextmanager
 def ack_before_insert() -> Iterator[None]:
     async def run(self: Any) -> None:
-        while True:
-            batch = await self._inbox.take(500)
-            self._acks.finish(batch)
-            await self._process(batch)
+        async with asyncio.TaskGroup() as self._group:
+            while True:
+                batch = await self._inbox.take(500)
+                self._acks.finish(batch)
+                await self._process(batch)
 
     with patch("streams.order_stage.OrderStage.run", run):
         yield
@@ -255,8 +256,8 @@ def dead_letter_without_a_row() -> Iterator[None]:
     from streams.app import bury
     from streams.order_stage import OrderStage
 
-    async def only_bury(self: Any, record: Any, event: Any, reason: str) -> None:
-        await bury(record, self._dead_letters, reason)
+    async def only_bury(self: Any, placement: Any, reason: str, *, vouched: bool) -> None:
+        await bury(placement[0], self._dead_letters, reason)
 
     with patch.object(OrderStage, "_bury_and_fail", only_bury):
         yield

@@ -140,7 +140,6 @@ class Verdict:
         return [
             *(f"no dead letter of poison {key!r}" for key in sorted(missing)),
             *(f"dead letter of a good record: {key!r}" for key in sorted(letters - world.striker.poison - refused)),
-            *(f"no dead letter of refused order {key!r}" for key in sorted(refused & kept - letters)),
         ]
 
     def _sale_rules(self) -> list[str]:

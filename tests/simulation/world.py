@@ -10,6 +10,7 @@ import random
 from collections.abc import Callable
 from datetime import timedelta
 from hashlib import blake2b
+from typing import Any
 
 from consumers.audit.books import Report
 from schemas.ids import OrderId, ProductId
@@ -38,6 +39,7 @@ class World:
         self.random = random.Random(seed)
         self.loop = SimulatedLoop()
         self.loop.set_task_factory(task_factory)  # type: ignore[arg-type]  # a Protocol of 3.12
+        self.loop.set_exception_handler(self._on_unhandled)
         self.redis = RedisModel(self.now_ms, self.run_id())
         self.log = LogModel(self.now_ms)
         self.postgres = PostgresModel(self.wall_s)
@@ -117,6 +119,11 @@ class World:
     def note(self, what: str) -> None:
         self.history.append(f"{self.steps:5d} {self.now_s():8.3f} {what}")
         self._trace.update(what.encode())
+
+    def _on_unhandled(self, _: object, context: dict[str, Any]) -> None:
+        """What nobody awaits has failed: also in a killed process, whose tasks a graceful stop would cancel the same way."""
+        if "exception" in context and not self.loop.is_closed():
+            self.verdict.violated(f"unhandled: {context['exception']!r}")
 
     def run(self) -> Report:
         """Raises Violation at the step that broke an invariant; the report is of the books once all is quiet."""
