@@ -277,10 +277,10 @@ def _oversold(facts: ProductFacts, totals: Totals, charges: ChargedUnits) -> int
 
 
 def _check_keys(orders: Sequence[OrderRow], problems: Problems) -> None:
-    """One accepted order for a user's key, for as long as keys are remembered."""
+    """One order for a user's key, for as long as keys are remembered; what failed has taken nothing, and holds no key."""
     by_key: defaultdict[tuple[int, str], list[OrderRow]] = defaultdict(list)
     for order in orders:
-        if order.key_hash is not None:
+        if order.key_hash is not None and order.status is not Status.FAILED:
             by_key[order.user_id, order.key_hash].append(order)
     for (user, _), same in by_key.items():
         for first, second in pairwise(sorted(same, key=lambda order: order.placed_at_ms)):

@@ -173,6 +173,16 @@ class PostgresModel:
     def _rebuild_keys(self, product: int, oldest_ms: int) -> list[Row]:
         return [row for row in self._of(product) if row["key_hash"] and row["placed_at_ms"] > oldest_ms]
 
+    def _orders_of_keys(self, users: list[int], hashes: list[str], oldest_ms: int) -> list[Row]:
+        wanted = set(zip(users, hashes, strict=True))
+        return [
+            row
+            for row in self.orders.values()
+            if (row["user_id"], row["key_hash"]) in wanted
+            and row["status"] != "failed"
+            and row["placed_at_ms"] > oldest_ms
+        ]
+
     def _units_by_user(self, product: int) -> list[Row]:
         units: Counter[int] = Counter()
         for row in self._of(product):
