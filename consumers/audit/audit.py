@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 
 import aiohttp
 import asyncpg
+import msgspec
 from aiokafka.errors import KafkaError
 
 from infra.inventory import keys
@@ -61,7 +62,7 @@ class Auditor:
             if restless or before == after:
                 return report
             if time.monotonic() > until:
-                return Report(ok=False, products=report.products, problems=[MOVED, *report.problems])
+                return msgspec.structs.replace(report, ok=False, problems=[MOVED, *report.problems])
 
     async def restless(self, products: Sequence[ProductId]) -> list[str]:
         """What is still under way, in words; empty when everything has come to rest."""

@@ -7,6 +7,7 @@ campaign and the simulation.
 
 from collections import Counter, defaultdict
 from collections.abc import Sequence
+from datetime import UTC, datetime
 from itertools import pairwise
 
 import msgspec
@@ -63,12 +64,13 @@ class ProductReport(msgspec.Struct, frozen=True):
     stranded: int
 
 
-class Report(msgspec.Struct, frozen=True):
-    """The audit's answer; `problems` is empty exactly when `ok`."""
+class Report(msgspec.Struct, frozen=True, omit_defaults=True):
+    """The audit's answer; `problems` is empty exactly when `ok`. `remarks` say how far a proof reaches."""
 
     ok: bool
     products: list[ProductReport]
     problems: list[str]
+    remarks: list[str] = []
 
 
 def balance(
@@ -93,7 +95,16 @@ def balance(
         _check_clients(client_log, products, across)
         problems += client_log.complaints
     problems += across.texts()
-    return Report(ok=not problems, products=reports, problems=problems)
+    remarks = [_remark(facts) for facts in products if facts.log.kept_from_ms]
+    return Report(ok=not problems, products=reports, problems=problems, remarks=remarks)
+
+
+def _remark(facts: ProductFacts) -> str:
+    since = datetime.fromtimestamp(facts.log.kept_from_ms / 1000, UTC)
+    return (
+        f"product {facts.product_id}: the log is whole from {since:%Y-%m-%d %H:%M:%S} UTC on only;"
+        " what it proves starts at the first version of each epoch still kept"
+    )
 
 
 def _balance_product(facts: ProductFacts) -> tuple[ProductReport, list[str]]:

@@ -28,6 +28,7 @@ from .log_book import LogBook
 ROWS_AT_ONCE = 5_000
 RECORDS_AT_ONCE = 5_000
 LEDGER_TIMEOUT_S = 30.0
+LOG_STALL_S = 30.0
 
 
 async def read_redis(redis: Redis, product: ProductId) -> RedisBook | None:
@@ -109,8 +110,13 @@ async def read_log(settings: Settings, offsets: Offsets) -> Logs:
         consumer.assign(list(unread))
         for tp in unread:
             consumer.seek(tp, begins[tp])
+        read_at = time.monotonic()
         while unread:
-            for tp, records in (await consumer.getmany(timeout_ms=200, max_records=RECORDS_AT_ONCE)).items():
+            fetched = await consumer.getmany(timeout_ms=200, max_records=RECORDS_AT_ONCE)
+            read_at = time.monotonic() if fetched else read_at
+            if time.monotonic() - read_at > LOG_STALL_S:
+                raise TimeoutError(f"no record of the log for {LOG_STALL_S:.0f} s, {len(unread)} partitions to go")
+            for tp, records in fetched.items():
                 if begins[tp] > 0 and records[0].offset == begins[tp]:
                     books.kept_from_ms = max(books.kept_from_ms, records[0].timestamp)
                 _fold(books, [record for record in records if record.offset < ends[tp]])

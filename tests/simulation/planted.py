@@ -26,7 +26,7 @@ from infra.payment_provider import Declined, Unknown
 from infra.redis_client import RedisError
 from infra.settlement import SettlementDesk
 
-from .faults import CALM, Chances
+from .faults import CALM, Chances, Striker
 from .kafka_ports import ConsumerPort
 from .world import Violation, World
 
@@ -192,6 +192,15 @@ def release_after_the_database_refused() -> Iterator[None]:
         yield
 
 
+def falsified_books_and_nothing_else() -> AbstractContextManager[Any]:
+    """Redis believes in units that do not exist, and no other fault leads to a rebuild that would hide it."""
+
+    def strike(self: Any, actor: Any) -> None:
+        self._falsify(actor)
+
+    return patch.object(Striker, "strike", strike)
+
+
 @contextmanager
 def rebuild_reads_postgres_before_the_offsets() -> Iterator[None]:
     real = _Rebuild._attempt
@@ -295,7 +304,12 @@ IN_SIMULATION = [
     Planted("relay copy without version", relay_copy_without_version),
     Planted("charge not found taken as declined", charge_not_found_taken_as_declined),
     Planted("409 from memory before the key is asked", sold_out_from_memory_before_the_key_is_asked),
-    Planted("release after the database refused", release_after_the_database_refused),
+    Planted(
+        "release after the database refused",
+        release_after_the_database_refused,
+        replace(CALM, fault=0.01),
+        falsified_books_and_nothing_else,
+    ),
     Planted("rebuild reads Postgres before the offsets", rebuild_reads_postgres_before_the_offsets),
     Planted("keyless retry", keyless_retry),
     Planted("snapshot before end offsets", snapshot_before_the_end_offsets, CALM, slow_ends_and_no_second_look),
