@@ -84,6 +84,7 @@ class SettlementDesk:
                 group.create_task(self._announce([row for row in rows if row.product_id == product], traced))
 
     async def _announce(self, rows: Sequence[OrderRow], traced: Traced | None) -> None:
+        traced = {row.id: traced[row.id] for row in rows if row.id in traced} if traced else None
         with tracing.together("redis settle", traced):
             settlements = await until_it_works("verified books", BOOKS_AWAY, self._move_units, rows)
         await self._publish(

@@ -67,7 +67,7 @@ class PublisherPort(Port):
             if not done.done():
                 done.set_result(None)
 
-    async def publish_all(self, records: Iterable[tuple[Topic, str | bytes, bytes]]) -> None:
+    async def publish_all(self, records: Iterable[tuple[Topic, str | bytes, bytes]], headers: object = None) -> None:
         waiting = [self.publish(topic, key, value) for topic, key, value in records]
         if waiting:
             await asyncio.gather(*waiting)
@@ -111,6 +111,9 @@ class ConsumerPort(Port):
         super().__init__(world)
         self._topic, self._group, self._reset = topic, group, reset
         self._positions: dict[Any, int] = {}
+
+    def subscribe(self, topics: list[str], listener: object = None) -> None:
+        [self._topic] = topics
 
     async def start(self) -> None:
         await self._answered(with_topics=self._topic is not None)

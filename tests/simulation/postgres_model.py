@@ -145,6 +145,12 @@ class PostgresModel:
         rows = [r for r in self.orders.values() if r["status"] == "needs_reconciliation" and r["created_at"] > since]
         return [_as_selected(row) for row in sorted(rows, key=lambda row: row["updated_at"])[:limit]]
 
+    def _expired_payments(self, since: datetime) -> list[Row]:
+        expired = [
+            r for r in self.orders.values() if r["status"] == "needs_reconciliation" and r["created_at"] <= since
+        ]
+        return [{"count": len(expired)}]
+
     def _product(self, product: int) -> list[Row]:
         return [self.products[product]] if product in self.products else []
 

@@ -4,10 +4,9 @@ import asyncio
 import warnings
 from collections.abc import Callable
 from typing import Any
-from unittest.mock import MagicMock
 
 from consumers import projector, reconciler, relay
-from gateway.admission import UserRates
+from gateway.admission import Rates
 from gateway.catalogue import make_product
 from gateway.identity import User
 from gateway.orders import Orders
@@ -125,14 +124,13 @@ class Processes:
             self.kill(actor)
 
     async def _gateway(self, actor: Actor) -> None:
-        metrics: Any = MagicMock()
         redis: Any = RedisPort(self._world)
         publisher: Any = PublisherPort(self._world)
         inventory = Inventory(redis)
-        orders = Orders(SETTINGS, _Identity(), _Catalogue(), inventory, publisher, metrics)  # type: ignore[arg-type]
-        orders._rates = UserRates(1_000)  # of a few users, who are many
+        orders = Orders(SETTINGS, _Identity(), _Catalogue(), inventory, publisher)  # type: ignore[arg-type]
+        orders._rates = Rates(1_000)  # of a few users, who are many
         self.gateways[actor] = orders
-        self.hubs[actor] = StockHub(SETTINGS, Pipeliner(redis), metrics)
+        self.hubs[actor] = StockHub(SETTINGS, Pipeliner(redis))
         await self.hubs[actor].run()
 
     async def _stage(self, actor: Actor, group: str) -> None:

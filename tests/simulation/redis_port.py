@@ -122,7 +122,8 @@ class _Pipeline:
 def _command(name: str, args: tuple[Any, ...], options: Mapping[str, Any]) -> tuple[Any, ...]:
     match name:
         case "hmget":
-            return ("HMGET", args[0], *args[1])
+            first = [args[1]] if isinstance(args[1], str) else args[1]
+            return ("HMGET", args[0], *first, *args[2:])
         case "zadd":
             flags = [flag.upper() for flag, on in options.items() if on]
             return ("ZADD", args[0], *flags, *(part for member, score in args[1].items() for part in (score, member)))
