@@ -66,6 +66,16 @@ SEED ?= 1
 chaos: setup ## The fault campaign on a stack of its own: ROW="redis-wiped everything" SEED=7 (ARGS="--seeds 3", --list)
 	@$(BIN)/python -m tests.chaos $(ROW) --seed $(SEED) $(ARGS)
 	@$(BIN)/python -m tests.chaos.page
+	@[ -n "$(ROW)" ] || $(MAKE) --no-print-directory chaos-simulation
+
+SEEDS ?= 1000
+
+.PHONY: chaos-simulation chaos-mutants
+chaos-simulation: setup ## SEEDS=1000 simulated sales with every fault at once; SEED=17 replays one
+	@$(BIN)/python -m tests.simulation $(if $(filter file,$(origin SEED)),--seeds $(SEEDS),--seed $(SEED))
+
+chaos-mutants: setup ## Every known bug planted, one at a time: which book caught it, at which seed
+	@$(BIN)/python -m tests.simulation.hunt
 
 check: setup ## Format, lint, types, import walls, unit tests
 	@$(BIN)/ruff format --check .

@@ -123,8 +123,8 @@ class CircuitBreaker:
     def _close(self) -> None:
         self._begin(State.CLOSED)
         self._open_s = OPEN_MIN_S
-        while self._waiting:
-            self._permit_next(self._period)
+        while caller := self._next_waiting():
+            caller.set_result(self._period)
 
     def _begin(self, state: State) -> None:
         self.state = state
@@ -134,14 +134,18 @@ class CircuitBreaker:
         self._failures = 0
 
     def _wake_probes(self) -> None:
-        while self._probes_left and self._waiting:
-            self._permit_next(self._give_probe())
+        while self._probes_left and (caller := self._next_waiting()):
+            caller.set_result(self._give_probe())
 
     def _give_probe(self) -> int:
         self._probes_left -= 1
         self._probes_out += 1
         return self._period
 
-    def _permit_next(self, period: int) -> None:
-        caller, _ = self._waiting.popitem(last=False)
-        caller.set_result(period)
+    def _next_waiting(self) -> "asyncio.Future[int] | None":
+        """Some may have been cancelled in this very turn of the loop, and not have left the queue yet."""
+        while self._waiting:
+            caller, _ = self._waiting.popitem(last=False)
+            if not caller.done():
+                return caller
+        return None

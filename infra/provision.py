@@ -1,11 +1,20 @@
-"""What the servers must hold before a process may start: the schema and the topics. Idempotent, safe from many at once."""
+"""What the servers must hold before a process may start: the schema, the topics, and settings that the promises rest on.
+
+Idempotent, safe from many at once.
+"""
 
 from .kafka import create_topics
+from .logs import get_logger
 from .postgres.pool import migrate_to_newest
+from .server_settings import assert_servers
 from .settings import Settings
+
+log = get_logger()
 
 
 async def provision(settings: Settings) -> None:
-    """Apply missing migrations and create missing topics."""
+    """Apply missing migrations, create missing topics. Raises WrongServerSettings outside the development profile."""
     await migrate_to_newest(settings)
     await create_topics(settings)
+    for setting in await assert_servers(settings):
+        log.warning("a server setting breaks the promises", setting=str(setting))

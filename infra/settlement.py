@@ -4,6 +4,7 @@ Used by the payment stage, the reconciler, the relay and the operator. Every ste
 half-way, anyone may take all steps again: the row's guard, the entry's version and the order id make them the same.
 """
 
+import asyncio
 from collections import Counter
 from collections.abc import Sequence
 from typing import Literal
@@ -54,10 +55,17 @@ class SettlementDesk:
 
     async def settle(self, verdicts: Sequence[Verdict], traced: Traced | None = None) -> None:
         """Returns when every verdict's effects are acknowledged. Waits through Postgres, Redis and Kafka being away."""
+        await self.conclude(await self.record(verdicts, traced), traced)
+
+    async def record(self, verdicts: Sequence[Verdict], traced: Traced | None = None) -> list[OrderRow]:
+        """The first half of settling: the rows as they stand afterwards, whoever wrote them. `conclude` them."""
         if not verdicts:
-            return
+            return []
         with tracing.together("postgres settle_orders", traced):
-            rows = await until_it_works("postgres", UNAVAILABLE, self._record, verdicts)
+            return await until_it_works("postgres", UNAVAILABLE, self._record, verdicts)
+
+    async def conclude(self, rows: Sequence[OrderRow], traced: Traced | None = None) -> None:
+        """The second half: units moved, and the news of it acknowledged."""
         ended = [row for row in rows if row.status in TERMINAL]
         await self.announce(ended, traced)
         for status, count in Counter(row.status for row in rows).items():
@@ -66,9 +74,17 @@ class SettlementDesk:
         await self._publish([_unresolved(row) for row in rows if row.status is Status.NEEDS_RECONCILIATION], traced)
 
     async def announce(self, rows: Sequence[OrderRow], traced: Traced | None = None) -> None:
-        """Move the units of terminal rows (once) and publish their end with the version that drew (again, if need be)."""
-        if not rows:
-            return
+        """Move the units of terminal rows (once) and publish their end with the version that drew (again, if need be).
+
+        Each product apart: one whose books cannot be rebuilt holds up the call, but no order of another product.
+        """
+        products = {row.product_id for row in rows}
+        async with asyncio.TaskGroup() as group:
+            for product in sorted(products):
+                group.create_task(self._announce([row for row in rows if row.product_id == product], traced))
+
+    async def _announce(self, rows: Sequence[OrderRow], traced: Traced | None) -> None:
+        traced = {row.id: traced[row.id] for row in rows if row.id in traced} if traced else None
         with tracing.together("redis settle", traced):
             settlements = await until_it_works("verified books", BOOKS_AWAY, self._move_units, rows)
         await self._publish(
@@ -98,8 +114,7 @@ class SettlementDesk:
         except SettledOtherwise as error:
             # Postgres is the truth of how an order ended: new books are made from it, and settle waits for them.
             log.error("redis settled an order the other way", order_id=error.order_id, error=str(error))
-            for product in {row.product_id for row in rows}:
-                await self._inventory.close(ProductId(product))
+            await self._inventory.close(ProductId(rows[0].product_id))
             raise NotVerified from error
 
     async def _publish(self, events: Sequence[OrderStatusChanged], traced: Traced | None = None) -> None:

@@ -11,6 +11,7 @@ from msgspec import UNSET
 from infra import tracing
 from infra.inventory.entry import HeldEntry
 from infra.inventory.inventory import Held, Known, Refused, Reservation
+from infra.logs import get_logger
 from infra.metrics.definitions import ORDER_STORED, ORDERS_PLACED
 from infra.orders import OrderRow, now_ms, read_rows
 from infra.postgres.pool import UNAVAILABLE
@@ -25,9 +26,11 @@ from schemas.topics import ORDER_STAGE_GROUP, ORDER_STATUS, ORDERS, PAYMENTS
 
 from .app import Acks, Record, Resources, bury, count_taken, decode_or_bury, headers_of, stage_app
 from .inbox import Inbox
+from .lanes import Lanes, by_product
 
 MAX_BATCH = 500  # rows in one statement: about 11 ms of Postgres
 Placement = tuple[Record, OrderPlaced]
+log = get_logger()
 
 _placed, _stored = ORDERS_PLACED.make(), ORDER_STORED.make()
 
@@ -44,6 +47,9 @@ class OrderStage:
         self._acks = acks
         self._inbox: Inbox[Record] = Inbox()
         self._traced: dict[str, tracing.Span] = {}  # orders of the present batch
+        self._known: Lanes[Placement] = Lanes(self._finish_known, MAX_BATCH)
+        self._stale: Lanes[Placement] = Lanes(self._finish_stale, MAX_BATCH)
+        self._in_lanes: set[Record] = set()
         self._idle = asyncio.Event()
         self._idle.set()
         self._draining = False
@@ -52,13 +58,14 @@ class OrderStage:
         self._inbox.put(record)
 
     async def run(self) -> None:
-        while not self._draining:
-            batch = await self._inbox.take(MAX_BATCH)
-            self._idle.clear()
-            count_taken(batch)
-            await self._process(batch)
-            self._acks.finish(batch)
-            self._idle.set()
+        async with asyncio.TaskGroup() as self._group:
+            while not self._draining:
+                batch = await self._inbox.take(MAX_BATCH)
+                self._idle.clear()
+                count_taken(batch)
+                await self._process(batch)
+                self._acks.finish([record for record in batch if record not in self._in_lanes])
+                self._idle.set()
 
     async def drain(self) -> None:
         self._draining = True
@@ -94,11 +101,11 @@ class OrderStage:
         if not placements:
             return
         try:
-            with tracing.together("postgres place_orders", self._traced):
+            with tracing.together("postgres place_orders", None if vouched else self._traced):
                 outcomes = await until_it_works("postgres", UNAVAILABLE, self._insert, placements, vouched)
         except asyncpg.PostgresError as error:
             if len(placements) == 1:
-                await bury(placements[0][0], self._dead_letters, f"postgres: {error}")
+                await self._bury_and_fail(placements[0], f"postgres: {error}", vouched=vouched)
                 return
             half = len(placements) // 2
             await self._place(placements[:half], vouched=vouched)
@@ -119,10 +126,35 @@ class OrderStage:
         await self._request_payment(
             [event for _, event in by_outcome["new"] if outcomes[event.order_id][1] != Status.FAILED]
         )
-        await self._advance_known([event for _, event in by_outcome["known"]])
-        await self._vouch(by_outcome["stale"])
         for record, event in by_outcome["no_product"]:
             await bury(record, self._dead_letters, f"product {event.product_id} is not in postgres")
+        await self._go_on_with(by_outcome["known"], vouched=vouched)
+        await self._put_in_lanes(by_outcome["stale"], self._stale)
+
+    async def _go_on_with(self, known: list[Placement], *, vouched: bool) -> None:
+        """In a lane; what is vouched for is in one already, which acknowledges it when this returns."""
+        if vouched:
+            await self._advance_known([event for _, event in known])
+        else:
+            await self._put_in_lanes(known, self._known)
+
+    async def _put_in_lanes(self, placements: list[Placement], lanes: Lanes[Placement]) -> None:
+        """What needs its product's books may have to wait for them, and is acknowledged by its lane."""
+        self._in_lanes.update(record for record, _ in placements)
+        await lanes.put(self._group, by_product(placements, lambda placement: placement[1].product_id))
+
+    async def _finish_known(self, placements: list[Placement]) -> None:
+        await self._advance_known([event for _, event in placements])
+        self._leave_lanes(placements)
+
+    async def _finish_stale(self, placements: list[Placement]) -> None:
+        await self._vouch(placements)
+        self._leave_lanes(placements)
+
+    def _leave_lanes(self, placements: list[Placement]) -> None:
+        records = [record for record, _ in placements]
+        self._in_lanes.difference_update(records)
+        self._acks.finish(records)
 
     async def _insert(self, placements: list[Placement], vouched: bool) -> dict[str, tuple[str, str | None]]:
         events = [event for _, event in placements]
@@ -240,8 +272,24 @@ class OrderStage:
             raise OSError(f"reserve: {answer.reason}")  # says nothing about the order: wait
         return answer
 
+    async def _bury_and_fail(self, placement: Placement, reason: str, *, vouched: bool) -> None:
+        """What can never be placed ends all the same, uncharged, and gives its units back - if Postgres takes that row."""
+        record, event = placement
+        await bury(record, self._dead_letters, reason)
+        try:
+            await self._record_failed(event, reason)
+        except asyncpg.PostgresError as error:
+            log.error("neither placed nor failed: its units stay held", order=event.order_id, error=str(error))
+        else:
+            await self._go_on_with([placement], vouched=vouched)
+
     async def _fail(self, event: OrderPlaced, reason: str) -> None:
         """Uncharged and without units; the row first, so that a second reading of the record announces it again."""
+        await self._record_failed(event, reason)
+        # The row may be another's: a new owner of the partition has read the same record, and found room for it.
+        await self._advance_known([event])
+
+    async def _record_failed(self, event: OrderPlaced, reason: str) -> None:
         await until_it_works(
             "postgres",
             UNAVAILABLE,
@@ -258,8 +306,6 @@ class OrderStage:
             None if event.key_hash is UNSET else event.key_hash,
             event.placed_at_ms,
         )
-        # The row may be another's: a new owner of the partition has read the same record, and found room for it.
-        await self._advance_known([event])
 
 
 def _awaiting_payment(event: OrderPlaced, at_ms: int) -> OrderStatusChanged:

@@ -25,6 +25,7 @@ from schemas.topics import ORDER_STATUS, PAYMENT_STAGE_GROUP, PAYMENTS
 
 from .app import Acks, Record, Resources, bury, count_taken, decode_or_bury, headers_of, stage_app
 from .inbox import Inbox
+from .lanes import Lanes, by_product
 
 MAX_BATCH = 500
 
@@ -39,8 +40,14 @@ class Finished:
     trace: tracing.Span | None = None  # begun when the charge had ended
 
 
+End = tuple[OrderRow, Finished]
+
+
 class PaymentStage:
-    """Three loops: gather (what arrived, in one query), charge (a task an order), settle (what finished, together)."""
+    """Three loops: gather (what arrived, in one query), charge (a task an order), settle (what finished, together).
+
+    Rows are written together, and what follows from them in Redis and on the log is a lane's: a product each.
+    """
 
     def __init__(
         self, resources: Resources, acks: Acks, provider: AbstractAsyncContextManager[PaymentProvider] | None = None
@@ -54,6 +61,7 @@ class PaymentStage:
         self._acks = acks
         self._arrived: Inbox[Record] = Inbox()
         self._finished: Inbox[Finished] = Inbox()
+        self._lanes: Lanes[End] = Lanes(self._conclude, MAX_BATCH)
         self._charging: dict[OrderId, list[Record]] = {}
         self._slots = asyncio.Semaphore(resources.settings.worker_concurrency)
         self._begun = 0  # records gathered and not yet acknowledged
@@ -67,7 +75,7 @@ class PaymentStage:
     async def run(self) -> None:
         async with self._connect as provider, asyncio.TaskGroup() as group:
             group.create_task(self._gather(provider, group))
-            group.create_task(self._settle())
+            group.create_task(self._settle(group))
 
     async def drain(self) -> None:
         self._draining = True
@@ -138,16 +146,27 @@ class PaymentStage:
         event = status_event(row, status=Status.PROCESSING_PAYMENT, steps=(step,), at_ms=at_ms)
         self._publisher.publish(ORDER_STATUS, row.id, encode(event))
 
-    async def _settle(self) -> None:
+    async def _settle(self, group: asyncio.TaskGroup) -> None:
         while True:
             finished = await self._finished.take(MAX_BATCH)
+            unwritten = {item.verdict.order_id: item for item in finished if item.verdict is not None}
             verdicts = [item.verdict for item in finished if item.verdict is not None]
-            await self._desk.settle(verdicts, None if tracing.on is None else traced_of(finished))
-            await self._desk.announce([item.row for item in finished if item.row is not None])
-            self._done([record for item in finished for record in item.records])
-            for item in finished:
-                if item.trace is not None:
-                    item.trace.end()
+            recorded = await self._desk.record(verdicts, None if tracing.on is None else traced_of(finished))
+            ends = [(row, unwritten.pop(row.id)) for row in recorded]
+            ends += [(item.row, item) for item in finished if item.row is not None]
+            for item in unwritten.values():  # of rows that are not there
+                self._done(item.records)
+            await self._lanes.put(group, by_product(ends, lambda end: end[0].product_id))
+
+    async def _conclude(self, ends: list[End]) -> None:
+        finished = [item for _, item in ends]
+        settled = [row for row, item in ends if item.verdict is not None]
+        await self._desk.conclude(settled, None if tracing.on is None else traced_of(finished))
+        await self._desk.announce([row for row, item in ends if item.verdict is None])
+        self._done([record for item in finished for record in item.records])
+        for item in finished:
+            if item.trace is not None:
+                item.trace.end()
 
     def _begin(self, count: int) -> None:
         self._begun += count

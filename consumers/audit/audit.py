@@ -3,10 +3,11 @@
 import asyncio
 import time
 import uuid
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import aiohttp
 import asyncpg
+import msgspec
 from aiokafka.errors import KafkaError
 
 from infra.inventory import keys
@@ -61,7 +62,7 @@ class Auditor:
             if restless or before == after:
                 return report
             if time.monotonic() > until:
-                return Report(ok=False, products=report.products, problems=[MOVED, *report.problems])
+                return msgspec.structs.replace(report, ok=False, problems=[MOVED, *report.problems])
 
     async def restless(self, products: Sequence[ProductId]) -> list[str]:
         """What is still under way, in words; empty when everything has come to rest."""
@@ -101,7 +102,7 @@ class Auditor:
                 product_id=product,
                 redis=in_redis[product],
                 postgres=book,
-                log=in_log.get(product) or LogBook(product),
+                log=in_log.of(product),
                 captures=charges.get(product, []),
             )
             for product, book in in_postgres.items()
@@ -118,7 +119,7 @@ class Auditor:
         return [await self._redis.hmget(keys.stock(product), ["epoch", "version"]) for product in products]
 
 
-def _owners(in_postgres: dict[ProductId, PostgresBook], in_log: dict[int, LogBook]) -> dict[str, int]:
+def _owners(in_postgres: dict[ProductId, PostgresBook], in_log: Mapping[int, LogBook]) -> dict[str, int]:
     """Which product an order id belongs to: the row says so, else the log."""
     of_log = {order_id: product for product, book in in_log.items() for order_id in book.placed}
     return of_log | {order.id: product for product, book in in_postgres.items() for order in book.orders}

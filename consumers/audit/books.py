@@ -7,6 +7,7 @@ campaign and the simulation.
 
 from collections import Counter, defaultdict
 from collections.abc import Sequence
+from datetime import UTC, datetime
 from itertools import pairwise
 
 import msgspec
@@ -63,12 +64,13 @@ class ProductReport(msgspec.Struct, frozen=True):
     stranded: int
 
 
-class Report(msgspec.Struct, frozen=True):
-    """The audit's answer; `problems` is empty exactly when `ok`."""
+class Report(msgspec.Struct, frozen=True, omit_defaults=True):
+    """The audit's answer; `problems` is empty exactly when `ok`. `remarks` say how far a proof reaches."""
 
     ok: bool
     products: list[ProductReport]
     problems: list[str]
+    remarks: list[str] = []
 
 
 def balance(
@@ -93,7 +95,16 @@ def balance(
         _check_clients(client_log, products, across)
         problems += client_log.complaints
     problems += across.texts()
-    return Report(ok=not problems, products=reports, problems=problems)
+    remarks = [_remark(facts) for facts in products if facts.log.kept_from_ms]
+    return Report(ok=not problems, products=reports, problems=problems, remarks=remarks)
+
+
+def _remark(facts: ProductFacts) -> str:
+    since = datetime.fromtimestamp(facts.log.kept_from_ms / 1000, UTC)
+    return (
+        f"product {facts.product_id}: the log is whole from {since:%Y-%m-%d %H:%M:%S} UTC on only;"
+        " what it proves starts at the first version of each epoch still kept"
+    )
 
 
 def _balance_product(facts: ProductFacts) -> tuple[ProductReport, list[str]]:
@@ -164,7 +175,8 @@ def _check_redis(facts: ProductFacts, problems: Problems) -> None:
         problems.add("Redis does not add up", str(book.units))
     problems.expect("initial in Redis", book.initial, postgres.initial)
     problems.expect("epoch in Redis", book.epoch, postgres.epoch)
-    problems.expect("newest epoch in the log", facts.log.newest_epoch, book.epoch)
+    if facts.log.newest_epoch or not facts.log.kept_from_ms:  # else it is so old that nothing of it is kept
+        problems.expect("newest epoch in the log", facts.log.newest_epoch, book.epoch)
     confirmed = sum(order.quantity for order in postgres.orders if order.status is Status.CONFIRMED)
     problems.expect("sold in Redis", book.sold, confirmed)
     of_entries = sum(entry.quantity for entry in book.entries.values() if entry.state is Entry.HELD)
@@ -276,10 +288,10 @@ def _oversold(facts: ProductFacts, totals: Totals, charges: ChargedUnits) -> int
 
 
 def _check_keys(orders: Sequence[OrderRow], problems: Problems) -> None:
-    """One accepted order for a user's key, for as long as keys are remembered."""
+    """One order for a user's key, for as long as keys are remembered; what failed has taken nothing, and holds no key."""
     by_key: defaultdict[tuple[int, str], list[OrderRow]] = defaultdict(list)
     for order in orders:
-        if order.key_hash is not None:
+        if order.key_hash is not None and order.status is not Status.FAILED:
             by_key[order.user_id, order.key_hash].append(order)
     for (user, _), same in by_key.items():
         for first, second in pairwise(sorted(same, key=lambda order: order.placed_at_ms)):

@@ -72,7 +72,9 @@ class LogBook:
 
     @property
     def newest_epoch(self) -> int:
-        return max(self.openings, default=0)
+        """0 where nothing of any is kept. A cut log may have kept events of an epoch, and not its opening."""
+        known = self.openings.keys() | self._uses.keys() if self.kept_from_ms else self.openings
+        return max(known, default=0)
 
     def uses(self, epoch: int) -> Mapping[int, Use]:
         """What each version of an epoch was spent on, as far as the log tells."""
@@ -159,10 +161,10 @@ class LogBook:
 
     def _check_epoch(self, epoch: int, redis_version: int | None, problems: Problems) -> int:
         """Checks the chain of one epoch; the number of versions missing without an excuse."""
-        if epoch < self.first_epoch or not self.openings:
-            return 0  # of a log that is gone: nothing to start from
         opening, uses = self.openings.get(epoch), self._uses[epoch]
-        if opening is None:
+        if not self.kept_from_ms and (epoch < self.first_epoch or not self.openings):
+            return 0  # of a log that is gone: nothing to start from
+        if opening is None and not self.kept_from_ms:
             problems.add("epoch without an opening", f"epoch {epoch}, {len(uses)} versions")
         last = max(uses, default=0)
         if epoch >= self.newest_epoch and redis_version is not None:

@@ -1,5 +1,6 @@
 """The books' readers: each asks one store itself, without the pipeline's read models, and hands plain facts on."""
 
+import time
 from collections.abc import Sequence
 from typing import Any, Literal
 
@@ -27,6 +28,7 @@ from .log_book import LogBook
 ROWS_AT_ONCE = 5_000
 RECORDS_AT_ONCE = 5_000
 LEDGER_TIMEOUT_S = 30.0
+LOG_STALL_S = 30.0
 
 
 async def read_redis(redis: Redis, product: ProductId) -> RedisBook | None:
@@ -80,33 +82,51 @@ def _order(record: asyncpg.Record) -> OrderRow:
     return OrderRow(**{**record, "status": Status(record["status"])})
 
 
-async def read_log(settings: Settings, offsets: Offsets) -> dict[int, LogBook]:
+class Logs(dict[int, LogBook]):
+    """Books by product, of a log that is kept from `kept_from_ms` on (0: whole)."""
+
+    kept_from_ms = 0
+
+    def of(self, product: ProductId) -> LogBook:
+        """Also of a product that the log does not name (any more)."""
+        book = self.setdefault(product, LogBook(product))
+        book.kept_from_ms = self.kept_from_ms
+        return book
+
+
+async def read_log(settings: Settings, offsets: Offsets) -> Logs:
     """Every product's log, from the first record still kept to what was its end when this was called."""
     begins = await _positions(offsets, "begins")
     ends = await _positions(offsets, "ends")
     unread = {tp for tp, end in ends.items() if begins[tp] < end}
+    books = Logs()
+    if any(0 < begins[tp] == end for tp, end in ends.items()):
+        books.kept_from_ms = time.time_ns() // 1_000_000  # of such a partition nothing is kept that is older than now
     if not unread:
-        return {}
-    books: dict[int, LogBook] = {}
-    kept_from_ms = 0
+        return books
     consumer = make_consumer(settings, max_partition_fetch_bytes=4 * 1024 * 1024)
     await consumer.start()
     try:
         consumer.assign(list(unread))
         for tp in unread:
             consumer.seek(tp, begins[tp])
+        read_at = time.monotonic()
         while unread:
-            for tp, records in (await consumer.getmany(timeout_ms=200, max_records=RECORDS_AT_ONCE)).items():
+            fetched = await consumer.getmany(timeout_ms=200, max_records=RECORDS_AT_ONCE)
+            read_at = time.monotonic() if fetched else read_at
+            if time.monotonic() - read_at > LOG_STALL_S:
+                raise TimeoutError(f"no record of the log for {LOG_STALL_S:.0f} s, {len(unread)} partitions to go")
+            for tp, records in fetched.items():
                 if begins[tp] > 0 and records[0].offset == begins[tp]:
-                    kept_from_ms = max(kept_from_ms, records[0].timestamp)
+                    books.kept_from_ms = max(books.kept_from_ms, records[0].timestamp)
                 _fold(books, [record for record in records if record.offset < ends[tp]])
             done = {tp for tp in unread if await consumer.position(tp) >= ends[tp]}
             consumer.pause(*done)
             unread -= done
     finally:
         await consumer.stop()
-    for book in books.values():
-        book.kept_from_ms = kept_from_ms
+    for product in books:
+        books.of(ProductId(product))
     return books
 
 

@@ -6,6 +6,7 @@ from .books import ProductReport, Report
 def show(report: Report) -> str:
     """The books of each product, then the verdict."""
     parts = [_product(product) for product in report.products]
+    parts += ["\n".join(report.remarks)] if report.remarks else []
     if report.ok:
         parts.append("The books balance.")
     else:

@@ -14,6 +14,7 @@ from datetime import datetime
 from typing import Any
 
 import asyncpg
+from msgspec import UNSET
 
 from infra.kafka import Offsets
 from infra.logs import get_logger
@@ -41,6 +42,7 @@ LOCK_TIMEOUT_S = 30
 ATTEMPTS = 5
 PUBLISH_TIMEOUT_S = 30.0
 NO_STOCK_LEFT = "no stock left after a rebuild"
+KEY_USED_AGAIN = "its key was used again while the order was lost"
 
 log = get_logger()
 
@@ -153,6 +155,14 @@ class _Rebuild:
         if epoch is None:
             raise RebuildImpossible(f"there is no product {self._product}")
         books = PreparedBooks(self._redis, self._product, epoch)
+        try:
+            return await self._make(books, offsets, run, epoch, started_at)
+        finally:
+            await books.abandon()
+
+    async def _make(
+        self, books: PreparedBooks, offsets: Offsets, run: str, epoch: int, started_at: datetime
+    ) -> StockOpened:
         await books.begin()
         # Before Postgres: what is before these offsets has a row there.
         starts = await unprocessed_from(offsets, topics.ORDER_STAGE_GROUP, topics.ORDERS)
@@ -160,6 +170,10 @@ class _Rebuild:
             totals = await self._read_rows(books, started_at)
             unrowed = await self._read_unrowed(books, offsets, starts, totals)
             row = await self._connection.fetchrow(SQL.product, self._product)
+            doubles = await self._doubles(unrowed)
+        if doubles:
+            await self._fail(doubles, KEY_USED_AGAIN)
+            raise _Overtaken(f"the keys of {len(doubles)} orders were used again while only an old copy knew of them")
         sold = totals.confirmed - books.confirmed_units
         await self._take_in(books, unrowed, totals.initial - sold - books.held_units)
         return await self._open(books, run, epoch, row, sold, totals)
@@ -178,6 +192,7 @@ class _Rebuild:
         oldest_ms = time.time_ns() // 1_000_000 - KEY_LIFETIME_MS
         async for rows in rows_in_chunks(self._connection, SQL.rebuild_keys, self._product, oldest_ms):
             await books.add_keys(rows)
+        await books.written()  # an order's key record stands before that of a later one with the same key
         return totals
 
     async def _add_rows(self, books: PreparedBooks, rows: Any, totals: _Totals) -> None:
@@ -192,15 +207,40 @@ class _Rebuild:
     ) -> dict[str, HeldEntry]:
         """Orders that the log or Redis vouches for and Postgres does not know yet."""
         unrowed: dict[str, HeldEntry] = {}
+        self._on_log: set[str] = set()
         async for entries in placed_since(self._settings, offsets, starts, self._product):
             for entry in await self._without_row(books, entries, totals, rows_are_held=False):
                 known = unrowed.get(entry.order_id)
+                self._on_log.add(entry.order_id)
                 if known is None or (known.epoch, known.version) < (entry.epoch, entry.version):
                     unrowed[entry.order_id] = entry
         async for entries in survivors(self._redis, self._product):
             for entry in await self._without_row(books, entries, totals, rows_are_held=True):
                 unrowed[entry.order_id] = entry
         return unrowed
+
+    async def _doubles(self, unrowed: dict[str, HeldEntry]) -> list[HeldEntry]:
+        """Orders that some copy of Redis had lost and this one brings back, whose key has gone to another order since.
+
+        A key stands for one order: a row's, else one that is on the log, else the one placed first.
+        """
+        keyed = [(entry, head.key_hash) for entry in unrowed.values() if (head := head_of(entry)).key_hash is not UNSET]
+        holders = await self._key_holders(keyed)
+        doubles = []
+        for entry, key_hash in sorted(keyed, key=lambda k: (k[0].order_id not in self._on_log, k[0].at_ms)):
+            holder = holders.setdefault((entry.user_id, key_hash), entry.order_id)
+            if holder != entry.order_id:
+                doubles.append(entry)
+        return doubles
+
+    async def _key_holders(self, keyed: list[tuple[HeldEntry, str]]) -> dict[tuple[int, str], str]:
+        oldest_ms, found = time.time_ns() // 1_000_000 - KEY_LIFETIME_MS, {}
+        for first in range(0, len(keyed), CHUNK):
+            some = keyed[first : first + CHUNK]
+            users, hashes = [entry.user_id for entry, _ in some], [key_hash for _, key_hash in some]
+            for row in await self._connection.fetch(SQL.orders_of_keys, users, hashes, oldest_ms):
+                found[row["user_id"], row["key_hash"]] = row["id"]
+        return found
 
     async def _without_row(
         self, books: PreparedBooks, entries: list[HeldEntry], totals: _Totals, *, rows_are_held: bool
@@ -228,14 +268,16 @@ class _Rebuild:
             else:
                 excess.append(entry)
         if excess:
-            await self._fail(excess)
+            await self._fail(excess, NO_STOCK_LEFT)
             raise _Overtaken(f"{len(excess)} orders were accepted twice over and have been failed")
         for first in range(0, len(fitting), CHUNK):
             await books.add_unrowed(fitting[first : first + CHUNK])
+        await books.written()
 
-    async def _fail(self, excess: list[HeldEntry]) -> None:
+    async def _fail(self, entries: list[HeldEntry], reason: str) -> None:
+        """Uncharged; each keeps an entry of no units in the next attempt, through which its end is announced."""
         async with self._pool.acquire() as connection, connection.transaction():
-            for entry in excess:
+            for entry in entries:
                 head = head_of(entry)
                 await connection.execute(
                     SQL.fail_order,
@@ -243,7 +285,7 @@ class _Rebuild:
                     self._product,
                     entry.user_id,
                     head.quantity,
-                    NO_STOCK_LEFT,
+                    reason,
                     entry.epoch,
                     entry.version,
                     entry.available,

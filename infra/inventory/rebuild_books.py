@@ -3,6 +3,7 @@
 Nothing of it is seen before open.lua puts it in force, except key records and read models, which are true already.
 """
 
+import asyncio
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -22,6 +23,7 @@ from .inventory import FIRST_LOOK_MS, KEY_LIFETIME_MS
 from .pipeliner import DIGESTS, SCRIPTS
 
 LOOKS_PER_MS = 1  # the relay's looks at the entries are spread: it pushes at most 1,000 orders/s anyway
+WRITES_AT_ONCE = 2  # while Redis takes in one chunk the next is read; several products may be rebuilt on one pool
 OLD_ATTEMPTS = 64  # prepared keys of that many earlier epochs are removed
 
 _head_decoder = msgspec.json.Decoder(PlacedHead)
@@ -83,6 +85,7 @@ class PreparedBooks:
         self._in_force = (keys.held(product), keys.due(product), keys.buyers(product))
         self._prepared = tuple(keys.prepared(key, epoch) for key in self._in_force)
         self._now_ms = time.time_ns() // 1_000_000
+        self._under_way: list[asyncio.Task[None]] = []
         self.held_units = 0
         self.confirmed_units = 0  # of the held ones, those of confirmed orders: they are not counted as sold yet
         self.entries = 0
@@ -131,8 +134,30 @@ class PreparedBooks:
             self._record_key(chunk, row["id"], row["user_id"], row["key_hash"], row["placed_at_ms"], row["quantity"])
         await self._write(chunk)
 
+    async def written(self) -> None:
+        """Everything that was added is in Redis. Raises what a write of it ended with."""
+        while self._under_way:
+            await self._one_written()
+
+    async def abandon(self) -> None:
+        """No write of these books is under way any more."""
+        for write in self._under_way:
+            write.cancel()
+        await asyncio.gather(*self._under_way, return_exceptions=True)
+
     async def _write(self, chunk: _Chunk) -> None:
-        await self._redis.evalsha(DIGESTS["prepare"], len(self._prepared), *self._prepared, chunk.encode())
+        while len(self._under_way) >= WRITES_AT_ONCE:
+            await self._one_written()
+        self._under_way.append(asyncio.create_task(self._send(chunk.encode())))
+
+    async def _one_written(self) -> None:
+        await asyncio.wait(self._under_way, return_when=asyncio.FIRST_COMPLETED)
+        done = next(write for write in self._under_way if write.done())
+        self._under_way.remove(done)
+        done.result()
+
+    async def _send(self, chunk: bytes) -> None:
+        await self._redis.evalsha(DIGESTS["prepare"], len(self._prepared), *self._prepared, chunk)
 
     def _add(self, chunk: _Chunk, entries: Sequence[HeldEntry]) -> None:
         for entry in entries:

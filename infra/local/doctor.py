@@ -22,7 +22,10 @@ from infra.local.jars import KAFKA, cache_dir, kafka_jars
 from infra.local.ports import DEFAULT_PORT, StackConfig, StackError, is_free, load_config, owner_of
 from infra.local.postgres import postgres_dsn
 from infra.local.readiness import STABLE, group_members
+from infra.local.specs import stack_env
 from infra.local.valkey import redis_url
+from infra.server_settings import Setting, ask_kafka, ask_postgres, ask_redis
+from infra.settings import Settings
 from schemas.topics import CONSUMED_BY
 
 DISK_NEEDED_GB = 3
@@ -89,12 +92,20 @@ async def _collect(config: StackConfig) -> list[Finding]:
     return findings
 
 
+def _settings(config: StackConfig) -> Settings:
+    return Settings.model_validate({name.lower(): value for name, value in stack_env(config).items()})
+
+
+def _finding(setting: Setting) -> Finding:
+    name = f"{setting.server} {setting.name}"
+    return Finding(name, setting.ok, str(setting.value), f"must be {setting.wanted}: make down up")
+
+
 async def _redis(config: StackConfig) -> AsyncIterator[Finding]:
     client = Redis.from_url(redis_url(config), socket_timeout=2, decode_responses=True)
     try:
-        for name, wanted in (("appendonly", "yes"), ("appendfsync", "always"), ("maxmemory-policy", "noeviction")):
-            value = (await client.config_get(name)).get(name)
-            yield Finding(f"redis {name}", value == wanted, str(value), f"must be {wanted}: make down up")
+        for setting in await ask_redis(_settings(config)):
+            yield _finding(setting)
         limit, used = [(await client.info("memory"))[key] for key in ("maxmemory", "used_memory")]
         yield Finding(
             "redis memory", limit > 0 and used < 0.9 * limit, f"{used >> 20} of {limit >> 20} MB", "raise maxmemory"
@@ -107,14 +118,13 @@ async def _redis(config: StackConfig) -> AsyncIterator[Finding]:
 
 async def _postgres(config: StackConfig) -> AsyncIterator[Finding]:
     try:
+        for setting in await ask_postgres(_settings(config)):
+            yield _finding(setting)
         connection = await asyncpg.connect(postgres_dsn(config), timeout=3, command_timeout=5)
     except (OSError, TimeoutError, asyncpg.PostgresError) as error:
         yield Finding("postgres", False, str(error), "thrones logs postgres")
         return
     try:
-        for name in ("fsync", "synchronous_commit", "full_page_writes"):
-            value = await connection.fetchval("SELECT current_setting($1)", name)
-            yield Finding(f"postgres {name}", value == "on", str(value), "must be on: make down up")
         used = await connection.fetchval("SELECT count(*) FROM pg_stat_activity WHERE backend_type = 'client backend'")
         limit = int(await connection.fetchval("SELECT current_setting('max_connections')"))
         yield Finding(
@@ -126,10 +136,13 @@ async def _postgres(config: StackConfig) -> AsyncIterator[Finding]:
 
 async def _kafka(config: StackConfig) -> AsyncIterator[Finding]:
     try:
+        settings = await ask_kafka(_settings(config))
         groups = await group_members(config)
     except (KafkaError, OSError, TimeoutError) as error:
         yield Finding("kafka", False, f"{type(error).__name__}: {error}", "thrones logs kafka")
         return
+    for setting in settings:
+        yield _finding(setting)
     for group, topic in CONSUMED_BY.items():
         state, held = groups.get(group, ("absent", {}))
         count = sum(held.values())

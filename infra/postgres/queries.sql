@@ -79,6 +79,12 @@ FROM orders o WHERE o.id = ANY ($1);
 SELECT id::text, user_id, key_hash, quantity, placed_at_ms FROM orders
 WHERE product_id = $1 AND key_hash IS NOT NULL AND placed_at_ms > $2;
 
+-- name: orders_of_keys
+-- Orders that hold one of these Idempotency-Keys (users and hashes by position); what failed holds none any more.
+SELECT o.id::text, o.user_id, o.key_hash FROM unnest($1::bigint[], $2::text[]) AS k (user_id, key_hash)
+JOIN orders o ON o.user_id = k.user_id AND o.key_hash = k.key_hash
+WHERE o.status <> 'failed' AND o.placed_at_ms > $3;
+
 -- name: units_by_user
 -- Units of live and confirmed orders, for the per-user limit.
 SELECT user_id, sum(quantity)::bigint AS units FROM orders

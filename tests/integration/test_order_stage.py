@@ -1,12 +1,16 @@
 """The order stage at work on records of books that are no longer in force."""
 
-from collections.abc import Callable
+import asyncio
+import itertools
+from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
 import asyncpg
+import pytest
 
 from infra.inventory.inventory import Inventory
+from infra.lifecycle import background
 from infra.orders import read_rows
 from infra.publisher import Publisher
 from infra.redis_client import Redis
@@ -16,12 +20,12 @@ from schemas.codec import encode
 from schemas.events import OrderPlaced
 from schemas.ids import OrderId, ProductId, new_order_id
 from schemas.order_state import Status
-from schemas.topics import ORDERS
+from schemas.topics import DEAD_LETTERS, ORDER_STATUS, ORDERS
 from streams.acks import InOrderAcks
 from streams.app import Resources
 from streams.dead_letters import DeadLetters
 from streams.order_stage import OrderStage
-from tests.books import open_books, read_books
+from tests.books import hold, open_books, read_books, wish
 from tests.log import event_of, tailing
 from tests.rows import create_product
 
@@ -41,55 +45,119 @@ class Event:
     """What the stage needs of faust's Event."""
 
     message: Message
+    acked: asyncio.Event = field(default_factory=asyncio.Event)
 
     def ack(self) -> bool:
+        self.acked.set()
         return True
 
 
-async def test_an_order_that_was_reserved_again_by_a_stage_that_died_is_on_the_log_under_its_new_version(
-    settings: Settings,
-    redis: Redis,
-    inventory: Inventory,
-    pool: asyncpg.Pool,
-    publisher: Publisher,
-    new_product: Callable[[], ProductId],
-) -> None:
-    """Killed between the reservation and its record, the stage reads the old record again: the new version must be told."""
-    product, order_id = new_product(), new_order_id()
-    await create_product(pool, product, 10, epoch=2)
-    await open_books(redis, product, 10, epoch=2)
-    lost = OrderPlaced(
-        order_id=order_id,
-        product_id=product,
-        user_id=1,
-        quantity=1,
-        unit_price_cents=99_999,
-        currency="USD",
-        placed_at_ms=1_000,
-        epoch=1,
-        version=7,
-        available=3,
-    )
+@dataclass
+class Stage:
+    """An order stage at work, without Faust: each record is of a partition of its own."""
+
+    stage: OrderStage
+    acks: Any
+    partitions: Iterator[int] = field(default_factory=itertools.count)
+
+    def take(self, value: bytes) -> Event:
+        event = Event(Message(value))
+        self.stage.take(self.acks.take(next(self.partitions), event))
+        return event
+
+    async def read(self, value: bytes) -> None:
+        """Returns when the record has been acknowledged."""
+        async with asyncio.timeout(30):
+            await self.take(value).acked.wait()
+
+
+@pytest.fixture
+async def stage(
+    settings: Settings, inventory: Inventory, pool: asyncpg.Pool, publisher: Publisher
+) -> AsyncIterator[Stage]:
     acks: Any = InOrderAcks(pause=lambda _: None, resume=lambda _: None)
     desk = SettlementDesk(pool, inventory, publisher)
-    stage = OrderStage(Resources(settings, pool, inventory, publisher, desk, DeadLetters(publisher)), acks)
-    await stage._reserve(lost)  # and killed
+    order_stage = OrderStage(Resources(settings, pool, inventory, publisher, desk, DeadLetters(publisher)), acks)
+    async with background(order_stage.run()):
+        yield Stage(order_stage, acks)
 
-    async def read(value: bytes) -> None:
-        await stage._process([acks.take(0, Event(Message(value)))])
 
+def placed(product: ProductId, **fields: Any) -> OrderPlaced:
+    known = {"user_id": 1, "quantity": 1, "unit_price_cents": 99_999, "currency": "USD", "placed_at_ms": 1_000}
+    return OrderPlaced(order_id=new_order_id(), product_id=product, **(known | fields))
+
+
+async def test_an_order_that_was_reserved_again_by_a_stage_that_died_is_on_the_log_under_its_new_version(
+    stage: Stage, settings: Settings, redis: Redis, pool: asyncpg.Pool, new_product: Callable[[], ProductId]
+) -> None:
+    """Killed between the reservation and its record, the stage reads the old record again: the new version must be told."""
+    product = new_product()
+    await create_product(pool, product, 10, epoch=2)
+    await open_books(redis, product, 10, epoch=2)
+    lost = placed(product, epoch=1, version=7, available=3)
+    order_id = OrderId(lost.order_id)
+    await stage.stage._reserve(lost)  # and killed
     async with tailing(settings, ORDERS) as tail:
-        await read(encode(lost))
+        await stage.read(encode(lost))
         found: list[Any] = await tail.until(lambda records: any(_is_of(order_id, record) for record in records))
     again = next(record for record in found if _is_of(order_id, record))
     told = event_of(again)
     assert isinstance(told, OrderPlaced)
     assert (told.epoch, told.version, told.available) == (2, 1, 9)
-    await read(again.value)
-    await read(encode(lost))  # known by now
+    await stage.read(again.value)
+    await stage.read(encode(lost))  # known by now
     assert (await read_rows(pool, [order_id]))[order_id].status is Status.AWAITING_PAYMENT
     assert await pool.fetchval("SELECT version FROM orders WHERE id = $1", order_id) == 1
     (await read_books(redis, product)).check()
+
+
+async def test_what_postgres_refuses_for_good_is_dead_lettered_and_ends_as_a_failed_row(
+    stage: Stage,
+    settings: Settings,
+    redis: Redis,
+    inventory: Inventory,
+    pool: asyncpg.Pool,
+    new_product: Callable[[], ProductId],
+) -> None:
+    """Its reservation would be held for ever otherwise: the units come back, and its owner is told."""
+    product = new_product()
+    await create_product(pool, product, 10)
+    await open_books(redis, product, 10)
+    asked = wish(product, quantity=3)
+    held = await hold(inventory, asked)
+    await pool.execute(
+        """CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RAISE 'no such order'; END $$;
+        CREATE TRIGGER refuse BEFORE INSERT ON orders FOR EACH ROW WHEN (NEW.status <> 'failed') EXECUTE FUNCTION refuse()"""
+    )
+    async with tailing(settings, ORDER_STATUS, DEAD_LETTERS) as tail:
+        await stage.read(held.value)
+        [told] = await tail.statuses(1, asked.order_id)
+        await tail.until(lambda records: any(record.topic == DEAD_LETTERS.name for record in records))
+    assert (told.status, told.returned, told.reason) == (Status.FAILED, 3, "postgres: no such order")
+    assert (await read_rows(pool, [asked.order_id]))[asked.order_id].status is Status.FAILED
+    books = await read_books(redis, product)
+    books.check()
+    assert books.available == 10
+
+
+async def test_a_product_whose_books_cannot_be_opened_keeps_no_other_product_waiting(
+    stage: Stage, redis: Redis, inventory: Inventory, pool: asyncpg.Pool, new_product: Callable[[], ProductId]
+) -> None:
+    """Its records wait, unacknowledged; those behind them are placed. Opened at last, they are acknowledged too."""
+    stuck, fine = new_product(), new_product()
+    for product in (stuck, fine):
+        await create_product(pool, product, 10, epoch=2)
+        await open_books(redis, product, 10, epoch=2)
+    await inventory.close(stuck)
+    waiting = stage.take(encode(placed(stuck, epoch=1, version=1, available=9)))
+    asked = wish(fine)
+    held = await hold(inventory, asked)
+    await stage.read(held.value)
+    assert (await read_rows(pool, [asked.order_id]))[asked.order_id].status is Status.AWAITING_PAYMENT
+    assert not waiting.acked.is_set()
+    await open_books(redis, stuck, 10, epoch=3)
+    async with asyncio.timeout(30):
+        await waiting.acked.wait()
 
 
 def _is_of(order_id: OrderId, record: Any) -> bool:

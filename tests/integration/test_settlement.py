@@ -177,3 +177,23 @@ async def _until_row_is(sale: Sale, asked: Reservation, status: Status) -> None:
     async with asyncio.timeout(10):
         while (await read_rows(sale.pool, [asked.order_id]))[asked.order_id].status is not status:  # noqa: ASYNC110
             await asyncio.sleep(0.01)
+
+
+async def test_a_product_whose_books_cannot_be_opened_keeps_no_other_product_waiting(
+    sale: Sale, new_product: Callable[[], ProductId]
+) -> None:
+    """Settled in one batch with it, the other product's order ends; the call itself goes on waiting."""
+    other = new_product()
+    await create_product(sale.pool, other, 10)
+    await open_books(sale.redis, other, 10)
+    stuck, _ = await sale.order()
+    fine, _ = await Sale(other, sale.settings, sale.redis, sale.inventory, sale.pool, sale.desk).order()
+    await sale.inventory.close(sale.product)
+    async with tailing(sale.settings, ORDER_STATUS) as tail:
+        verdicts = [Verdict(asked.order_id, Status.CONFIRMED) for asked in (stuck, fine)]
+        settling = asyncio.create_task(sale.desk.settle(verdicts))
+        [told] = await tail.statuses(1, fine.order_id)
+        assert told.status is Status.CONFIRMED
+        assert not settling.done()
+        await open_books(sale.redis, sale.product, 9, epoch=2)  # without the stuck order, as if it had been announced
+        await settling

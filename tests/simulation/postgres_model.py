@@ -31,6 +31,8 @@ class PostgresModel:
     products: dict[int, Row] = field(default_factory=dict)
     orders: dict[str, Row] = field(default_factory=dict)
     locks: dict[tuple[int, ...], object] = field(default_factory=dict)  # advisory ones, and the session that holds each
+    refused: set[str] = field(default_factory=set)  # orders that place_orders can never insert, whatever the reason
+    actions: int = 0
 
     def snapshot(self) -> "PostgresModel":
         return PostgresModel(self.clock_s, dict(self.products), dict(self.orders))
@@ -44,11 +46,19 @@ class PostgresModel:
         rows: list[Row] = method(*args)
         return rows
 
-    def create_product(self, product: int, initial: int, price_cents: int, limit: int | None) -> None:
+    def create_product(
+        self,
+        product: int,
+        initial: int,
+        price_cents: int,
+        limit: int | None,
+        opens_at: datetime | None = None,
+        closes_at: datetime | None = None,
+    ) -> None:
         now = self._now() - ONE_MINUTE  # so nobody waits for its creator to open it
         self.products[product] = {
             "id": product, "name": f"Product {product}", "price_cents": price_cents, "currency": "USD",
-            "initial": initial, "taken": 0, "epoch": 0, "verified_at": None, "opens_at": None, "closes_at": None,
+            "initial": initial, "taken": 0, "epoch": 0, "verified_at": None, "opens_at": opens_at, "closes_at": closes_at,
             "per_user_limit": limit, "sale_state": "open", "sale_action": 0, "created_at": now, "updated_at": now,
         }  # fmt: skip
 
@@ -73,6 +83,8 @@ class PostgresModel:
         names = ("id", "product", "user_id", "quantity", "epoch", "version", "available", "placed_at_ms", "key_hash")
         wishes = [dict(zip((*names, "vouched"), values, strict=True)) for values in zip(*columns, strict=True)]
         known = self.orders.keys() & {wish["id"] for wish in wishes}
+        if self.refused & {wish["id"] for wish in wishes} - known:
+            raise asyncpg.DataError("a value that no column takes")
         new: set[str] = set()
         for wish in sorted(wishes, key=lambda w: (w["product"], w["epoch"], w["version"], w["id"])):
             product = self.products.get(wish["product"])
@@ -82,7 +94,10 @@ class PostgresModel:
                 continue
             fits = product["taken"] + wish["quantity"] <= product["initial"]
             fields = {name: wish[name] for name in names if name != "product"}
-            fields |= {"status": "awaiting_payment" if fits else "failed", "reason": None if fits else "no stock left"}
+            fields |= {
+                "status": "awaiting_payment" if fits else "failed",
+                "reason": None if fits else "no stock left in the database",
+            }
             self._insert(wish["product"], fields)
             if fits:
                 self._take(wish["product"], wish["quantity"])
@@ -130,6 +145,12 @@ class PostgresModel:
         rows = [r for r in self.orders.values() if r["status"] == "needs_reconciliation" and r["created_at"] > since]
         return [_as_selected(row) for row in sorted(rows, key=lambda row: row["updated_at"])[:limit]]
 
+    def _expired_payments(self, since: datetime) -> list[Row]:
+        expired = [
+            r for r in self.orders.values() if r["status"] == "needs_reconciliation" and r["created_at"] <= since
+        ]
+        return [{"count": len(expired)}]
+
     def _product(self, product: int) -> list[Row]:
         return [self.products[product]] if product in self.products else []
 
@@ -158,6 +179,16 @@ class PostgresModel:
     def _rebuild_keys(self, product: int, oldest_ms: int) -> list[Row]:
         return [row for row in self._of(product) if row["key_hash"] and row["placed_at_ms"] > oldest_ms]
 
+    def _orders_of_keys(self, users: list[int], hashes: list[str], oldest_ms: int) -> list[Row]:
+        wanted = set(zip(users, hashes, strict=True))
+        return [
+            row
+            for row in self.orders.values()
+            if (row["user_id"], row["key_hash"]) in wanted
+            and row["status"] != "failed"
+            and row["placed_at_ms"] > oldest_ms
+        ]
+
     def _units_by_user(self, product: int) -> list[Row]:
         units: Counter[int] = Counter()
         for row in self._of(product):
@@ -170,6 +201,29 @@ class PostgresModel:
         for row in self._of(product):
             units[row["status"]] += row["quantity"]
         return [{"status": status, "units": count} for status, count in units.items()]
+
+    def _sale_for_change(self, product: int) -> list[Row]:
+        row = self.products[product]
+        return [{name: row[name] for name in ("sale_state", "initial")} | {"over": self._is_over(row)}]
+
+    def _is_over(self, row: Row) -> bool:
+        return row["closes_at"] is not None and row["closes_at"] <= self._now()
+
+    def _add_sale_action(self, *_: Any) -> list[Row]:
+        self.actions += 1
+        return [{"id": self.actions}]
+
+    def _apply_sale_action(self, product: int, action: str, action_id: int, units: int | None) -> list[Row]:
+        row = self.products[product]
+        states = {"pause": "paused", "resume": "open"}
+        change = {"sale_action": action_id, "sale_state": states.get(action, row["sale_state"])}
+        if action == "restock":
+            change["initial"] = row["initial"] + (units or 0)
+        self.products[product] = row | change | {"updated_at": self._now()}
+        return []
+
+    def _sale_actions(self, *_: Any) -> list[Row]:
+        return []
 
     def _of(self, product: int) -> list[Row]:
         return [row for row in self.orders.values() if row["product_id"] == product]

@@ -3,7 +3,6 @@
 Proved equal to the real server in test_redis_model.py. Values are kept as latin-1 text, replies are bytes.
 """
 
-import copy
 import re
 from collections.abc import Callable, Mapping
 from hashlib import sha1
@@ -15,6 +14,9 @@ from redis.exceptions import NoScriptError, ResponseError
 
 INSTEAD_OF: dict[str, str] = {}  # scripts by those that stand in for them: for planted bugs
 Value = Any  # a string, a hash (dict of text) or a sorted set (_Scores)
+Copy = tuple[dict[str, Value], dict[str, int]]  # data, and when what of it expires
+LOOK_AGAIN_MS = 1_000  # lifetimes are hours
+NOTHING: Copy = ({}, {})
 
 
 class _Scores(dict[str, float]):
@@ -28,6 +30,10 @@ def text(value: Any) -> str:
     return f"{value:.17g}" if isinstance(value, float) else str(value)
 
 
+def _copied(data: dict[str, Value]) -> dict[str, Value]:
+    return {key: value if isinstance(value, str) else type(value)(value) for key, value in data.items()}
+
+
 class RedisModel:
     """One server. `run_id` and `clock_ms` are given; `restart` forgets scripts, and data if told to."""
 
@@ -37,15 +43,16 @@ class RedisModel:
         self.data: dict[str, Value] = {}
         self.expires_ms: dict[str, int] = {}
         self._scripts: dict[str, str] = {}
+        self._look_at_ms = 0
 
-    def restart(self, run_id: str, data: dict[str, Value] | None = None) -> None:
+    def restart(self, run_id: str, copy: "Copy | None" = None) -> None:
         self.run_id = run_id
         self._scripts.clear()
-        if data is not None:
-            self.data, self.expires_ms = data, {}
+        if copy is not None:
+            self.data, self.expires_ms = _copied(copy[0]), dict(copy[1])
 
-    def snapshot(self) -> dict[str, Value]:
-        return copy.deepcopy(self.data)
+    def snapshot(self) -> "Copy":
+        return _copied(self.data), dict(self.expires_ms)
 
     def execute(self, *command: Any) -> Any:
         """One command as a client sends it, and its reply as redis-py gives it (protocol 2). Raises ResponseError."""
@@ -70,13 +77,19 @@ class RedisModel:
         return _LUA.run(self, body, args[:count], args[count:])
 
     def _command(self, name: str, args: list[str]) -> Any:
-        for key in [key for key, at in self.expires_ms.items() if at <= self.clock_ms()]:
-            del self.expires_ms[key]
-            self.data.pop(key, None)
+        now_ms = self.clock_ms()
+        if now_ms >= self._look_at_ms:
+            self._expire(now_ms)
         method = getattr(self, f"_do_{name.lower()}", None)
         if method is None:
             raise ResponseError(f"the model does not know {name}")
         return method(*args)
+
+    def _expire(self, now_ms: int) -> None:
+        for key in [key for key, at in self.expires_ms.items() if at <= now_ms]:
+            del self.expires_ms[key]
+            self.data.pop(key, None)
+        self._look_at_ms = now_ms + LOOK_AGAIN_MS
 
     def call(self, name: str, *args: Any) -> Any:
         """redis.call."""

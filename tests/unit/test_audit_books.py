@@ -263,6 +263,34 @@ def test_a_proof_starts_where_the_log_starts() -> None:
     assert problems_of(facts) == ""
 
 
+@pytest.mark.parametrize("kept", [0, 4])
+def test_where_retention_has_taken_the_opening_too_the_rest_is_proved_and_the_report_says_from_when(kept: int) -> None:
+    """Also where nothing of the product is left: a sale so old is no fault of today's books."""
+    sale = small_sale()
+    sale.events = sale.events[len(sale.events) - kept :]
+    facts = sale.facts()
+    assert problems_of(facts) != ""
+    facts.log.kept_from_ms = STARTED_MS + 10_000_000
+    report = balance([facts])
+    assert report.problems == []
+    [remark] = report.remarks
+    assert "the log is whole from 20" in remark
+    assert remark in show(report)
+
+
+def test_what_a_cut_log_has_kept_must_still_follow() -> None:
+    """A version that says something else than the ones before it is found without the opening as well."""
+    sale = small_sale()
+    facts = sale.facts()
+    facts.log.openings.clear()
+    facts.log.kept_from_ms = STARTED_MS
+    epoch = facts.log.newest_epoch
+    version = max(facts.log.uses(epoch))
+    use = facts.log.uses(epoch)[version]
+    facts.log._uses[epoch][version] = replace(use, available=use.available + 1)
+    assert "available does not follow" in "\n".join(balance([facts]).problems)
+
+
 def test_orders_of_a_log_that_was_wiped_are_not_missed() -> None:
     sale = small_sale()
     sale.events.clear()

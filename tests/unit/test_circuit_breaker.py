@@ -164,3 +164,20 @@ def test_a_waiting_caller_that_gives_up_is_forgotten(in_virtual_time: Run) -> No
         assert breaker.waiting == 0
 
     in_virtual_time(scenario())
+
+
+def test_callers_that_are_all_cancelled_at_once_are_all_just_cancelled(in_virtual_time: Run) -> None:
+    """As by a stage that stops: a probe hands its place on to nobody who has been cancelled in the same turn."""
+
+    async def scenario() -> None:
+        breaker = await opened()
+        callers = [asyncio.create_task(breaker.acquire()) for _ in range(PROBES + 3)]
+        await asyncio.sleep(OPEN_MAX_S)
+        permits = [caller.result() for caller in callers[:PROBES]]
+        for caller in callers[PROBES:]:
+            caller.cancel()
+        breaker.record(permits[0], None)
+        waited = await asyncio.gather(*callers[PROBES:], return_exceptions=True)
+        assert all(isinstance(outcome, asyncio.CancelledError) for outcome in waited)
+
+    in_virtual_time(scenario())

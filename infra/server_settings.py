@@ -1,0 +1,123 @@
+"""What the promises rest on, asked of the servers themselves: settings that would break them in, plain words out.
+
+`provision` refuses to go on with such servers outside the development profile; `thrones doctor` shows every one.
+"""
+
+import asyncio
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import asyncpg
+from aiokafka.admin import AIOKafkaAdminClient
+from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
+
+from schemas import topics
+
+from .postgres.pool import CONNECT_TIMEOUT_S
+from .redis_client import connect_redis
+from .settings import Settings
+
+KAFKA_TIMEOUT_S = 15.0
+# appendfsync: a reservation that was answered is on disk. noeviction: a held entry is never dropped to make room.
+REDIS = {"appendonly": "yes", "appendfsync": "always", "maxmemory-policy": "noeviction"}
+POSTGRES = {"fsync": "on", "synchronous_commit": "on", "full_page_writes": "on"}
+# Watermarks compare append times; an unclean leader forgets what was acknowledged; nothing is to be compacted away.
+TOPIC = {
+    "message.timestamp.type": "LogAppendTime",
+    "unclean.leader.election.enable": "false",
+    "cleanup.policy": "delete",
+}
+BROKER = {"auto.create.topics.enable": "false"}  # a misspelt topic, or one made with the wrong settings
+STRONGER = {"synchronous_commit": {"remote_write", "remote_apply"}}
+
+
+class Setting(NamedTuple):
+    """One setting of one server. `value` is None where the server has no such setting (Redpanda: some of Kafka's)."""
+
+    server: str
+    name: str
+    value: str | None
+    wanted: str
+
+    @property
+    def ok(self) -> bool:
+        if self.name == "min.insync.replicas" and self.value is not None:
+            return int(self.value) >= int(self.wanted)
+        return self.value in (None, self.wanted) or self.value in STRONGER.get(self.name, ())
+
+    def __str__(self) -> str:
+        return f"{self.server}: {self.name} is {self.value}, must be {self.wanted}"
+
+
+class WrongServerSettings(SystemExit):
+    """The servers would not keep the promises; the text names every such setting."""
+
+
+async def ask_all(settings: Settings) -> list[Setting]:
+    """Raises what the stores raise when they cannot be asked."""
+    answers = await asyncio.gather(ask_redis(settings), ask_postgres(settings), ask_kafka(settings))
+    return [setting for answer in answers for setting in answer]
+
+
+async def ask_redis(settings: Settings) -> list[Setting]:
+    client = connect_redis(settings, connections=1, timeout_s=5.0)
+    try:
+        told = await client.config_get(*REDIS)
+    finally:
+        await client.aclose()
+    values = {_text(name): _text(value) for name, value in told.items()}
+    return [Setting("redis", name, values.get(name), wanted) for name, wanted in REDIS.items()]
+
+
+async def ask_postgres(settings: Settings) -> list[Setting]:
+    connection = await asyncpg.connect(settings.postgres_dsn, timeout=CONNECT_TIMEOUT_S, command_timeout=5.0)
+    try:
+        return [
+            Setting("postgres", name, await connection.fetchval("SELECT current_setting($1)", name), wanted)
+            for name, wanted in POSTGRES.items()
+        ]
+    finally:
+        await connection.close(timeout=CONNECT_TIMEOUT_S)
+
+
+async def ask_kafka(settings: Settings) -> list[Setting]:
+    """Of every topic of ours (they must exist), and of the broker that answers."""
+    admin = AIOKafkaAdminClient(bootstrap_servers=settings.kafka_bootstrap_servers)
+    try:
+        async with asyncio.timeout(KAFKA_TIMEOUT_S):
+            await admin.start()
+            brokers = (await admin.describe_cluster())["brokers"]
+            broker = ConfigResource(ConfigResourceType.BROKER, str(brokers[0]["node_id"]))
+            of_topics = [ConfigResource(ConfigResourceType.TOPIC, topic.name) for topic in topics.ALL]
+            values = _by_resource(await admin.describe_configs(of_topics) + await admin.describe_configs([broker]))
+    finally:
+        await admin.close()
+    wanted = TOPIC | {"min.insync.replicas": "2" if settings.replication_factor > 2 else "1"}
+    found = [
+        Setting(f"topic {topic.name}", name, values[topic.name].get(name), value)
+        for topic in topics.ALL
+        for name, value in wanted.items()
+    ]
+    return found + [Setting("kafka", name, values[broker.name].get(name), value) for name, value in BROKER.items()]
+
+
+def _by_resource(replies: Sequence[Any]) -> Mapping[str, dict[str, str]]:
+    """Each resource's settings by name. The first fields of an entry are name and value in every version of the protocol."""
+    return {
+        name: {entry[0]: entry[1] for entry in entries}
+        for reply in replies
+        for _, _, _, name, entries in reply.resources
+    }
+
+
+def _text(value: Any) -> str:
+    return value.decode() if isinstance(value, bytes) else str(value)
+
+
+async def assert_servers(settings: Settings) -> list[Setting]:
+    """The wrong settings, for the development profile to warn of. Raises WrongServerSettings in every other."""
+    wrong = [setting for setting in await ask_all(settings) if not setting.ok]
+    if wrong and not settings.development:
+        faults = "\n".join(f"  {setting}" for setting in wrong)
+        raise WrongServerSettings(f"these servers would break the promises:\n{faults}")
+    return wrong

@@ -1,0 +1,336 @@
+"""Bugs to be planted one at a time, each in the product's own code, scripts or SQL, and how each is hunted.
+
+The list is that of the fault campaign's issue. A bug that no book catches means that the books are not worth their name.
+"""
+
+import asyncio
+import math
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+from unittest.mock import patch
+
+from consumers.relay_pushes import Pusher
+from gateway import orders
+from gateway.orders import Orders, decode_wish
+from gateway.problems import Problem
+from gateway.tail import Tail
+from infra import charging
+from infra.inventory import keys
+from infra.inventory.inventory import Inventory, Known
+from infra.inventory.pipeliner import SCRIPTS
+from infra.inventory.rebuild import _Rebuild
+from infra.orders import read_rows
+from infra.payment_provider import Declined, Unknown
+from infra.redis_client import RedisError
+from infra.settlement import SettlementDesk
+
+from .faults import CALM, Chances, Striker
+from .kafka_ports import ConsumerPort
+from .world import Violation, World
+
+Plant = Callable[[], AbstractContextManager[Any]]
+Weather = Callable[[], AbstractContextManager[Any]]
+
+
+def no_weather() -> AbstractContextManager[Any]:
+    return ExitStack()
+
+
+@dataclass(frozen=True, slots=True)
+class Planted:
+    """A bug in the simulation. `weather` is of the hunt, not of the bug: the control runs in it too."""
+
+    name: str
+    plant: Plant
+    chances: Chances | None = None
+    weather: Weather = no_weather
+
+    def problems(self, seed: int, *, planted: bool = True) -> list[str]:
+        with self.weather(), self.plant() if planted else no_weather():
+            try:
+                world = World(seed, chances=self.chances)
+                return world.run().problems
+            except Violation as violation:
+                return [str(violation)]
+
+
+@dataclass(frozen=True, slots=True)
+class PlantedInSql:
+    """A bug in a function of Postgres: `old` is replaced by `new` in it."""
+
+    name: str
+    function: str
+    changes: tuple[tuple[str, str], ...]
+
+
+def _changed(script: str, old: str, new: str) -> AbstractContextManager[Any]:
+    body = SCRIPTS[script]
+    assert old in body, f"{script}.lua has changed: plant this bug anew"
+    return patch.dict("tests.simulation.redis_model.INSTEAD_OF", {body: body.replace(old, new)})
+
+
+@contextmanager
+def ack_before_insert() -> Iterator[None]:
+    async def run(self: Any) -> None:
+        async with asyncio.TaskGroup() as self._group:
+            while True:
+                batch = await self._inbox.take(500)
+                self._acks.finish(batch)
+                await self._process(batch)
+
+    with patch("streams.order_stage.OrderStage.run", run):
+        yield
+
+
+@contextmanager
+def idempotency_outside_the_script() -> Iterator[None]:
+    real = Inventory.reserve
+
+    async def reserve(self: Any, wish: Any) -> Any:
+        """Looks first, then takes: two requests at once both find nothing."""
+        known = wish.hashed_key and await self.redis.get(keys.key_record(wish.user_id, wish.hashed_key))
+        if known:
+            order_id, _, body = known.decode().partition(" ")
+            return Known(order_id, body == wish.body)
+        return await real(self, wish)
+
+    asked = _changed("reserve", "local known = redis.call('GET', KEYS[6])", "local known = false")
+    with asked, patch.object(Inventory, "reserve", reserve):
+        yield
+
+
+def release_twice() -> AbstractContextManager[Any]:
+    return _changed("settle", "if state ~= 'h' then", "if state ~= 'h' and ARGV[2] ~= 'r' then")
+
+
+@contextmanager
+def new_payment_key_per_retry() -> Iterator[None]:
+    real, attempts = charging._attempt, iter(range(1_000_000))
+
+    async def attempt(provider: Any, breaker: Any, permit: int, charge: Any) -> Any:
+        return await real(
+            provider,
+            breaker,
+            permit,
+            charging.Charge(f"{charge.order_id}/{next(attempts)}", charge.amount_cents, charge.currency),
+        )
+
+    with patch("infra.charging._attempt", attempt):
+        yield
+
+
+def entry_deleted_before_the_end_is_acknowledged() -> AbstractContextManager[Any]:
+    return _changed(
+        "settle",
+        "redis.call('ZADD', KEYS[3], now",
+        "redis.call('HDEL', KEYS[2], ARGV[1])\nredis.call('ZADD', KEYS[3], now",
+    )
+
+
+@contextmanager
+def relay_copy_without_version() -> Iterator[None]:
+    async def announce(self: Any, rows: Any) -> None:
+        await self.inventory.settle([(row.product_id, row.id, _outcome(row)) for row in rows])
+        await self.desk.announce_unheld(rows)
+
+    with patch.object(Pusher, "_announce", announce):
+        yield
+
+
+def _outcome(row: Any) -> Any:
+    from schemas.order_state import outcome_of
+
+    return outcome_of(row.status)
+
+
+@contextmanager
+def charge_not_found_taken_as_declined() -> Iterator[None]:
+    real = charging._attempt
+
+    async def attempt(provider: Any, breaker: Any, permit: int, charge: Any) -> Any:
+        outcome = await real(provider, breaker, permit, charge)
+        if isinstance(outcome, Unknown) and not provider.world.provider.has_captured(charge.order_id):
+            return Declined("not found")
+        return outcome
+
+    with patch("infra.charging._attempt", attempt):
+        yield
+
+
+@contextmanager
+def sold_out_from_memory_before_the_key_is_asked() -> Iterator[None]:
+    real = Orders.buy
+
+    async def buy(self: Any, request: Any) -> Any:
+        product, quantity = decode_wish(request.content.read_nowait(-1))
+        if self._sold_out.covers(product, quantity):
+            raise Problem("sold_out")
+        return await real(self, request)
+
+    with patch.object(Orders, "buy", buy):
+        yield
+
+
+@contextmanager
+def release_after_the_database_refused() -> Iterator[None]:
+    from streams.order_stage import OrderStage
+
+    real = OrderStage._insert
+
+    async def insert(self: Any, placements: Any, vouched: bool) -> Any:
+        outcomes = await real(self, placements, vouched)
+        self.failed = [id_ for id_, (outcome, status) in outcomes.items() if (outcome, status) == ("new", "failed")]
+        return outcomes
+
+    async def refuse(self: Any, products: set[int]) -> None:
+        if products:
+            await self._desk.announce(list((await read_rows(self._pool, self.failed)).values()))
+
+    with patch.object(OrderStage, "_insert", insert), patch.object(OrderStage, "_refuse", refuse):
+        yield
+
+
+def falsified_books_and_nothing_else() -> AbstractContextManager[Any]:
+    """Redis believes in units that do not exist, and no other fault leads to a rebuild that would hide it."""
+
+    def strike(self: Any, actor: Any) -> None:
+        self._falsify(actor)
+
+    return patch.object(Striker, "strike", strike)
+
+
+@contextmanager
+def rebuild_reads_postgres_before_the_offsets() -> Iterator[None]:
+    real = _Rebuild._attempt
+
+    async def attempt(self: Any, offsets: Any) -> Any:
+        self._connection.stale = self._connection.world.postgres.snapshot()
+        await asyncio.sleep(1.5)
+        return await real(self, offsets)
+
+    with patch.object(_Rebuild, "_attempt", attempt):
+        yield
+
+
+@contextmanager
+def keyless_retry() -> Iterator[None]:
+    real = Orders._reserve
+
+    async def reserve(self: Any, wish: Any) -> Any:
+        try:
+            return await self._inventory.reserve(wish)
+        except orders.DEFINITE:
+            raise Problem("unavailable") from None
+        except RedisError:
+            return await real(self, replace(wish, order_id=orders.new_order_id()))
+
+    with patch.object(Orders, "_reserve", reserve):
+        yield
+
+
+@contextmanager
+def snapshot_before_the_end_offsets() -> Iterator[None]:
+    real = Tail._read
+
+    async def read(self: Any) -> None:
+        self._at_end()
+        with patch.object(self, "_at_end", lambda: None):
+            await real(self)
+
+    with patch.object(Tail, "_read", read):
+        yield
+
+
+@contextmanager
+def slow_ends_and_no_second_look() -> Iterator[None]:
+    """A broker that takes seconds to say where a topic ends, and streams that only look again when told to."""
+    real = ConsumerPort.seek_to_end
+
+    async def seek_to_end(self: Any) -> None:
+        await asyncio.sleep(3.0)
+        await real(self)
+
+    with (
+        patch.object(ConsumerPort, "seek_to_end", seek_to_end),
+        patch("gateway.stock_stream.READ_EVERY_S", math.inf),
+        patch("tests.simulation.buyers.WATCHES_PER_WISH", 0.0),
+    ):
+        yield
+
+
+@contextmanager
+def dead_letter_without_a_row() -> Iterator[None]:
+    from streams.app import bury
+    from streams.order_stage import OrderStage
+
+    async def only_bury(self: Any, placement: Any, reason: str, *, vouched: bool) -> None:
+        await bury(placement[0], self._dead_letters, reason)
+
+    with patch.object(OrderStage, "_bury_and_fail", only_bury):
+        yield
+
+
+def reserve_without_asking_for_the_run() -> AbstractContextManager[Any]:
+    return _changed("reserve", "if stock[1] ~= run or stock[2] == 'closed'", "if stock[2] == 'closed'")
+
+
+@contextmanager
+def end_not_waited_for() -> Iterator[None]:
+    async def publish(self: Any, events: Any) -> None:
+        return None
+
+    with patch.object(SettlementDesk, "_publish", publish):
+        yield
+
+
+@contextmanager
+def rebuild_forgets_what_redis_holds() -> Iterator[None]:
+    async def survivors(*_: Any) -> Any:
+        return
+        yield
+
+    with patch("infra.inventory.rebuild.survivors", survivors):
+        yield
+
+
+IN_SIMULATION = [
+    Planted("ack before insert", ack_before_insert),
+    Planted("idempotency outside the script", idempotency_outside_the_script),
+    Planted("release twice", release_twice),
+    Planted("new payment key per retry", new_payment_key_per_retry),
+    Planted("held entry deleted before the end is acknowledged", entry_deleted_before_the_end_is_acknowledged),
+    Planted("relay copy without version", relay_copy_without_version),
+    Planted("charge not found taken as declined", charge_not_found_taken_as_declined),
+    Planted("409 from memory before the key is asked", sold_out_from_memory_before_the_key_is_asked),
+    Planted(
+        "release after the database refused",
+        release_after_the_database_refused,
+        replace(CALM, fault=0.01),
+        falsified_books_and_nothing_else,
+    ),
+    Planted("rebuild reads Postgres before the offsets", rebuild_reads_postgres_before_the_offsets),
+    Planted("keyless retry", keyless_retry),
+    Planted("snapshot before end offsets", snapshot_before_the_end_offsets, CALM, slow_ends_and_no_second_look),
+    Planted("dead letter without a row", dead_letter_without_a_row),
+    Planted("reserve without asking for the run", reserve_without_asking_for_the_run),
+    Planted("end not waited for", end_not_waited_for),
+    Planted("rebuild forgets what Redis holds", rebuild_forgets_what_redis_holds),
+]
+
+IN_SQL = [
+    PlantedInSql(
+        "no status guard",
+        "settle_orders",
+        (("AND o.status IN ('awaiting_payment', 'needs_reconciliation') AND o.status <> i.status", ""),),
+    ),
+    PlantedInSql(
+        "bare ON CONFLICT",
+        "place_orders",
+        (
+            (" AND NOT EXISTS (SELECT FROM orders o WHERE o.id = i.id)", ""),
+            ("FROM inserted n WHERE n.status = 'awaiting_payment'", "FROM input n WHERE n.ord = ANY (accepted)"),
+        ),
+    ),
+]
