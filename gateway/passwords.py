@@ -15,7 +15,7 @@ PASSWORD_MIN_BYTES, PASSWORD_MAX_BYTES = 8, 72  # bcrypt reads no further than 7
 THREADS = 2
 WAITING_MAX = 12
 DEADLINE_S = 4.5  # any answer is given within 5 s, also when buying leaves these threads little
-NICENESS = 5
+NICENESS = 5  # more than the event loop has
 
 T = TypeVar("T")
 
@@ -66,5 +66,6 @@ class Passwords:
 
 
 def _step_back() -> None:
-    # On Linux niceness belongs to a thread: the event loop's is untouched.
-    os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICENESS)
+    # On Linux niceness belongs to a thread: the event loop's is untouched. Only root may take some back, so it is added.
+    thread = threading.get_native_id()
+    os.setpriority(os.PRIO_PROCESS, thread, min(19, os.getpriority(os.PRIO_PROCESS, thread) + NICENESS))

@@ -1,5 +1,8 @@
 """Reading requests, without a server: bodies, keys, addresses, times and the bytes of answers."""
 
+import asyncio
+import os
+import threading
 from typing import Any
 
 import orjson
@@ -11,6 +14,7 @@ from hypothesis import strategies as st
 from gateway.addresses import Addresses
 from gateway.catalogue import make_product, parse_product_id
 from gateway.orders import accepted, decode_wish, idempotency_key
+from gateway.passwords import Passwords
 from gateway.problems import KINDS, Problem
 from gateway.wire import iso_ms
 from schemas.ids import ProductId, new_order_id
@@ -86,6 +90,25 @@ def test_what_is_no_product_id_is_not_found(text: str) -> None:
     """One spelling a product."""
     with pytest.raises(Problem, match="not_found"):
         parse_product_id(text)
+
+
+async def test_passwords_step_back_from_where_the_worker_stands() -> None:
+    """A niced worker's threads are niced further: an ordinary user may not take niceness back, so a fixed one would fail."""
+
+    def under(niceness: int) -> int:
+        """In a thread of its own, which alone is niced: what the pool's threads would come to."""
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), niceness)
+        passwords = Passwords(10)
+        try:
+            job = passwords._pool.submit(lambda: os.getpriority(os.PRIO_PROCESS, threading.get_native_id()))
+            return job.result(10)
+        finally:
+            passwords.close()
+
+    own = os.getpriority(os.PRIO_PROCESS, 0)
+    assert await asyncio.to_thread(under, own) == min(19, own + 5)
+    assert await asyncio.to_thread(under, min(19, own + 3)) == min(19, own + 8)
+    assert os.getpriority(os.PRIO_PROCESS, 0) == own
 
 
 def test_forwarded_addresses_are_believed_from_trusted_proxies_only() -> None:
