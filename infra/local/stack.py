@@ -31,6 +31,9 @@ from infra.local.specs import process_env, stack_env
 from infra.local.supervisor import end_leftovers
 
 Say = Callable[[str], None]
+SUPERVISOR_S = (
+    60.0  # to say that it runs: a second, or many where the machine is busy; one that dies is noticed at once
+)
 BOOT_DEADLINE_S = 90.0
 STOP_DEADLINE_S = 60.0  # applications 25 s, then servers 25 s
 POLL_S = 0.1
@@ -159,7 +162,7 @@ def _launch(config: StackConfig, state_dir: Path, servers_only: bool, tied: bool
             env={**os.environ, **process_env(config, state_dir)},
             start_new_session=True,
         )
-    until = time.monotonic() + 15
+    until = time.monotonic() + SUPERVISOR_S
     while supervisor_pid(state_dir) is None:
         if process.poll() is not None or time.monotonic() > until:
             raise StackError(f"the supervisor does not start; the end of {log}:\n{tail(log)}")
