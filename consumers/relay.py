@@ -67,8 +67,8 @@ async def _lead(settings: Settings) -> None:
         stack.push_async_callback(the_log.close)
         keeper = Keeper(settings, redis, pool, publisher, the_log)
         stack.push_async_callback(keeper.stop)
-        gauges = Gauges(redis, watermarks)
-        stack.callback(gauges.clear)
+        gauges = Gauges(redis, Watermarks(settings))  # its own: those of the pushes are closed and opened as they need
+        stack.push_async_callback(gauges.close)
         await _loops(redis, pool, publisher, watermarks, keeper, gauges)
 
 

@@ -19,7 +19,7 @@ _lag, _delay, _units = GROUP_LAG.make(), GROUP_DELAY.make(), STOCK_UNITS.make()
 
 @dataclass(slots=True)
 class Gauges:
-    """What cannot be read is not told: an old value would look like a present one."""
+    """What cannot be read is not told: an old value would look like a present one. The watermarks are its own to close."""
 
     redis: Redis
     watermarks: Watermarks
@@ -33,6 +33,10 @@ class Gauges:
         except BaseException:
             self.clear()
             raise
+
+    async def close(self) -> None:
+        self.clear()
+        await self.watermarks.close()
 
     def clear(self) -> None:
         for gauge in (_lag, _delay, _units):

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cache
 from itertools import accumulate
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 from prometheus_client import REGISTRY, Counter, Gauge, Histogram
 from prometheus_client.core import HistogramMetricFamily, Metric
@@ -41,7 +41,6 @@ class GaugeOf(Definition):
     """A value now. Of several workers that answer as one process, the living ones' are added."""
 
     kind: ClassVar[str] = "gauge"
-    across: Literal["livesum"] = "livesum"
 
     def make(self) -> Gauge:
         return _gauge(self)
@@ -102,7 +101,7 @@ def _counter(of: CounterOf) -> Counter:
 
 @cache
 def _gauge(of: GaugeOf) -> Gauge:
-    return Gauge(of.name, of.meaning, of.labels, multiprocess_mode=of.across)
+    return Gauge(of.name, of.meaning, of.labels, multiprocess_mode="livesum")
 
 
 @cache

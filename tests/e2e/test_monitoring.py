@@ -18,6 +18,7 @@ from tests.unit.test_monitoring import PROMETHEUS, panels, rules
 
 from .stack import GOOD_WEATHER, Stack
 
+pytestmark = pytest.mark.timeout(300)  # the package may have to be fetched, the stack to be started
 DEADLINE_S = 60.0
 SHOWN = (  # told by each kind of process; they have values once something was bought
     "sum(thrones_gateway_accepted_total) > 0",
@@ -99,7 +100,6 @@ def test_the_rules_are_valid_and_each_alert_is_raised_when_it_should_be(debian: 
         assert done.returncode == 0, done.stdout + done.stderr
 
 
-@pytest.mark.timeout(300)  # the stack may have to be started first
 async def test_prometheus_finds_every_process_and_its_questions_have_answers(stack: Stack, prometheus: str) -> None:
     """Targets are the processes of `thrones status`, the gateway's workers as one; all are up; no panel asks in vain."""
     stack.set_weather(GOOD_WEATHER)
