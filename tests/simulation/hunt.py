@@ -17,8 +17,8 @@ from infra.postgres.pool import connect_postgres, migrate_to_newest
 from infra.postgres.queries import SQL
 from infra.settings import Settings
 
-from .__main__ import SPAWN
 from .planted import IN_SIMULATION, IN_SQL, Planted, PlantedInSql
+from .seeds import SPAWN
 
 SEEDS = 60
 SQL_SEEDS = 5

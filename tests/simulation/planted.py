@@ -11,6 +11,8 @@ from dataclasses import dataclass, replace
 from typing import Any
 from unittest.mock import patch
 
+from msgspec import structs
+
 from consumers.relay_pushes import Pusher
 from gateway import orders
 from gateway.orders import Orders, decode_wish
@@ -224,7 +226,7 @@ def keyless_retry() -> Iterator[None]:
         except orders.DEFINITE:
             raise Problem("unavailable") from None
         except RedisError:
-            return await real(self, replace(wish, order_id=orders.new_order_id()))
+            return await real(self, structs.replace(wish, order_id=orders.new_order_id()))
 
     with patch.object(Orders, "_reserve", reserve):
         yield

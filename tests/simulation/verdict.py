@@ -72,6 +72,8 @@ class Verdict:
         world = self._world
         if world.crowd.clients.waiting or world.late or self.restocked:
             return "clients are waiting, or something is still on its way"
+        if not world.log.exists:
+            return "the topics have not been made again"
         for group, topic in CONSUMED_BY.items():
             if world.log.lag(group, topic.name):
                 return f"{group} has not processed everything"
