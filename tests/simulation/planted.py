@@ -280,7 +280,7 @@ def reserve_without_asking_for_the_run() -> AbstractContextManager[Any]:
 
 @contextmanager
 def end_not_waited_for() -> Iterator[None]:
-    async def publish(self: Any, events: Any) -> None:
+    async def publish(self: Any, *_: Any) -> None:
         return None
 
     with patch.object(SettlementDesk, "_publish", publish):
