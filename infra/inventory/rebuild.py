@@ -365,4 +365,12 @@ def _milliseconds(at: datetime | None) -> int | None:
     return None if at is None else int(at.timestamp() * 1000)
 
 
-__all__ = ["RebuildImpossible", "books_lock", "in_force", "rebuild", "rebuild_if_needed", "sale_arguments"]
+__all__ = [
+    "KEY_USED_AGAIN",
+    "RebuildImpossible",
+    "books_lock",
+    "in_force",
+    "rebuild",
+    "rebuild_if_needed",
+    "sale_arguments",
+]

@@ -2,21 +2,21 @@
 
 import asyncio
 import random
-from dataclasses import replace
 
 import pytest
+from msgspec.structs import replace
 
 from infra.inventory import keys
 from infra.inventory.entry import parse
-from infra.inventory.inventory import Held, Known, Refused
+from infra.inventory.inventory import Held, Known, Refused, Reservation
 from infra.inventory.pipeliner import SCRIPTS
-from infra.inventory.rebuild import RebuildImpossible, rebuild, rebuild_if_needed
+from infra.inventory.rebuild import KEY_USED_AGAIN, RebuildImpossible, rebuild, rebuild_if_needed
 from infra.kafka import Offsets, make_consumer
 from infra.orders import read_rows
 from infra.postgres.queries import SQL
 from schemas.codec import decode
 from schemas.events import StockOpened
-from schemas.ids import ProductId, new_order_id
+from schemas.ids import ProductId, UserId, new_order_id
 from schemas.order_state import Entry, Status
 from schemas.topics import ORDERS
 
@@ -194,6 +194,26 @@ async def test_orders_beyond_the_stock_are_failed_uncharged_and_the_product_open
         assert {id_: row.status for id_, row in rows.items()} == {second.order_id: Status.FAILED}
         entries = await sale.inventory.entries(sale.product, [first.order_id, second.order_id])
         assert [entries[wish.order_id].quantity for wish in (first, second)] == [1, 0]
+
+
+async def test_an_order_that_an_old_copy_brings_back_gives_way_where_its_key_was_used_again() -> None:
+    """Only Redis knew it, and lost it; so its buyer's next try was a new order. A key stands for one order."""
+    async with a_sale(10) as sale:
+        lost, _ = await sale.reserve(1, 2, key="k")
+        copy = await sale.redis.dump(keys.held(sale.product))
+        await sale.wipe()
+        await sale.rebuild("wiped")
+        kept, held = await sale.reserve(1, 2, key="k")
+        await sale.publish(kept, held)
+        await sale.place(kept, held)
+        await sale.redis.restore(keys.held(sale.product), 0, copy, replace=True)
+        await sale.rebuild("an old copy")
+        rows = await read_rows(sale.pool, [lost.order_id, kept.order_id])
+        assert (rows[lost.order_id].status, rows[lost.order_id].reason) == (Status.FAILED, KEY_USED_AGAIN)
+        assert rows[kept.order_id].status is Status.AWAITING_PAYMENT
+        assert await sale.units() == (10, 8, 2, 0)
+        again = Reservation(new_order_id(), UserId(1), sale.product, 2, 999, "USD", keys.key_hash("k"))
+        assert await sale.inventory.reserve(again) == Known(kept.order_id, same_body=True)
 
 
 async def test_keys_limits_and_statuses_are_known_again_after_a_wipe() -> None:

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Callable, Iterable
+from types import SimpleNamespace
 from typing import Any, TypeVar
 
 from aiokafka.errors import KafkaConnectionError
@@ -111,6 +112,7 @@ class ConsumerPort(Port):
         super().__init__(world)
         self._topic, self._group, self._reset = topic, group, reset
         self._positions: dict[Any, int] = {}
+        self._fetcher = SimpleNamespace()  # what `gather` sets on it changes costs, not what is read
 
     def subscribe(self, topics: list[str], listener: object = None) -> None:
         [self._topic] = topics

@@ -11,6 +11,8 @@ from dataclasses import dataclass, replace
 from typing import Any
 from unittest.mock import patch
 
+from msgspec import structs
+
 from consumers.relay_pushes import Pusher
 from gateway import orders
 from gateway.orders import Orders, decode_wish
@@ -224,7 +226,7 @@ def keyless_retry() -> Iterator[None]:
         except orders.DEFINITE:
             raise Problem("unavailable") from None
         except RedisError:
-            return await real(self, replace(wish, order_id=orders.new_order_id()))
+            return await real(self, structs.replace(wish, order_id=orders.new_order_id()))
 
     with patch.object(Orders, "_reserve", reserve):
         yield
@@ -278,7 +280,7 @@ def reserve_without_asking_for_the_run() -> AbstractContextManager[Any]:
 
 @contextmanager
 def end_not_waited_for() -> Iterator[None]:
-    async def publish(self: Any, events: Any) -> None:
+    async def publish(self: Any, *_: Any) -> None:
         return None
 
     with patch.object(SettlementDesk, "_publish", publish):

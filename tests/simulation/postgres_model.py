@@ -32,7 +32,7 @@ class PostgresModel:
     orders: dict[str, Row] = field(default_factory=dict)
     locks: dict[tuple[int, ...], object] = field(default_factory=dict)  # advisory ones, and the session that holds each
     refused: set[str] = field(default_factory=set)  # orders that place_orders can never insert, whatever the reason
-    actions: int = 0
+    actions: list[Row] = field(default_factory=list)  # of operators
 
     def snapshot(self) -> "PostgresModel":
         return PostgresModel(self.clock_s, dict(self.products), dict(self.orders))
@@ -209,9 +209,19 @@ class PostgresModel:
     def _is_over(self, row: Row) -> bool:
         return row["closes_at"] is not None and row["closes_at"] <= self._now()
 
-    def _add_sale_action(self, *_: Any) -> list[Row]:
-        self.actions += 1
-        return [{"id": self.actions}]
+    def _add_sale_action(self, product: int, action: str, units: int | None, who: str, why: str, _: Any) -> list[Row]:
+        number = len(self.actions) + 1
+        fields = {"product_id": product, "action": str(action), "units": units, "who": who, "why": why}
+        self.actions.append({"id": number, "at_ms": int(self.clock_s() * 1000), "published": False} | fields)
+        return [{"id": number}]
+
+    def _unpublished_sale_actions(self, limit: int) -> list[Row]:
+        return [action for action in self.actions if not action["published"]][:limit]
+
+    def _mark_sale_actions_published(self, ids: list[int]) -> list[Row]:
+        for number in ids:
+            self.actions[number - 1] = self.actions[number - 1] | {"published": True}
+        return []
 
     def _apply_sale_action(self, product: int, action: str, action_id: int, units: int | None) -> list[Row]:
         row = self.products[product]

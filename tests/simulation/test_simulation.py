@@ -7,7 +7,7 @@ import os
 
 import pytest
 
-from .__main__ import play, play_all
+from .seeds import play, play_all
 from .world import World
 
 SEEDS = int(os.environ.get("SEEDS", "200"))

@@ -72,6 +72,8 @@ class Verdict:
         world = self._world
         if world.crowd.clients.waiting or world.late or self.restocked:
             return "clients are waiting, or something is still on its way"
+        if not world.log.exists:
+            return "the topics have not been made again"
         for group, topic in CONSUMED_BY.items():
             if world.log.lag(group, topic.name):
                 return f"{group} has not processed everything"
@@ -120,7 +122,9 @@ class Verdict:
             for product in world.products
         ]
         report = balance(facts, client_log=self._client_log(), other_problems=[*self._letters(), *self._sale_rules()])
-        problems = [problem for problem in report.problems if not self._is_falsified(problem)]
+        problems = [
+            problem for problem in report.problems if not self._is_falsified(problem) and not self._was_asleep(problem)
+        ]
         return Report(ok=not problems, products=report.products, problems=problems)
 
     def _is_falsified(self, problem: str) -> bool:
@@ -128,6 +132,13 @@ class Verdict:
         return "available does not follow" in problem and any(
             problem.startswith(f"product {product}: ") and f"epoch {epoch} " in problem
             for product, epoch in self._world.striker.too_high.items()
+        )
+
+    def _was_asleep(self, problem: str) -> bool:
+        """An epoch that was closed may miss its tail, which the audit takes to be minutes long: here it was a day."""
+        return "version missing" in problem and any(
+            problem.startswith(f"product {product}: ") and f"epoch {epoch} " in problem
+            for product, epoch in self._world.striker.slept_in
         )
 
     def _letters(self) -> list[str]:
