@@ -64,8 +64,7 @@ ROW ?=
 SEED ?= 1
 
 chaos: setup ## The fault campaign on a stack of its own: ROW="redis-wiped everything" SEED=7 (ARGS="--seeds 3", --list)
-	@$(BIN)/python -m tests.chaos $(ROW) --seed $(SEED) $(ARGS)
-	@$(BIN)/python -m tests.chaos.page
+	@$(BIN)/python -m tests.chaos $(ROW) --seed $(SEED) $(ARGS); ended=$$?; $(BIN)/python -m tests.chaos.page && exit $$ended
 	@[ -n "$(ROW)" ] || $(MAKE) --no-print-directory chaos-simulation
 
 SEEDS ?= 1000

@@ -17,6 +17,7 @@ MIGRATION_LOCK = 0x7412_0001  # advisory lock keys of this project start with 0x
 UNAVAILABLE = (
     OSError,
     asyncpg.InterfaceError,
+    asyncpg.InternalClientError,  # a connection that was ended in the very moment in which it was used
     asyncpg.PostgresConnectionError,
     asyncpg.OperatorInterventionError,
     asyncpg.InsufficientResourcesError,

@@ -18,6 +18,7 @@ from schemas.topics import DEAD_LETTERS, ORDERS, PAYMENTS
 from .trial import Trial
 
 LETTERS_MAX_S = 20.0
+CUT_MAX_S = 25.0  # until a small window is full, and 8 s more
 POISON: dict[str, bytes | None] = {
     "random bytes": bytes(range(256)),
     "nothing at all": None,
@@ -117,7 +118,7 @@ async def stock_streams(trial: Trial, listeners: int = 300) -> None:
         group = await stack.enter_async_context(asyncio.TaskGroup())
         writers = [await _watch(trial, watcher, group) for watcher in watchers]
         fault = trial.begin(f"{listeners} stock streams, {stalled_count} of them never read")
-        await asyncio.sleep(max(0.0, trial.left_s))
+        await asyncio.sleep(max(CUT_MAX_S, trial.left_s))
         trial.measured["stalled and not cut"] = len(stalled) - sum([await _was_cut(sock) for sock in stalled])
         trial.measured["streams that ended"] = sum(watcher.ended for watcher in watchers)
         trial.heal(fault)
