@@ -33,6 +33,9 @@ else
   if known then return {'known', string.sub(known, 1, 36), string.sub(known, 38)} end
 end
 
+-- Also once its key record has expired: an order takes its units once.
+if redis.call('HEXISTS', KEYS[2], ARGV[1]) == 1 then return {'known', ARGV[1], ARGV[4]} end
+
 if stock[2] == 'paused' and ARGV[11] ~= '1' then return {'paused'} end
 local time = redis.call('TIME')
 local now = tonumber(time[1]) * 1000 + math.floor(tonumber(time[2]) / 1000)

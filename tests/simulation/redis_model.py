@@ -140,6 +140,9 @@ class RedisModel:
         self._drop_if_empty(key)
         return gone
 
+    def _do_hexists(self, key: str, name: str) -> int:
+        return int(name in self.data.get(key, {}))
+
     def _do_hlen(self, key: str) -> int:
         return len(self.data.get(key, {}))
 
