@@ -8,7 +8,15 @@ from contextlib import asynccontextmanager
 import hiredis
 import pytest
 import uvloop
-from redis.exceptions import BusyLoadingError, InvalidResponse, NoScriptError, RedisError, ResponseError
+from redis.exceptions import (
+    BusyLoadingError,
+    InvalidResponse,
+    NoScriptError,
+    OutOfMemoryError,
+    ReadOnlyError,
+    RedisError,
+    ResponseError,
+)
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
@@ -80,7 +88,13 @@ async def test_it_logs_in_and_selects_its_database_first() -> None:
 
 @pytest.mark.parametrize(
     ("line", "kind"),
-    [(b"-NOSCRIPT none", NoScriptError), (b"-LOADING wait", BusyLoadingError), (b"-OOM full", ResponseError)],
+    [
+        (b"-NOSCRIPT none", NoScriptError),
+        (b"-LOADING wait", BusyLoadingError),
+        (b"-OOM full", OutOfMemoryError),
+        (b"-READONLY", ReadOnlyError),
+        (b"-ERR no", ResponseError),
+    ],
 )
 async def test_an_error_reply_is_a_value_and_the_others_have_theirs(line: bytes, kind: type[RedisError]) -> None:
     async def serve(_commands: list[list[bytes]], writer: asyncio.StreamWriter) -> None:
