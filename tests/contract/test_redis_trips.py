@@ -92,7 +92,7 @@ async def test_it_logs_in_and_selects_its_database_first() -> None:
         (b"-NOSCRIPT none", NoScriptError),
         (b"-LOADING wait", BusyLoadingError),
         (b"-OOM full", OutOfMemoryError),
-        (b"-READONLY", ReadOnlyError),
+        (b"-READONLY replica", ReadOnlyError),
         (b"-ERR no", ResponseError),
     ],
 )
