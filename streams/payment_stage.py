@@ -4,8 +4,9 @@
 """
 
 import asyncio
+from collections.abc import Iterable
 from contextlib import AbstractAsyncContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import assert_never
 
@@ -149,8 +150,8 @@ class PaymentStage:
     async def _settle(self, group: asyncio.TaskGroup) -> None:
         while True:
             finished = await self._finished.take(MAX_BATCH)
-            unwritten = {item.verdict.order_id: item for item in finished if item.verdict is not None}
-            verdicts = [item.verdict for item in finished if item.verdict is not None]
+            unwritten = one_each(finished)
+            verdicts = [item.verdict for item in unwritten.values() if item.verdict is not None]
             recorded = await self._desk.record(verdicts, None if tracing.on is None else traced_of(finished))
             ends = [(row, unwritten.pop(row.id)) for row in recorded]
             ends += [(item.row, item) for item in finished if item.row is not None]
@@ -181,6 +182,24 @@ class PaymentStage:
 
 def traced_of(finished: list[Finished]) -> tracing.Traced:
     return {item.verdict.order_id: item.trace for item in finished if item.verdict and item.trace}
+
+
+def one_each(finished: Iterable[Finished]) -> dict[OrderId, Finished]:
+    """The verdicts, one an order, with the records of all its copies.
+
+    A copy that is read after a charge has ended and before its row is written is charged again, under the same key.
+    """
+    decided: dict[OrderId, Finished] = {}
+    for item in finished:
+        if item.verdict is None:
+            continue
+        known = decided.get(item.verdict.order_id)
+        if known is None or known.verdict is None:
+            decided[item.verdict.order_id] = item
+            continue
+        definite = known if known.verdict.status is not Status.NEEDS_RECONCILIATION else item
+        decided[item.verdict.order_id] = replace(definite, records=known.records + item.records)
+    return decided
 
 
 def verdict_of(order_id: OrderId, charged: Charged) -> Verdict:
