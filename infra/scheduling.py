@@ -7,7 +7,7 @@ from pathlib import Path
 
 # Buyers wait for the gateway, and behind it Redis and Kafka; nobody waits for the rest while the machine is full.
 STEPS_BACK = frozenset({"order-stage", "payment-stage", "projector", "relay", "reconciler", "payment-gateway"})
-NICENESS = 5  # a third of the weight of a process that does not step back (sched(7))
+NICENESS = 10  # a tenth of the weight of a process that does not step back (sched(7))
 
 # Thousands of orders in flight are thousands of live objects: with Python's defaults (700, 10, 10) a payment stage spent
 # 15% of its CPU looking through them for cycles that are hardly ever there.
