@@ -3,10 +3,8 @@
 Plain batches, one pipeline each. At least once: a lower or equal rank never replaces a higher one, so reading again is harmless.
 """
 
-import asyncio
 import time
 from collections.abc import Iterable, Sequence
-from contextlib import suppress
 from typing import Any
 
 from aiokafka import ConsumerRebalanceListener, ConsumerRecord, TopicPartition
@@ -15,7 +13,7 @@ from aiokafka.errors import CommitFailedError, IllegalGenerationError, KafkaErro
 from infra import tracing
 from infra.inventory.inventory import Inventory
 from infra.kafka import AT_ONCE, Gathering, gather, make_consumer
-from infra.lifecycle import Stop, background, cancelled
+from infra.lifecycle import Stop, background, cancelled, leave_behind
 from infra.logs import get_logger
 from infra.metrics.definitions import (
     CONSUMER_BATCH,
@@ -55,8 +53,7 @@ async def run(settings: Settings, stop: Stop) -> None:
         async with background(_project(consumer, Inventory(redis)), watchdog.run()):
             await stop.wait()  # whichever server is waited for; what was not committed is read again
     finally:
-        with suppress(TimeoutError):
-            await asyncio.wait_for(consumer.stop(), STOP_TIMEOUT_S)
+        await leave_behind(consumer.stop(), STOP_TIMEOUT_S)
         await redis.aclose()
         tracing.stop()
 

@@ -33,7 +33,7 @@ from .relay_trail import Trail
 BOOKS_EVERY_S = 0.2
 PUSH_EVERY_S = 0.1
 PAUSE_S = 0.5  # after a store could not be reached
-TURN_MAX_S = 60.0  # every call in a turn has a deadline of its own; should one hang all the same, the turn is given up
+TURN_MAX_S = 30.0  # every call in a turn has a deadline of its own; should one hang all the same, the turn is given up
 AWAY = (*UNAVAILABLE, RedisError, KafkaError)
 REDIS_TIMEOUT_S = 5.0
 

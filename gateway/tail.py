@@ -2,12 +2,11 @@
 
 import asyncio
 from collections.abc import Callable
-from contextlib import suppress
 
 from aiokafka.errors import KafkaError
 
-from infra.kafka import AT_ONCE, Gathering, gather, make_consumer
-from infra.lifecycle import cancelled
+from infra.kafka import AT_ONCE, CLOSE_TIMEOUT_S, Gathering, gather, make_consumer
+from infra.lifecycle import cancelled, leave_behind
 from infra.logs import get_logger
 from infra.settings import Settings
 from schemas.topics import Topic
@@ -86,5 +85,4 @@ class Tail:
                     for record in records:
                         self._take(record.key, record.value)
         finally:
-            with suppress(KafkaError, OSError, TimeoutError):
-                await asyncio.wait_for(consumer.stop(), 5.0)
+            await leave_behind(consumer.stop(), CLOSE_TIMEOUT_S)

@@ -2,7 +2,6 @@
 
 import asyncio
 from collections.abc import Mapping
-from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,7 +11,6 @@ from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 from aiokafka.errors import (
     CoordinatorLoadInProgressError,
     GroupCoordinatorNotAvailableError,
-    KafkaError,
     NotCoordinatorForGroupError,
     TopicAlreadyExistsError,
     for_code,
@@ -21,9 +19,11 @@ from aiokafka.errors import (
 from schemas import topics
 from schemas.topics import Topic
 
+from .lifecycle import leave_behind
 from .settings import Settings
 
 REQUEST_TIMEOUT_MS = 15_000
+CLOSE_TIMEOUT_S = 2.0
 NO_COORDINATOR = (GroupCoordinatorNotAvailableError, CoordinatorLoadInProgressError, NotCoordinatorForGroupError)
 
 
@@ -97,11 +97,9 @@ class Offsets:
         return [tp.partition for tp in await self._of(topic)]
 
     async def close(self) -> None:
-        for client in (self._consumer.stop if self._consumer else None, self._admin.close if self._admin else None):
-            if client is not None:
-                with suppress(TimeoutError, KafkaError, OSError):
-                    await asyncio.wait_for(client(), 5.0)
-        self._consumer = self._admin = None
+        consumer, self._consumer, admin, self._admin = self._consumer, None, self._admin, None
+        if consumer is not None and admin is not None:
+            await _close(admin, consumer)
 
     async def _of(self, topic: Topic) -> list[TopicPartition]:
         consumer = await self._connect()
@@ -122,11 +120,16 @@ class Offsets:
                     await admin.start()
                     await consumer.start()
                 except BaseException:  # also when the asker has given up: both may hold connections already
-                    await asyncio.gather(admin.close(), consumer.stop(), return_exceptions=True)
+                    await _close(admin, consumer)
                     raise
                 consumer.pause(*consumer.assignment())  # a fetch that waits for data would hold up every question
                 self._admin, self._consumer = admin, consumer
             return self._consumer
+
+
+async def _close(admin: AIOKafkaAdminClient, consumer: AIOKafkaConsumer) -> None:
+    await leave_behind(consumer.stop(), CLOSE_TIMEOUT_S)
+    await leave_behind(admin.close(), CLOSE_TIMEOUT_S)
 
 
 def _by_partition(offsets: Mapping[TopicPartition, int]) -> dict[int, int]:

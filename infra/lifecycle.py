@@ -3,7 +3,8 @@
 import asyncio
 import os
 import signal
-from collections.abc import AsyncIterator, Coroutine
+import sys
+from collections.abc import AsyncIterator, Coroutine, Iterator
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -44,7 +45,41 @@ def stop_on_signals() -> Stop:
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
+    loop.add_signal_handler(signal.SIGUSR2, tell_tasks)
     return stop
+
+
+def tell_tasks() -> None:
+    """What every task of this process waits for, to standard error: `kill -USR2 PID` where one seems to hang."""
+    for task in asyncio.all_tasks():
+        print(task.get_name(), *_waits(task.get_coro()), sep="\n  ", file=sys.stderr, flush=True)
+
+
+def _waits(awaited: Any) -> Iterator[str]:
+    """Where a suspended coroutine stands, outermost first."""
+    while awaited is not None:
+        frame = getattr(awaited, "cr_frame", None) or getattr(awaited, "gi_frame", None)
+        yield f"{frame.f_code.co_filename}:{frame.f_lineno} {frame.f_code.co_qualname}" if frame else repr(awaited)
+        awaited = getattr(awaited, "cr_await", None) or getattr(awaited, "gi_yieldfrom", None)
+
+
+async def leave_behind(closing: Coroutine[Any, Any, object], seconds: float) -> None:
+    """Close something, within `seconds` or not at all; what goes wrong meanwhile goes with it.
+
+    Not `wait_for`: until Python 3.12 that waits for ever for what does not heed its cancellation, as aiokafka's `stop()`
+    may not while the broker is away. Being cancelled meanwhile is heeded at once.
+    """
+    task = asyncio.create_task(closing)
+    try:
+        await asyncio.wait({task}, timeout=seconds)
+    finally:
+        task.cancel()
+        task.add_done_callback(_look_away)
+
+
+def _look_away(task: "asyncio.Task[object]") -> None:
+    if not task.cancelled():
+        task.exception()  # asked for, so that asyncio does not report it as nobody's
 
 
 def cancelled() -> bool:

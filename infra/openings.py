@@ -12,7 +12,8 @@ from schemas.events import StockOpened
 from schemas.ids import ProductId
 from schemas.topics import ALL, ORDERS
 
-from .kafka import Offsets, make_consumer
+from .kafka import CLOSE_TIMEOUT_S, Offsets, make_consumer
+from .lifecycle import leave_behind
 from .publisher import partition_of
 from .settings import Settings
 
@@ -59,8 +60,7 @@ class Log:
             await consumer.start()
             return set(await consumer.topics())
         finally:
-            with suppress(TimeoutError):
-                await asyncio.wait_for(consumer.stop(), 5.0)
+            await leave_behind(consumer.stop(), CLOSE_TIMEOUT_S)
 
     async def has_opening(self, product: ProductId, epoch: int, opened_ms: int) -> bool:
         """Whether stock.opened of this epoch or a later one is on the log, or is so old that it is no longer kept."""
@@ -78,8 +78,7 @@ class Log:
             start = found.offset if found else end
             return await self._search(consumer, tp, key, epoch, start, end) or 0 < begin == start
         finally:
-            with suppress(TimeoutError):
-                await asyncio.wait_for(consumer.stop(), 5.0)
+            await leave_behind(consumer.stop(), CLOSE_TIMEOUT_S)
 
     async def _search(self, consumer: Any, tp: TopicPartition, key: bytes, epoch: int, start: int, end: int) -> bool:
         consumer.seek(tp, start)

@@ -23,7 +23,7 @@ from infra.metrics.vitals import sampled
 from schemas.codec import VERSION_HEADER, Headers
 from schemas.topics import Topic
 
-from .lifecycle import cancelled
+from .lifecycle import cancelled, leave_behind
 from .settings import Settings
 
 LINGER_S = 0.004  # produce requests cost more than records
@@ -213,8 +213,7 @@ class Publisher:
             log.warning("kafka unreachable", error=str(error))
         finally:
             if not started:  # also when cancelled: it may hold a connection already
-                with suppress(TimeoutError, KafkaError):
-                    await asyncio.wait_for(producer.stop(), 2.0)
+                await leave_behind(producer.stop(), 2.0)
         if not started:
             await asyncio.sleep(0.5)
             return
@@ -223,10 +222,7 @@ class Publisher:
     async def _discard_producer(self) -> None:
         producer, self._producer = self._producer, None
         if producer is not None:
-            try:
-                await asyncio.wait_for(producer.stop(), 5.0)
-            except (TimeoutError, KafkaError) as error:
-                log.warning("producer did not stop", error=repr(error))
+            await leave_behind(producer.stop(), 5.0)
         # What it never told us about is unknown, not failed: its successor sends it again, before anything newer.
         for lane in self._lanes.values():
             self._queue.extendleft(reversed([*lane.in_flight, *lane.waiting]))

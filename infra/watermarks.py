@@ -8,7 +8,6 @@ the truth, never newer.
 import asyncio
 import time
 from collections.abc import Mapping
-from contextlib import suppress
 from typing import Any
 
 from aiokafka import TopicPartition
@@ -16,7 +15,8 @@ from aiokafka.errors import KafkaError
 
 from schemas.topics import CONSUMED_BY, Topic
 
-from .kafka import Offsets, make_consumer
+from .kafka import CLOSE_TIMEOUT_S, Offsets, make_consumer
+from .lifecycle import leave_behind
 from .logs import get_logger
 from .settings import Settings
 
@@ -120,8 +120,7 @@ class Watermarks:
         consumer, self._consumer = self._consumer, None
         self._appended.clear()
         if consumer is not None:
-            with suppress(*AWAY):
-                await asyncio.wait_for(consumer.stop(), 2.0)
+            await leave_behind(consumer.stop(), CLOSE_TIMEOUT_S)
         await self._offsets.close()
 
 

@@ -5,7 +5,7 @@ Faust reads, rebalances and commits; batching, effects and acknowledgements are 
 
 import asyncio
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -13,12 +13,10 @@ from typing import Any, Protocol
 import asyncpg
 import faust
 from faust.app.base import BootStrategy
-from faust.transport.drivers.aiokafka import AIOKafkaConsumerThread, Consumer, Transport
 from faust.types import TP
 
 from infra import registry, tracing
 from infra.inventory.inventory import Inventory
-from infra.kafka import AT_ONCE, Gathering, gather
 from infra.lifecycle import DRAIN_DEADLINE_S
 from infra.logs import get_logger
 from infra.metrics.definitions import (
@@ -42,9 +40,8 @@ from schemas.topics import Topic
 
 from .acks import InOrderAcks, Ticket
 from .dead_letters import DeadLetters
+from .gathering import GatheringTransport
 
-GATHERED = Gathering(min_bytes=8 * 1024, max_wait_ms=8)
-SILENCE_S = 0.025  # so long without a record, and the next one is not kept waiting
 STOP_DEADLINE_S = DRAIN_DEADLINE_S + 3.0  # the supervisor kills after 25 s
 _records, _batch = CONSUMER_RECORDS.make(), CONSUMER_BATCH.make()
 _open, _partitions, _rebalances = CONSUMER_OPEN.make(), CONSUMER_PARTITIONS.make(), CONSUMER_REBALANCES.make()
@@ -120,35 +117,6 @@ async def bury(record: Record, dead_letters: DeadLetters, reason: str) -> None:
     await dead_letters.bury(*where, message.key, message.value, reason, tracing.trace_id_of(headers_of(record)))
 
 
-class _GatheringThread(AIOKafkaConsumerThread):
-    """Lets the broker gather records while they come, and hand over the first one after a silence at once."""
-
-    _gathering = False
-
-    async def _fetch_records(
-        self,
-        consumer: Any,
-        active_partitions: set[TP],
-        timeout: float | None = None,
-        max_records: int | None = None,
-    ) -> Mapping[TP, list[Any]]:
-        if self._gathering:
-            timeout = SILENCE_S
-        records = await super()._fetch_records(consumer, active_partitions, timeout=timeout, max_records=max_records)
-        self._gathering = bool(records)
-        gather(consumer, GATHERED if self._gathering else AT_ONCE)
-        return records
-
-
-class _GatheringConsumer(Consumer):
-    def _new_consumer_thread(self) -> AIOKafkaConsumerThread:
-        return _GatheringThread(self, loop=self.loop, beacon=self.beacon)
-
-
-class _GatheringTransport(Transport):
-    Consumer = _GatheringConsumer
-
-
 class _NoWebServer(BootStrategy):
     """Faust's own server would serve data on 6066, and its command line starts it whatever the settings say."""
 
@@ -167,7 +135,7 @@ class StageApp(faust.App):
     by_faust = True  # started by `faust -A ... worker`: nobody else has entered this process in the registry
 
     def _new_transport(self) -> Any:
-        return _GatheringTransport(self.conf.broker_consumer, self)
+        return GatheringTransport(self.conf.broker_consumer, self)
 
     async def on_start(self) -> None:
         settings = get_settings()

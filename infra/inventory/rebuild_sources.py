@@ -11,7 +11,8 @@ import asyncpg
 import msgspec
 from aiokafka import TopicPartition
 
-from infra.kafka import Offsets, make_consumer
+from infra.kafka import CLOSE_TIMEOUT_S, Offsets, make_consumer
+from infra.lifecycle import leave_behind
 from infra.logs import get_logger
 from infra.redis_client import Redis
 from infra.settings import Settings
@@ -59,7 +60,7 @@ async def placed_since(
             for tp in [tp for tp, end in open_ends.items() if await consumer.position(tp) >= end]:
                 del open_ends[tp]
     finally:
-        await asyncio.wait_for(consumer.stop(), 5.0)
+        await leave_behind(consumer.stop(), CLOSE_TIMEOUT_S)
 
 
 async def _next_values(consumer: Any, open_ends: Mapping[TopicPartition, int]) -> list[bytes]:
