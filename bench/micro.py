@@ -20,8 +20,7 @@ import typer
 from infra.inventory.inventory import Held, Inventory, Reservation
 from infra.local.stack import reset, start_servers
 from infra.operations import Connections, NewProduct, connected, create_product
-from infra.orders import now_ms, read_rows, terminal_event
-from infra.postgres.queries import SQL
+from infra.orders import now_ms, place_rows, read_rows, terminal_event
 from infra.provision import provision
 from infra.settings import SigningSettings, get_settings
 from infra.settlement import SettlementDesk, Verdict
@@ -134,7 +133,7 @@ async def _batches(stores: Connections, desk: SettlementDesk, rounds: int) -> li
     for number in range(rounds + 1):
         events = await timed("reserve.lua", _reserve(inventory))
         assert isinstance(events, list)
-        await timed("stage batch, place_orders", _place(stores, events))
+        await timed("stage batch, place_orders", place_rows(stores.pool, events, vouched=False))
         await timed("settle: settle_orders, settle.lua, publish", desk.settle([_verdict(event) for event in events]))
         ids = [OrderId(event.order_id) for event in events]
         rows = (await read_rows(stores.pool, ids)).values()
@@ -154,22 +153,6 @@ async def _reserve(inventory: Inventory) -> list[OrderPlaced]:
     answers = await asyncio.gather(*(inventory.reserve(wish) for wish in wishes))
     events = [decode(answer.value) for answer in answers if isinstance(answer, Held)]
     return [event for event in events if isinstance(event, OrderPlaced)]
-
-
-async def _place(stores: Connections, events: list[OrderPlaced]) -> None:
-    await stores.pool.fetch(
-        SQL.place_orders,
-        [e.order_id for e in events],
-        [e.product_id for e in events],
-        [e.user_id for e in events],
-        [e.quantity for e in events],
-        [e.epoch for e in events],
-        [e.version for e in events],
-        [e.available for e in events],
-        [e.placed_at_ms for e in events],
-        [None] * len(events),
-        [False] * len(events),
-    )
 
 
 def _verdict(event: OrderPlaced) -> Verdict:

@@ -51,10 +51,7 @@ class Gauges:
         _delay.labels(group).set(max(0.0, time.time() - mark_ms / 1000))
 
     async def _look_at_stock(self, products: list[ProductId]) -> None:
-        async with self.redis.pipeline(transaction=False) as pipe:
-            for product in products:
-                pipe.hmget(keys.stock(product), *PARTS)
-            books = await pipe.execute() if products else []
+        books = await self.redis.replies([("HMGET", keys.stock(product), *PARTS) for product in products])
         for product, units in zip(products, books, strict=True):
             for part, count in zip(PARTS, units, strict=True):
                 if count is not None:

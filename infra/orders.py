@@ -10,7 +10,7 @@ from msgspec import UNSET
 
 from infra.inventory.inventory import Settlement
 from infra.postgres.queries import SQL
-from schemas.events import OrderStatusChanged, Step
+from schemas.events import OrderPlaced, OrderStatusChanged, Step
 from schemas.ids import OrderId, ProductId, UserId
 from schemas.order_state import Status
 
@@ -52,6 +52,24 @@ async def read_rows(pool: asyncpg.Pool, ids: Sequence[OrderId]) -> dict[OrderId,
     if not ids:
         return {}
     return {row.id: row for row in map(OrderRow.of, await pool.fetch(SQL.orders_by_id, list(ids)))}
+
+
+async def place_rows(pool: asyncpg.Pool, events: Sequence[OrderPlaced], *, vouched: bool) -> list[asyncpg.Record]:
+    """One batch of reservations into rows, each an outcome (see place_orders). `vouched`: a held entry stands for them."""
+    records: list[asyncpg.Record] = await pool.fetch(
+        SQL.place_orders,
+        [e.order_id for e in events],
+        [e.product_id for e in events],
+        [e.user_id for e in events],
+        [e.quantity for e in events],
+        [e.epoch for e in events],
+        [e.version for e in events],
+        [e.available for e in events],
+        [e.placed_at_ms for e in events],
+        [None if e.key_hash is UNSET else e.key_hash for e in events],
+        [vouched] * len(events),
+    )
+    return records
 
 
 def status_event(row: OrderRow, *, status: Status, steps: tuple[Step, ...], at_ms: int) -> OrderStatusChanged:

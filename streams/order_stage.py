@@ -13,7 +13,7 @@ from infra.inventory.entry import HeldEntry
 from infra.inventory.inventory import Held, Known, Refused, Reservation
 from infra.logs import get_logger
 from infra.metrics.definitions import ORDER_STORED, ORDERS_PLACED
-from infra.orders import OrderRow, now_ms, read_rows
+from infra.orders import OrderRow, now_ms, place_rows, read_rows
 from infra.postgres.pool import UNAVAILABLE
 from infra.postgres.queries import SQL
 from infra.settlement import BOOKS_AWAY
@@ -157,20 +157,7 @@ class OrderStage:
         self._acks.finish(records)
 
     async def _insert(self, placements: list[Placement], vouched: bool) -> dict[str, tuple[str, str | None]]:
-        events = [event for _, event in placements]
-        records = await self._pool.fetch(
-            SQL.place_orders,
-            [e.order_id for e in events],
-            [e.product_id for e in events],
-            [e.user_id for e in events],
-            [e.quantity for e in events],
-            [e.epoch for e in events],
-            [e.version for e in events],
-            [e.available for e in events],
-            [e.placed_at_ms for e in events],
-            [None if e.key_hash is UNSET else e.key_hash for e in events],
-            [vouched] * len(events),
-        )
+        records = await place_rows(self._pool, [event for _, event in placements], vouched=vouched)
         return {record["order_id"]: (record["outcome"], record["status"]) for record in records}
 
     async def _refuse(self, products: set[int]) -> None:
