@@ -24,9 +24,11 @@ from schemas.codec import VERSION_HEADER, Headers
 from schemas.topics import Topic
 
 from .lifecycle import cancelled, leave_behind
+from .pace import Pace
 from .settings import Settings
 
-LINGER_S = 0.004  # produce requests cost more than records
+LINGER_S = 0.004  # while busy: produce requests cost more than records
+BUSY_PER_S = 150.0  # below it the linger of one record would end before the next one comes
 BATCH_MAX_BYTES = 256 * 1024
 RECORD_MAX_BYTES = 1_000_000  # a broker takes 1 MiB, with what it wraps around a record
 REQUEST_TIMEOUT_S = 15.0
@@ -76,6 +78,7 @@ class Publisher:
         self._lanes: dict[tuple[str, int], _Lane] = {}
         self._wake = asyncio.Event()
         self._linger: asyncio.TimerHandle | None = None
+        self._pace = Pace(BUSY_PER_S)
         self._producer: AIOKafkaProducer | None = None
         self._pump: asyncio.Task[None] | None = None
         self._broken = False
@@ -101,8 +104,9 @@ class Publisher:
             self._finish(record, MessageSizeTooLargeError(f"{len(value)} bytes of value"))
             return record.done
         self._queue.append(record)
+        self._pace.note(1, loop.time())
         if self._linger is None:
-            self._linger = loop.call_later(LINGER_S, self._end_linger)
+            self._linger = loop.call_later(LINGER_S if self._pace.busy else 0.0, self._end_linger)
         return record.done
 
     async def publish_all(

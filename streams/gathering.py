@@ -1,5 +1,6 @@
 """Faust's consumer with fetches that gather: faust-streaming 0.15 fixes what a fetch waits for, and tells no setting for it."""
 
+import asyncio
 from collections.abc import Mapping
 from typing import Any
 
@@ -7,15 +8,19 @@ from faust.transport.drivers.aiokafka import AIOKafkaConsumerThread, Consumer, T
 from faust.types import TP
 
 from infra.kafka import AT_ONCE, Gathering, gather
+from infra.pace import Pace
 
-GATHERED = Gathering(min_bytes=8 * 1024, max_wait_ms=8)
-SILENCE_S = 0.025  # so long without a record, and the next one is not kept waiting
+BUSY_PER_S = 300.0  # records
+GATHERED = Gathering(min_bytes=32 * 1024, max_wait_ms=25)
+SILENCE_S = 0.1  # so long without a record, and the next one is not kept waiting
 
 
 class _GatheringThread(AIOKafkaConsumerThread):
-    """Lets the broker gather records while they come, and hand over the first one after a silence at once."""
+    """Lets the broker gather records while many come, and hand over each one at once while few do."""
 
-    _gathering = False
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self._pace = Pace(BUSY_PER_S)
 
     async def _fetch_records(
         self,
@@ -24,11 +29,11 @@ class _GatheringThread(AIOKafkaConsumerThread):
         timeout: float | None = None,
         max_records: int | None = None,
     ) -> Mapping[TP, list[Any]]:
-        if self._gathering:
+        if self._pace.busy:
             timeout = SILENCE_S
         records = await super()._fetch_records(consumer, active_partitions, timeout=timeout, max_records=max_records)
-        self._gathering = bool(records)
-        gather(consumer, GATHERED if self._gathering else AT_ONCE)
+        self._pace.note(sum(map(len, records.values())), asyncio.get_running_loop().time())
+        gather(consumer, GATHERED if self._pace.busy else AT_ONCE)
         return records
 
 

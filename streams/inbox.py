@@ -1,18 +1,25 @@
-"""What has arrived, handed over as the next batch: no timers, so a batch is small when idle and large when busy."""
+"""What has arrived, handed over as the next batch: small when idle, large when busy."""
 
 import asyncio
 from collections import deque
 from typing import Generic, TypeVar
 
+from infra.pace import Pace
+
 T = TypeVar("T")
 
 
 class Inbox(Generic[T]):
-    """One reader waits, many writers put; both on one event loop."""
+    """One reader waits, many writers put; both on one event loop.
 
-    def __init__(self) -> None:
+    While as many come as `pace` calls busy, the reader waits `gather_s` for more; otherwise it never waits for company.
+    """
+
+    def __init__(self, gather_s: float = 0.0, pace: Pace | None = None) -> None:
         self._items: deque[T] = deque()
         self._arrived = asyncio.Event()
+        self._gather_s = gather_s
+        self._pace = pace
 
     def put(self, item: T) -> None:
         self._items.append(item)
@@ -23,7 +30,12 @@ class Inbox(Generic[T]):
         while not self._items:
             self._arrived.clear()
             await self._arrived.wait()
-        return [self._items.popleft() for _ in range(min(limit, len(self._items)))]
+        if self._pace is not None and self._pace.busy and len(self._items) < limit:
+            await asyncio.sleep(self._gather_s)
+        taken = [self._items.popleft() for _ in range(min(limit, len(self._items)))]
+        if self._pace is not None:
+            self._pace.note(len(taken), asyncio.get_running_loop().time())
+        return taken
 
     def __len__(self) -> int:
         return len(self._items)

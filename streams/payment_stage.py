@@ -14,6 +14,7 @@ from infra import tracing
 from infra.charging import Charge, Charged, Unsettled, charge_until_definite
 from infra.circuit_breaker import CircuitBreaker
 from infra.orders import OrderRow, now_ms, read_rows, status_event
+from infra.pace import Pace
 from infra.payment_provider import KEY_LIFETIME, Captured, Declined, HttpPaymentProvider, PaymentProvider
 from infra.postgres.pool import UNAVAILABLE
 from infra.settlement import Verdict
@@ -29,6 +30,7 @@ from .inbox import Inbox
 from .lanes import Lanes, by_product
 
 MAX_BATCH = 500
+BUSY_PER_S, GATHER_S = 300.0, 0.025  # settling ten charges costs little more than settling one
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +63,7 @@ class PaymentStage:
         self._breaker = CircuitBreaker()
         self._acks = acks
         self._arrived: Inbox[Record] = Inbox()
-        self._finished: Inbox[Finished] = Inbox()
+        self._finished: Inbox[Finished] = Inbox(GATHER_S, Pace(BUSY_PER_S))
         self._lanes: Lanes[End] = Lanes(self._conclude, MAX_BATCH)
         self._charging: dict[OrderId, list[Record]] = {}
         self._slots = asyncio.Semaphore(resources.settings.worker_concurrency)

@@ -6,9 +6,10 @@ import os
 import sys
 import time
 import urllib.request
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from itertools import count
 from pathlib import Path
 from types import MappingProxyType
 from typing import NamedTuple
@@ -20,6 +21,7 @@ from bench.plan import Plan
 from bench.tally import Result
 from infra.inventory import keys
 from infra.local.stack import use_stack_env
+from infra.operations import REFERENCE_PRODUCT
 from infra.redis_client import Redis, connect_redis
 from infra.settings import Settings, get_settings
 from schemas.ids import ProductId
@@ -70,12 +72,12 @@ class Stack:
     tokens: Path
     settings: Settings
     redis: Redis
+    product_ids: Iterator[int] = field(default_factory=lambda: count(1 + REFERENCE_PRODUCT.id))  # no run shares one
 
     def sale(self, report: Report, name: str, stock: int = 400_000) -> "Sale":
         """A product of this run's own, so that its books are this run's."""
         print(f"{'':10}{name}", file=sys.stderr, flush=True)
-        _, body = own_stack.get(f"{self.url}/api/products")
-        product = 1 + max((int(found["id"]) for found in body["products"]), default=1)
+        product = next(self.product_ids)
         words = ("--id", str(product), "--name", name, "--price", "9.99", "--stock", str(stock))
         thrones("product", "create", *words)
         return Sale(self, report, name, ProductId(product), self.state_dir / f"clients-{product}.jsonl")

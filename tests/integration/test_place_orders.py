@@ -208,6 +208,29 @@ async def test_an_order_that_no_books_vouch_for_is_failed_once_and_uncharged(poo
     assert await taken(pool, PRODUCT) == 1
 
 
+async def test_a_batch_finds_its_orders_by_id_however_many_others_await_their_payment(pool: asyncpg.Pool) -> None:
+    """Plans that a session made while the table was empty are its plans in a backlog of a million: they must not read it."""
+    await create_product(pool, PRODUCT, 10_000)
+    for version in range(1, 11):  # from the sixth call on a session keeps one plan
+        order = placed(PRODUCT, version)
+        await place(pool, [order])
+        await settle(pool, [(order.order_id, Status.CONFIRMED)])
+    backlog = [placed(PRODUCT, version) for version in range(11, 1_011)]
+    await place(pool, backlog)
+    before = await _whole_reads(pool)
+    await place(pool, [placed(PRODUCT, 2_000), backlog[0]])
+    await settle(pool, [(order.order_id, Status.CONFIRMED) for order in backlog[:3]])
+    assert await _whole_reads(pool) == before
+
+
+async def _whole_reads(pool: asyncpg.Pool) -> tuple[int, int]:
+    """Scans of the table, and of the index over all that await payment."""
+    await pool.execute("SELECT pg_stat_force_next_flush()")
+    seq = await pool.fetchval("SELECT seq_scan FROM pg_stat_user_tables WHERE relname = 'orders'")
+    unpaid = await pool.fetchval("SELECT idx_scan FROM pg_stat_user_indexes WHERE indexrelname = 'orders_unpaid'")
+    return seq, unpaid
+
+
 Step = tuple[str, list[int], list[Status]]
 STEPS = st.lists(
     st.tuples(
