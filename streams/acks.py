@@ -5,8 +5,9 @@ here only when everything before it in its partition has been. Records belong to
 rebalance late work finishes its effects and acknowledges nothing, the new owner reads the record again.
 """
 
+import asyncio
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Generic, Protocol, TypeVar
 
@@ -20,8 +21,8 @@ class Acknowledgeable(Protocol):
 E = TypeVar("E", bound=Acknowledgeable)
 Partition = TypeVar("Partition")
 
-MAX_UNACKED = 5_000  # records of a partition in work: more are left in the log
-RESUME_BELOW = MAX_UNACKED // 2
+MAX_OPEN = 20_000  # records in work: more are left in the log
+RESUME_BELOW = MAX_OPEN // 2
 
 
 @dataclass(slots=True, eq=False)
@@ -39,25 +40,32 @@ class _Line(Generic[E]):
 
     tickets: deque[Ticket[E]] = field(default_factory=deque)
     revoked: bool = False
-    paused: bool = False
 
 
 class InOrderAcks(Generic[E, Partition]):
-    """`take` a record, `finish` its ticket when its effects are durable; `pause` and `resume` bound what is open."""
+    """`take` a record, `finish` its ticket when its effects are durable; `room` bounds what is `open`: taken, not acknowledged."""
 
-    def __init__(self, pause: Callable[[Partition], None], resume: Callable[[Partition], None]) -> None:
-        self._pause = pause
-        self._resume = resume
+    def __init__(self) -> None:
         self._lines: dict[Partition, _Line[E]] = {}
+        self._room = asyncio.Event()
+        self.open = 0
+
+    async def room(self) -> None:
+        """Wait while too much is open. Whoever reads the log waits here, so what is left in it is what is not taken.
+
+        faust-streaming's own `pause_partitions` is no way to wait: it drops what it has fetched of the partition, takes that
+        for a gap in the log and commits past it (its 0.15; the relay would find the orders, seconds later).
+        """
+        while self.open >= MAX_OPEN:
+            self._room.clear()
+            await self._room.wait()
 
     def take(self, partition: Partition, record: E) -> Ticket[E]:
         """Records of a partition must be taken in offset order."""
         line = self._lines.setdefault(partition, _Line())
         ticket = Ticket(record, line)
         line.tickets.append(ticket)
-        if len(line.tickets) >= MAX_UNACKED and not line.paused:
-            line.paused = True
-            self._pause(partition)
+        self.open += 1
         return ticket
 
     def finish(self, tickets: Iterable[Ticket[E]]) -> None:
@@ -68,11 +76,9 @@ class InOrderAcks(Generic[E, Partition]):
             while line.tickets and line.tickets[0].done:
                 head = line.tickets.popleft()
                 if not line.revoked:
+                    self.open -= 1
                     head.record.ack()
-        for partition, line in self._lines.items():
-            if line.paused and len(line.tickets) < RESUME_BELOW:
-                line.paused = False
-                self._resume(partition)
+        self._make_room()
 
     def revoke(self, partitions: Iterable[Partition]) -> None:
         """These partitions are no longer ours: nothing of theirs may be acknowledged any more."""
@@ -80,10 +86,9 @@ class InOrderAcks(Generic[E, Partition]):
             line = self._lines.pop(partition, None)
             if line is not None:
                 line.revoked = True
-                if line.paused:
-                    self._resume(partition)
+                self.open -= len(line.tickets)
+        self._make_room()
 
-    @property
-    def open(self) -> int:
-        """Records taken and not yet acknowledged."""
-        return sum(len(line.tickets) for line in self._lines.values())
+    def _make_room(self) -> None:
+        if self.open < RESUME_BELOW:
+            self._room.set()

@@ -141,10 +141,7 @@ class StageApp(faust.App):
         settings = get_settings()
         tracing.start(settings)
         self.resources = await Resources.open(settings)
-        self.acks: Acks = InOrderAcks(
-            pause=lambda tp: self.consumer.pause_partitions({tp}),
-            resume=lambda tp: self.consumer.resume_partitions({tp}),
-        )
+        self.acks: Acks = InOrderAcks()
         self.stage = self.make_stage(self.resources, self.acks)
         watchdog = Watchdog(settings, self.conf.id, idle=lambda: self.taking and not self.acks.open)
         self._watching = asyncio.create_task(watchdog.run(), name="watchdog")
@@ -218,7 +215,8 @@ def stage_app(group: str, topic: Topic, make_stage: MakeStage) -> StageApp:
 
     async def feed(stream: Any) -> None:
         async for event in stream.noack().events():
-            if app.taking:
+            await app.acks.room()
+            if app.taking and event.message.generation_id == app.consumer_generation_id:  # else read anew by its owner
                 app.stage.take(app.acks.take(event.message.tp, event))
 
     async def forget(_app: Any, revoked: set[TP], *, signal: Any = None, **_: Any) -> None:

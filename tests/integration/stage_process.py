@@ -1,9 +1,10 @@
 """A stage as a process of its own, on a topic and in a group of its own.
 
-`python -m tests.integration.stage_process KIND GROUP TOPIC PARTITIONS`. KIND `order` and `payment` are the real stages (with
-a low dead-letter limit, LIMIT in the environment). The others do one unit of work a record, which is to write its value to
-the file WORK; a record that starts with "slow" is worked on until the file RELEASE exists. `in-order` acknowledges as our
-stages do; `concurrent` is what one would write first, faust's own concurrency and acknowledgements, on the same settings.
+`python -m tests.integration.stage_process KIND GROUP TOPIC PARTITIONS`. KIND `order` and `payment` are the real stages. The
+others do one unit of work a record, which is to write its value to the file WORK; a record that starts with "slow" is worked
+on until the file RELEASE exists. `in-order` acknowledges as our stages do; `concurrent` is what one would write first, faust's
+own concurrency and acknowledgements, on the same settings. Lower bounds may stand in the environment: LIMIT of dead letters,
+MAX_OPEN of records in work.
 """
 
 import asyncio
@@ -15,6 +16,7 @@ from typing import Any
 
 import faust
 
+import streams.acks
 import streams.app
 from schemas.topics import CONSUMED_BY, FOR_EVER, Topic
 from streams.app import Acks, Record, Resources, StageApp, stage_app
@@ -81,6 +83,8 @@ def main(kind: str, group: str, name: str, partitions: str) -> None:
     topic = Topic(name, "any", int(partitions), FOR_EVER)
     CONSUMED_BY[group] = topic
     limit = int(os.environ.get("LIMIT", "1000"))
+    streams.acks.MAX_OPEN = int(os.environ.get("MAX_OPEN", streams.acks.MAX_OPEN))
+    streams.acks.RESUME_BELOW = streams.acks.MAX_OPEN // 2
     streams.app.DeadLetters = partial(DeadLetters, limit=limit)  # type: ignore[assignment,attr-defined]
     if kind == "concurrent":
         app = concurrent_app(group, topic)

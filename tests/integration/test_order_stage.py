@@ -75,7 +75,7 @@ class Stage:
 async def stage(
     settings: Settings, inventory: Inventory, pool: asyncpg.Pool, publisher: Publisher
 ) -> AsyncIterator[Stage]:
-    acks: Any = InOrderAcks(pause=lambda _: None, resume=lambda _: None)
+    acks: Any = InOrderAcks()
     desk = SettlementDesk(pool, inventory, publisher)
     order_stage = OrderStage(Resources(settings, pool, inventory, publisher, desk, DeadLetters(publisher)), acks)
     async with background(order_stage.run()):

@@ -27,6 +27,7 @@ from tests.rows import PRICE_CENTS, create_product
 SLOW = {b"slow-fresh", b"slow-known"}
 FOLLOWERS = 1_000
 EARLIER = 100
+MAX_OPEN, BACKLOG = 200, 8_000
 CONTROL_PAST = 100  # committed so far while the first record is open: no accident
 REPOSITORY = Path(__file__).parents[2]
 WITHIN_S = 60.0
@@ -122,6 +123,24 @@ async def append(stage: StageProcess, partition: int, *values: bytes) -> None:
 
 def numbered(name: str, count: int) -> list[bytes]:
     return [b"%s-%d" % (name.encode(), number) for number in range(count)]
+
+
+async def test_a_member_with_too_much_in_work_leaves_the_rest_in_the_log_and_loses_none_of_it(stage: Start) -> None:
+    """A backlog never fills the memory of a member; more than faust buffers waits, and nothing is taken for a gap."""
+    values = [b"slow-first", *numbered("follower", BACKLOG)]
+    member = await stage("in-order", MAX_OPEN=str(MAX_OPEN))
+    await append(member, 0, *values)
+
+    async def full() -> bool:
+        member.assert_alive()
+        return len(member.done()) == MAX_OPEN - 1
+
+    await eventually(full, f"{MAX_OPEN - 1} records done behind the slow one")
+    await eventually_committed(member, {0: 0})
+    assert len(member.done()) == MAX_OPEN - 1
+    member.release.touch()
+    await eventually_committed(member, {0: len(values)})
+    assert sorted(member.done()) == sorted(values), "each once, in a single life"
 
 
 async def test_a_slow_first_record_is_never_committed_past_and_survives_a_kill(stage: Start) -> None:

@@ -325,7 +325,7 @@ IN_SQL = [
     PlantedInSql(
         "no status guard",
         "settle_orders",
-        (("AND o.status IN ('awaiting_payment', 'needs_reconciliation') AND o.status <> i.status", ""),),
+        (("AND o.status NOT IN ('confirmed', 'payment_failed', 'failed') AND o.status <> i.status", ""),),
     ),
     PlantedInSql(
         "bare ON CONFLICT",

@@ -140,7 +140,7 @@ class Processes:
         inventory = Inventory(redis)
         desk, letters = SettlementDesk(pool, inventory, publisher), DeadLetters(publisher, clock=self._world.now_s)
         resources = Resources(SETTINGS, pool, inventory, publisher, desk, letters)
-        acks: InOrderAcks[Any, Any] = InOrderAcks(pause=lambda _: None, resume=lambda _: None)
+        acks: InOrderAcks[Any, Any] = InOrderAcks()
         stage: Any
         match group:
             case topics.ORDER_STAGE_GROUP:

@@ -1,5 +1,6 @@
 """Acknowledgements leave in offset order per partition, however work finishes; what is revoked acknowledges nothing."""
 
+import asyncio
 from collections import defaultdict
 from dataclasses import dataclass, field
 
@@ -31,8 +32,7 @@ class Reader:
 
     def __init__(self) -> None:
         self.acked: list[Message] = []
-        self.paused: set[int] = set()
-        self.acks: InOrderAcks[Message, int] = InOrderAcks(self.paused.add, self.paused.discard)
+        self.acks: InOrderAcks[Message, int] = InOrderAcks()
         self._next: dict[int, int] = defaultdict(int)
         self.assignment: dict[int, int] = defaultdict(int)
 
@@ -97,29 +97,35 @@ def test_finishing_twice_acknowledges_once() -> None:
     assert reader.offsets(0) == [0, 1]
 
 
-def test_a_partition_with_too_much_open_is_paused_and_goes_on_below_half(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Memory is bounded by what is left in the log; the other partitions flow on."""
-    monkeypatch.setattr(acks, "MAX_UNACKED", 10)
+async def test_a_reader_with_too_much_open_waits_until_half_is_acknowledged(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Memory is bounded by what is left in the log."""
+    monkeypatch.setattr(acks, "MAX_OPEN", 10)
     monkeypatch.setattr(acks, "RESUME_BELOW", 5)
     reader = Reader()
     tickets = [reader.take(0) for _ in range(10)]
-    reader.take(1)
-    assert reader.paused == {0}
+    waiting = asyncio.create_task(reader.acks.room())
     reader.acks.finish(tickets[1:])  # all but the head: still open
-    assert reader.paused == {0}
+    await asyncio.sleep(0)
+    assert not waiting.done()
     reader.acks.finish(tickets[:1])
-    assert reader.paused == set()
+    async with asyncio.timeout(1):
+        await waiting
 
 
-def test_a_paused_partition_that_is_revoked_is_not_left_paused(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Faust remembers paused partitions; one that came back paused would never be read again."""
-    monkeypatch.setattr(acks, "MAX_UNACKED", 2)
+async def test_what_is_revoked_makes_room(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Late work of a lost partition is no longer counted, not even when it ends."""
+    monkeypatch.setattr(acks, "MAX_OPEN", 2)
+    monkeypatch.setattr(acks, "RESUME_BELOW", 1)
     reader = Reader()
-    for _ in range(2):
-        reader.take(0)
-    assert reader.paused == {0}
+    late = [reader.take(0) for _ in range(2)]
+    waiting = asyncio.create_task(reader.acks.room())
+    await asyncio.sleep(0)
+    assert not waiting.done()
     reader.acks.revoke([0])
-    assert reader.paused == set()
+    async with asyncio.timeout(1):
+        await waiting
+    reader.acks.finish(late)
+    assert reader.acks.open == 0
 
 
 class Assignments(RuleBasedStateMachine):
@@ -146,6 +152,11 @@ class Assignments(RuleBasedStateMachine):
     def revoke(self, partition: int) -> None:
         self.reader.acks.revoke([partition])
         self.reader.assignment[partition] += 1
+
+    @invariant()
+    def open_is_what_is_taken_and_not_acknowledged(self) -> None:
+        current = [t for t in self.taken if t.record.assignment == self.reader.assignment[t.record.partition]]
+        assert self.reader.acks.open == sum(ticket.record not in self.reader.acked for ticket in current)
 
     @invariant()
     def acked_is_the_finished_prefix_of_each_assignment(self) -> None:
