@@ -14,6 +14,7 @@ PRODUCTS_TRACKED = 10_000
 NO_QUANTITY = 2**31  # more than anybody may ask for
 UNDER_WAY = 150  # purchases that a worker answers within some 50 ms
 STANDING_S = 0.3
+SHEDDING_S = 1.0
 
 
 class Overload(Exception):
@@ -25,27 +26,35 @@ class UnderWay:
 
     Past what is answered in time anyway, newcomers are let in for STANDING_S, so that a crowd that presses the button at
     once is served late rather than sent away. If by then the queue has not gone, more comes than can be served, and
-    refusing at once is the only answer that is still quick. The idea is CoDel's (Nichols and Jacobson, 2012).
+    refusing at once is the only answer that is still quick; so it stays until nothing had to be refused for SHEDDING_S.
+    The idea is CoDel's (Nichols and Jacobson, 2012).
     """
 
     def __init__(self) -> None:
         self.count = 0
         self._standing_since: float | None = None
+        self._shedding_until = 0.0
 
     @contextmanager
     def one(self) -> Iterator[None]:
         """Raises Overload instead of letting it in."""
         if self.count < UNDER_WAY:
             self._standing_since = None
-        elif self._standing_since is None:
-            self._standing_since = time.monotonic()
-        elif time.monotonic() - self._standing_since > STANDING_S:
+        elif self._stands(time.monotonic()):
             raise Overload
         self.count += 1
         try:
             yield
         finally:
             self.count -= 1
+
+    def _stands(self, now: float) -> bool:
+        if self._standing_since is None:
+            self._standing_since = now
+        if now < self._shedding_until or now - self._standing_since > STANDING_S:
+            self._shedding_until = now + SHEDDING_S
+            return True
+        return False
 
 
 class Rates:

@@ -2,14 +2,14 @@
 
 import time
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from gateway import admission
-from gateway.admission import STANDING_S, UNDER_WAY, Overload, Rates, SoldOutMemory, UnderWay
+from gateway.admission import SHEDDING_S, STANDING_S, UNDER_WAY, Overload, Rates, SoldOutMemory, UnderWay
 from schemas.ids import ProductId, UserId
 
 PRODUCT = ProductId(1)
@@ -109,6 +109,29 @@ def test_a_crowd_at_once_is_let_in_and_a_queue_that_stands_is_shed(clock: Callab
         assert under_way.count == 10 * UNDER_WAY + 1
     with under_way.one():
         assert under_way.count == 1
+
+
+def test_while_it_sheds_a_worker_grants_no_further_allowance(clock: Callable[[float], None]) -> None:
+    """One moment below the mark is no end of an overload; a while without a refusal is."""
+    under_way = UnderWay()
+    with ExitStack() as crowd:
+        for _ in range(UNDER_WAY):
+            crowd.enter_context(under_way.one())
+        clock(0.001)
+        crowd.enter_context(under_way.one())
+        clock(STANDING_S + 0.001)
+        with pytest.raises(Overload):
+            crowd.enter_context(under_way.one())
+    for pause_s, admitted in ((SHEDDING_S * 0.9, 0), (SHEDDING_S * 0.9, 0), (SHEDDING_S * 1.1, 1)):
+        clock(pause_s)
+        with ExitStack() as crowd:
+            for _ in range(UNDER_WAY):
+                crowd.enter_context(under_way.one())
+            let_in = 0
+            with suppress(Overload):
+                crowd.enter_context(under_way.one())
+                let_in = 1
+            assert let_in == admitted
 
 
 def test_a_queue_that_has_gone_in_between_was_not_standing(clock: Callable[[float], None]) -> None:
