@@ -2,6 +2,7 @@
 
 import logging
 import sys
+import time
 from typing import Any
 
 import structlog
@@ -9,6 +10,33 @@ import structlog
 from infra import tracing
 
 SECRET_KEYS = frozenset({"password", "token", "authorization", "secret", "jwt", "ticket"})
+
+REPEAT_AFTER_S = 5.0
+REMEMBERED = 1_000  # lines
+
+
+class Repeats(logging.Filter):
+    """A line that a library repeats is told every few seconds, with how often: without a broker each of aiokafka's tasks
+    tells each of its attempts, megabytes a minute."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._told: dict[tuple[str, str], tuple[float, int]] = {}  # when, and how often since
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        if not isinstance(record.msg, str):  # one of ours: an event dictionary
+            return True
+        line, now = (record.name, record.getMessage()), time.monotonic()
+        told_at, left_out = self._told.get(line, (-REPEAT_AFTER_S, 0))
+        if now - told_at < REPEAT_AFTER_S:
+            self._told[line] = (told_at, left_out + 1)
+            return False
+        if len(self._told) >= REMEMBERED:
+            self._told.clear()
+        self._told[line] = (now, 0)
+        if left_out:
+            record.msg, record.args = f"{line[1]} (and {left_out} times before)", ()
+        return True
 
 
 def _redact(_logger: Any, _method: str, event: structlog.types.EventDict) -> structlog.types.EventDict:
@@ -53,6 +81,7 @@ def configure(role: str, member: str = "1") -> None:
         cache_logger_on_first_use=True,
     )
     handler = logging.StreamHandler(sys.stdout)
+    handler.addFilter(Repeats())
     handler.setFormatter(
         structlog.stdlib.ProcessorFormatter(
             foreign_pre_chain=[*shared, structlog.processors.format_exc_info],

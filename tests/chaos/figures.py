@@ -104,6 +104,12 @@ def orders(status: str) -> Callable[[Outcome], float]:
     return lambda outcome: float(outcome.report["postgres"][status]["orders"])
 
 
+def declined_share(outcome: Outcome) -> float:
+    """Of the orders that ended, percent."""
+    declined = orders("payment_failed")(outcome)
+    return round(100 * declined / max(1.0, declined + orders("confirmed")(outcome)), 1)
+
+
 def unsold(outcome: Outcome) -> float:
     return float(outcome.report["redis"]["available"])
 

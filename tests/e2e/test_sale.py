@@ -80,7 +80,7 @@ async def test_clients_that_hang_up_and_ask_again_with_their_key_get_one_order(s
     """A client that gave up after a few milliseconds has no answer, but its order is placed once, and its key finds it."""
     await asyncio.to_thread(stack.set_weather, GOOD_WEATHER)
     product = await asyncio.to_thread(stack.new_product, STOCK)
-    hasty = stack.buy(product, mode="open", rate=100, seconds=3, drop_after_ms=8, retries=1)
+    hasty = stack.buy(product, mode="open", rate=100, seconds=3, drop_after_ms=2, retries=1)
     result = await hasty
     assert result.unknown > 0, "nobody hung up: this run proves nothing"
     assert (result.two_orders, result.bad_answers) == ([], [])
