@@ -7,7 +7,7 @@ import shutil
 import signal
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import asyncpg
@@ -16,7 +16,7 @@ from infra.redis_client import connect_redis
 from infra.registry import Row as ProcessRow
 
 from .ground import APPLICATIONS, SERVERS
-from .rows import Faults
+from .rows import CALM, Faults
 from .trial import Trial
 
 EXIT_MAX_S = 25.0
@@ -124,6 +124,19 @@ def away(role: str, seconds: float, how: signal.Signals = signal.SIGKILL) -> Fau
         fault = trial.begin(f"{how.name} {role}, away for {lasts_s:.0f} s")
         async with trial.ground.away(trial.ground.pick(role, trial.dice), how):
             await asyncio.sleep(lasts_s)
+        trial.heal(fault)
+
+    return faults
+
+
+def weather(what: str, bad: Mapping[str, float]) -> Faults:
+    """The payment provider's weather, while faults take; calm afterwards."""
+
+    async def faults(trial: Trial) -> None:
+        fault = trial.begin(what)
+        await asyncio.to_thread(trial.ground.set_weather, {**CALM, **bad})
+        await asyncio.sleep(trial.seconds)
+        await asyncio.to_thread(trial.ground.set_weather, {**CALM, **dict.fromkeys(bad, 0)})
         trial.heal(fault)
 
     return faults

@@ -320,15 +320,12 @@ ROWS = (
         "payment-weather",
         "the provider hangs for 30%, and 20% each 503, 429, declines, resets after capture",
         "I1-I9 I11",
-        weather={
-            **CALM,
-            "hang": 0.3,
-            "unavailable": 0.2,
-            "rate_limited": 0.2,
-            "declined": 0.2,
-            "reset_after_capture": 0.2,
-        },
-        figures=(QUIET,),
+        faults.weather(
+            "30% hang, 20% each 503, 429, declines, resets",
+            {"hang": 0.3, "unavailable": 0.2, "rate_limited": 0.2, "declined": 0.2, "reset_after_capture": 0.2},
+        ),
+        weather=CALM,
+        figures=(Figure("accepted", "%", accepted_share, at_least=95, timed=True), QUIET),
         load=0.5,
     ),
     Row(
