@@ -32,6 +32,8 @@ BUSY_PER_S = 150.0  # below it the linger of one record would end before the nex
 BATCH_MAX_BYTES = 256 * 1024
 RECORD_MAX_BYTES = 1_000_000  # a broker takes 1 MiB, with what it wraps around a record
 REQUEST_TIMEOUT_S = 15.0
+DELIVERY_TIMEOUT_S = 30.0  # aiokafka's idempotent producer retries for ever, also what a wiped broker can never take
+LOOK_EVERY_S = 5.0
 STOP_TIMEOUT_S = 10.0  # aiokafka's own stop() never ends while the broker is down
 HEADERS = (VERSION_HEADER,)
 
@@ -62,6 +64,7 @@ class _Lane:
     partition: int
     waiting: deque[_Record] = field(default_factory=deque)
     in_flight: list[_Record] = field(default_factory=list)
+    sent_at: float = 0.0  # loop time
 
 
 class Publisher:
@@ -149,14 +152,23 @@ class Publisher:
                 continue
             self._wake.clear()
             try:
-                await self._sort(self._producer)
-                for lane in self._lanes.values():
-                    if lane.waiting and not lane.in_flight:
-                        await self._send(self._producer, lane)
-            except KafkaError as error:
+                async with asyncio.timeout(REQUEST_TIMEOUT_S):
+                    await self._sort(self._producer)
+                    for lane in self._lanes.values():
+                        if lane.waiting and not lane.in_flight:
+                            await self._send(self._producer, lane)
+            except (KafkaError, TimeoutError) as error:
                 self._break(error)
                 await asyncio.sleep(0.1)
-            await self._wake.wait()
+            with suppress(TimeoutError):
+                async with asyncio.timeout(LOOK_EVERY_S):
+                    await self._wake.wait()
+            self._look_for_lost()
+
+    def _look_for_lost(self) -> None:
+        oldest = asyncio.get_running_loop().time() - DELIVERY_TIMEOUT_S
+        if any(lane.in_flight and lane.sent_at < oldest for lane in self._lanes.values()):
+            self._break(KafkaTimeoutError(f"no answer within {DELIVERY_TIMEOUT_S:.0f} s"))
 
     async def _sort(self, producer: AIOKafkaProducer) -> None:
         """What waits, into the lanes of its partitions."""
@@ -179,6 +191,7 @@ class Publisher:
                 break  # full
             lane.in_flight.append(lane.waiting.popleft())
         batch.close()
+        lane.sent_at = asyncio.get_running_loop().time()
         delivery = await producer.send_batch(batch, lane.topic, partition=lane.partition)
         delivery.add_done_callback(partial(self._delivered, lane))
 

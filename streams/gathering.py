@@ -1,18 +1,36 @@
-"""Faust's consumer with fetches that gather: faust-streaming 0.15 fixes what a fetch waits for, and tells no setting for it."""
+"""Faust's consumer with two things that faust-streaming 0.15 lacks: fetches that gather, and an eye for a log that was wiped.
+
+A broker that lost its data begins its logs anew. Faust drops every record below the offset it has read or committed last,
+so a member would be blind until the new log is longer than the old one was; and a commit that was waiting for the broker
+may put the old offset on the new log, where the next member finds it.
+"""
 
 import asyncio
+import os
 from collections.abc import Mapping
 from typing import Any
 
+from faust.transport.consumer import ensure_TP
 from faust.transport.drivers.aiokafka import AIOKafkaConsumerThread, Consumer, Transport
 from faust.types import TP
 
 from infra.kafka import AT_ONCE, Gathering, gather
+from infra.logs import get_logger
 from infra.pace import Pace
+from infra.watchdog import EXIT_CODE
 
 BUSY_PER_S = 300.0  # records
 GATHERED = Gathering(min_bytes=32 * 1024, max_wait_ms=25)
+log = get_logger()
 SILENCE_S = 0.1  # so long without a record, and the next one is not kept waiting
+
+
+def _end_process(tp: TP, offset: int, committed: int) -> None:
+    """A new process has no memory of the old log."""
+    log.error(
+        "the log was wiped: it begins below what is committed", partition=str(tp), offset=offset, committed=committed
+    )
+    os._exit(EXIT_CODE)
 
 
 class _GatheringThread(AIOKafkaConsumerThread):
@@ -32,12 +50,34 @@ class _GatheringThread(AIOKafkaConsumerThread):
         if self._pace.busy:
             timeout = SILENCE_S
         records = await super()._fetch_records(consumer, active_partitions, timeout=timeout, max_records=max_records)
+        for tp, found in records.items():
+            committed = self.consumer._committed_offset.get(ensure_TP(tp))  # noqa: SLF001 - nothing public tells it
+            if found and committed is not None and found[0].offset < committed:
+                _end_process(tp, found[0].offset, committed)
         self._pace.note(sum(map(len, records.values())), asyncio.get_running_loop().time())
         gather(consumer, GATHERED if self._pace.busy else AT_ONCE)
         return records
 
 
 class _GatheringConsumer(Consumer):
+    _begun = False
+
+    async def perform_seek(self) -> None:
+        """To what is committed; or to the beginning where that is past the end: it belonged to a log that was wiped."""
+        await super().perform_seek()
+        ends = await self.highwaters(*self.assignment())
+        past = {
+            tp: at for tp, end in ends.items() if (at := self._read_offset.get(ensure_TP(tp))) is not None and at > end
+        }
+        for tp, at in past.items():
+            if self._begun:
+                _end_process(tp, ends[tp], at)
+            log.warning("the log was wiped: reading it anew", partition=str(tp), committed=at, end=ends[tp])
+            begin = (await self.earliest_offsets(tp))[tp]
+            await self.seek(ensure_TP(tp), begin)
+            self._committed_offset[ensure_TP(tp)] = None
+        self._begun = True
+
     def _new_consumer_thread(self) -> AIOKafkaConsumerThread:
         return _GatheringThread(self, loop=self.loop, beacon=self.beacon)
 

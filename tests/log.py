@@ -41,6 +41,20 @@ async def create(settings: Settings, topic: Topic) -> None:
         await admin.create_topics([NewTopic(topic.name, topic.partitions, 1)])
 
 
+async def commit(settings: Settings, group: str, topic: Topic, offsets: Mapping[int, int]) -> None:
+    """As a member of the group would, that has gone since."""
+    consumer = make_consumer(settings, group=group)
+    await consumer.start()
+    try:
+        parts = {TopicPartition(topic.name, partition): offset for partition, offset in offsets.items()}
+        consumer.assign(list(parts))
+        async for attempt in stamina.retry_context(on=NO_COORDINATOR, timeout=HEARD_WITHIN_S):
+            with attempt:
+                await consumer.commit(parts)
+    finally:
+        await consumer.stop()
+
+
 async def committed(settings: Settings, group: str, topic: Topic) -> dict[int, int]:
     """Next offset to process by partition; 0 before the first commit."""
     async with _admin(settings) as admin:

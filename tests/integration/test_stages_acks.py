@@ -21,7 +21,7 @@ from schemas.order_state import Status
 from schemas.topics import DEAD_LETTERS, PAYMENTS, Topic
 from tests.books import open_books
 from tests.conftest import child_env
-from tests.log import VERSIONED, Headers, committed, create, event_of, own_topic, producing, tailing
+from tests.log import VERSIONED, Headers, commit, committed, create, event_of, own_topic, producing, tailing
 from tests.rows import PRICE_CENTS, create_product
 
 SLOW = {b"slow-fresh", b"slow-known"}
@@ -143,6 +143,25 @@ async def test_a_member_with_too_much_in_work_leaves_the_rest_in_the_log_and_los
     assert sorted(member.done()) == sorted(values), "each once, in a single life"
 
 
+async def test_a_member_reads_a_log_that_ends_before_what_its_group_has_committed(stage: Start) -> None:
+    """A wiped broker begins its logs anew, and a commit of the old one that waited for it may come to stand on the new."""
+    member = await stage("in-order", partitions=2)
+    member.kill()
+    await commit(member.settings, member.group, member.topic, {0: 5_000, 1: 0})
+    values = numbered("new", 20)
+    await append(member, 0, *values[:10])
+    await append(member, 1, *values[10:])
+    member.start()
+
+    async def read_anew() -> bool:
+        return await member.committed() == {0: 10, 1: 10}
+
+    await eventually(read_anew, "the new log read and committed")
+    assert sorted(member.done()) == sorted(values)
+    await append(member, 0, b"newer")
+    await eventually_committed(member, {0: 11, 1: 10})
+
+
 async def test_a_slow_first_record_is_never_committed_past_and_survives_a_kill(stage: Start) -> None:
     """I4: the first record of a partition hangs, its followers finish, two commits pass, kill -9, restart: all is done.
 
@@ -159,9 +178,9 @@ async def test_a_slow_first_record_is_never_committed_past_and_survives_a_kill(s
         return len(member.done()) == EARLIER + 2 * FOLLOWERS
 
     await eventually(overtaken, "the followers overtake the slow records")
-    for commit in (1, 2):
-        await append(member, 2, b"other-%d" % commit)
-        await eventually_committed(member, {0: 0, 1: EARLIER, 2: commit})
+    for others in (1, 2):
+        await append(member, 2, b"other-%d" % others)
+        await eventually_committed(member, {0: 0, 1: EARLIER, 2: others})
     member.kill()
     assert not SLOW & set(member.done())
 

@@ -48,6 +48,7 @@ class FakeCluster:
     producers: int = 0
     sent: list[Sent] = field(default_factory=list)
     batch_limit: int = 1_000_000
+    hangs: int = 0  # so many batches that no producer takes
 
     def producer(self, **_: Any) -> "FakeProducer":
         self.producers += 1
@@ -77,6 +78,9 @@ class FakeProducer:
         return FakeBatch(limit=self._cluster.batch_limit)
 
     async def send_batch(self, batch: FakeBatch, topic: str, *, partition: int) -> "asyncio.Future[None]":
+        if self._cluster.hangs:
+            self._cluster.hangs -= 1
+            await asyncio.Event().wait()
         sent = Sent(topic, partition, batch.values, asyncio.get_running_loop().create_future())
         self._cluster.sent.append(sent)
         return sent.delivery
@@ -164,6 +168,35 @@ async def test_a_late_word_from_a_replaced_producer_ends_nothing_twice(
     fourth.delivery.set_result(None)
     await asyncio.gather(waiting, other)
     assert publisher.unpublished == 0
+
+
+async def test_a_producer_that_never_answers_is_replaced_and_what_it_owed_is_sent_again(
+    cluster: FakeCluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A stage waits for its publish and is at work meanwhile: no watchdog would end that."""
+    monkeypatch.setattr(module, "DELIVERY_TIMEOUT_S", 0.05)
+    monkeypatch.setattr(module, "LOOK_EVERY_S", 0.01)
+    publisher = await Publisher.start(Settings())
+    waiting = publisher.publish(ORDERS, "a", b"1")
+    _, again = await cluster.batches(2)
+    assert (cluster.producers, again.values) == (2, [b"1"])
+    again.delivery.set_result(None)
+    await waiting
+    await publisher.stop()
+
+
+async def test_a_producer_that_hangs_over_a_batch_is_replaced(
+    cluster: FakeCluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "REQUEST_TIMEOUT_S", 0.05)
+    cluster.hangs = 1
+    publisher = await Publisher.start(Settings())
+    waiting = publisher.publish(ORDERS, "a", b"1")
+    [sent] = await cluster.batches(1)
+    assert cluster.producers == 2
+    sent.delivery.set_result(None)
+    await waiting
+    await publisher.stop()
 
 
 async def test_records_wait_while_the_broker_cannot_be_reached(cluster: FakeCluster) -> None:
