@@ -5,6 +5,7 @@ Faust reads, rebalances and commits; batching, effects and acknowledgements are 
 
 import asyncio
 import os
+import signal
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
@@ -17,7 +18,7 @@ from faust.types import TP
 
 from infra import registry, tracing
 from infra.inventory.inventory import Inventory
-from infra.lifecycle import DRAIN_DEADLINE_S
+from infra.lifecycle import DRAIN_DEADLINE_S, tell_tasks
 from infra.logs import get_logger
 from infra.metrics.definitions import (
     CONSUMER_BATCH,
@@ -140,6 +141,9 @@ class StageApp(faust.App):
     async def on_start(self) -> None:
         settings = get_settings()
         tracing.start(settings)
+        asyncio.get_running_loop().add_signal_handler(
+            signal.SIGUSR2, tell_tasks
+        )  # faust's worker would open a debugger
         self.resources = await Resources.open(settings)
         self.acks: Acks = InOrderAcks()
         self.stage = self.make_stage(self.resources, self.acks)

@@ -90,6 +90,9 @@ class StageProcess:
     def done(self) -> list[bytes]:
         return self.work.read_bytes().split() if self.work.exists() else []
 
+    def said(self) -> str:
+        return self._log.read_text()
+
     async def committed(self) -> dict[int, int]:
         self.assert_alive()
         return await committed(self.settings, self.group, self.topic)
@@ -160,6 +163,22 @@ async def test_a_member_reads_a_log_that_ends_before_what_its_group_has_committe
     assert sorted(member.done()) == sorted(values)
     await append(member, 0, b"newer")
     await eventually_committed(member, {0: 11, 1: 10})
+
+
+async def test_a_stage_that_is_asked_tells_what_it_waits_for_and_works_on(stage: Start) -> None:
+    """`kill -USR2`: faust's own answer is a debugger on a terminal that is not there."""
+    member = await stage("in-order")
+    await append(member, 0, b"before")
+    await eventually_committed(member, {0: 1})
+    assert member.process is not None
+    member.process.send_signal(signal.SIGUSR2)
+
+    async def told() -> bool:
+        return "Watchdog.run" in member.said()
+
+    await eventually(told, "where the watchdog's task stands")
+    await append(member, 0, b"after")
+    await eventually_committed(member, {0: 2})
 
 
 async def test_a_slow_first_record_is_never_committed_past_and_survives_a_kill(stage: Start) -> None:
