@@ -24,6 +24,7 @@ HEADERS = {
     "Content-Type": "text/event-stream; charset=utf-8",
     "Cache-Control": "no-store",
     "X-Accel-Buffering": "no",
+    "Connection": "close",  # as it does in the end: a client would send its next request into the closing
     "Server": "thrones",
 }
 

@@ -57,6 +57,7 @@ async def stream(gateway: GatewayClient, path: str, **options: Any) -> AsyncIter
     async with gateway.session.get(gateway.url + path, **options) as response:
         assert response.status == 200, await response.read()
         assert response.headers["Content-Type"].startswith("text/event-stream")
+        assert response.headers["Connection"] == "close", "a kept connection would be closed under the next request"
         assert response.headers["X-Accel-Buffering"] == "no"
         yield Events(response)
 
