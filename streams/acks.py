@@ -21,7 +21,9 @@ class Acknowledgeable(Protocol):
 E = TypeVar("E", bound=Acknowledgeable)
 Partition = TypeVar("Partition")
 
-MAX_OPEN = 20_000  # records in work: more are left in the log
+# Records in work, or done behind one that still is: more are left in the log. A charge may hang for half a minute, and in
+# that time a member does some 50,000 others, whose acknowledgements (about 1.5 KB each) wait for it.
+MAX_OPEN = 60_000
 RESUME_BELOW = MAX_OPEN // 2
 
 
