@@ -141,9 +141,8 @@ class StageApp(faust.App):
     async def on_start(self) -> None:
         settings = get_settings()
         tracing.start(settings)
-        asyncio.get_running_loop().add_signal_handler(
-            signal.SIGUSR2, tell_tasks
-        )  # faust's worker would open a debugger
+        # Faust's worker would open a debugger.
+        asyncio.get_running_loop().add_signal_handler(signal.SIGUSR2, tell_tasks)
         self.resources = await Resources.open(settings)
         self.acks: Acks = InOrderAcks()
         self.stage = self.make_stage(self.resources, self.acks)

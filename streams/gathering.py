@@ -19,10 +19,11 @@ from infra.logs import get_logger
 from infra.pace import Pace
 from infra.watchdog import EXIT_CODE
 
-BUSY_PER_S = 300.0  # records
-GATHERED = Gathering(min_bytes=32 * 1024, max_wait_ms=25)
-log = get_logger()
+from .inbox import BUSY_PER_S, GATHER_S
+
+GATHERED = Gathering(min_bytes=32 * 1024, max_wait_ms=round(1000 * GATHER_S))
 SILENCE_S = 0.1  # so long without a record, and the next one is not kept waiting
+log = get_logger()
 
 
 def _end_process(tp: TP, offset: int, committed: int) -> None:
@@ -65,17 +66,16 @@ class _GatheringConsumer(Consumer):
     async def perform_seek(self) -> None:
         """To what is committed; or to the beginning where that is past the end: it belonged to a log that was wiped."""
         await super().perform_seek()
-        ends = await self.highwaters(*self.assignment())
-        past = {
-            tp: at for tp, end in ends.items() if (at := self._read_offset.get(ensure_TP(tp))) is not None and at > end
-        }
-        for tp, at in past.items():
+        for tp, end in (await self.highwaters(*self.assignment())).items():
+            own = ensure_TP(tp)
+            at = self._read_offset.get(own)
+            if at is None or at <= end:
+                continue
             if self._begun:
-                _end_process(tp, ends[tp], at)
-            log.warning("the log was wiped: reading it anew", partition=str(tp), committed=at, end=ends[tp])
-            begin = (await self.earliest_offsets(tp))[tp]
-            await self.seek(ensure_TP(tp), begin)
-            self._committed_offset[ensure_TP(tp)] = None
+                _end_process(own, end, at)
+            log.warning("the log was wiped: reading it anew", partition=str(own), committed=at, end=end)
+            await self.seek(own, (await self.earliest_offsets(tp))[tp])
+            self._committed_offset[own] = None
         self._begun = True
 
     def _new_consumer_thread(self) -> AIOKafkaConsumerThread:

@@ -7,6 +7,10 @@ from typing import Generic, TypeVar
 from infra.pace import Pace
 
 T = TypeVar("T")
+BUSY_PER_S, GATHER_S = (
+    300.0,
+    0.025,
+)  # of a stage: from so many on a batch waits for more, because ten cost little more than one
 
 
 class Inbox(Generic[T]):

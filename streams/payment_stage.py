@@ -26,11 +26,10 @@ from schemas.order_state import TERMINAL, Status
 from schemas.topics import ORDER_STATUS, PAYMENT_STAGE_GROUP, PAYMENTS
 
 from .app import Acks, Record, Resources, bury, count_taken, decode_or_bury, headers_of, stage_app
-from .inbox import Inbox
+from .inbox import BUSY_PER_S, GATHER_S, Inbox
 from .lanes import Lanes, by_product
 
 MAX_BATCH = 500
-BUSY_PER_S, GATHER_S = 300.0, 0.025  # settling ten charges costs little more than settling one
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,18 +15,6 @@ from schemas.ids import ProductId, UserId
 PRODUCT = ProductId(1)
 
 
-@pytest.fixture
-def clock(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], None]:
-    """Moves time by seconds."""
-    now = [1_000.0]
-    monkeypatch.setattr(time, "monotonic", lambda: now[0])
-
-    def move(seconds: float) -> None:
-        now[0] += seconds
-
-    return move
-
-
 def test_a_burst_is_a_seconds_worth_and_refills_evenly(clock: Callable[[float], None]) -> None:
     """50 at once, none more, then one each 20 ms, never more than 50 saved up."""
     rates, user = Rates(50), UserId(7)

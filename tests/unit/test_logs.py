@@ -1,24 +1,9 @@
 """Log lines: what a library repeats is told now and then, with how often; every line of ours is told."""
 
 import logging
-import time
 from collections.abc import Callable
 
-import pytest
-
 from infra.logs import REMEMBERED, REPEAT_AFTER_S, Repeats
-
-
-@pytest.fixture
-def clock(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], None]:
-    """Moves time by seconds."""
-    now = [1_000.0]
-    monkeypatch.setattr(time, "monotonic", lambda: now[0])
-
-    def move(seconds: float) -> None:
-        now[0] += seconds
-
-    return move
 
 
 def _line(text: object, *args: object) -> logging.LogRecord:
