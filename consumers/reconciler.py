@@ -16,7 +16,7 @@ from infra.lifecycle import Stop, background, cancelled
 from infra.logs import get_logger
 from infra.metrics.definitions import RECONCILIATION_EXPIRED, RECONCILIATION_OLDEST, RECONCILIATION_ORDERS
 from infra.orders import OrderRow, now_ms
-from infra.payment_provider import KEY_LIFETIME, Captured, Declined, HttpPaymentProvider, PaymentProvider
+from infra.payment_provider import ASKED_FOR, Captured, Declined, HttpPaymentProvider, PaymentProvider
 from infra.postgres.pool import UNAVAILABLE, connect_postgres
 from infra.postgres.queries import SQL
 from infra.publisher import Publisher
@@ -55,7 +55,7 @@ class Reconciler:
 
     async def _ask(self, row: OrderRow) -> Verdict | None:
         started = row.charge_started_at_ms or now_ms()
-        outcome = await charge_once(self._provider, self._breaker, Charge(row.id, row.total_cents, row.currency))
+        outcome = await charge_once(self._provider, self._breaker, Charge.of(row))
         match outcome:
             case Captured(charge_id=charge_id):
                 return Verdict(row.id, Status.CONFIRMED, None, charge_id, started, now_ms())
@@ -99,7 +99,7 @@ async def run(settings: Settings, stop: Stop) -> None:
 async def _reconcile_in_rounds(reconciler: Reconciler, pool: asyncpg.Pool) -> None:
     while not cancelled():
         await asyncio.sleep(PAUSE_S)
-        since = datetime.now(UTC) - KEY_LIFETIME
+        since = datetime.now(UTC) - ASKED_FOR
         records = await until_it_works("postgres", UNAVAILABLE, pool.fetch, SQL.unsettled_payments, since, MAX_ROWS)
         rows = [OrderRow.of(record) for record in records]
         _tell(rows, await until_it_works("postgres", UNAVAILABLE, pool.fetchval, SQL.expired_payments, since))

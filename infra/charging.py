@@ -1,7 +1,8 @@
 """One order in, a definite answer of the provider out - or, only once money may have moved, `Unsettled` after a budget.
 
 While the provider is certainly not processing us (429, refused connections, breaker open) the order just waits: a dead
-provider fails nobody. Every attempt carries the same key, so no path through here charges twice.
+provider fails nobody. Every attempt carries the same key, and none is made once the provider may have forgotten it, however
+long the wait was: so no path through here charges twice.
 """
 
 import asyncio
@@ -13,12 +14,14 @@ import msgspec
 
 from infra.circuit_breaker import CircuitBreaker
 from infra.metrics.definitions import PROVIDER_ANSWER
-from infra.payment_provider import Captured, ChargeOutcome, Declined, NotSent, PaymentProvider, Unknown
+from infra.orders import OrderRow
+from infra.payment_provider import ASKED_FOR, Captured, ChargeOutcome, Declined, NotSent, PaymentProvider, Unknown
 
 BUDGET_S = 12.0  # from the start of the first attempt whose outcome is unknown
 SLOW_AFTER_S = 2.0
 BACKOFF_MIN_S = 0.2
 BACKOFF_MAX_S = 3.0
+TOO_OLD = "older than the provider remembers keys: an operator must settle it"
 
 _answer = {
     kind: PROVIDER_ANSWER.make().labels(name)
@@ -27,24 +30,31 @@ _answer = {
 
 
 class Charge(msgspec.Struct, frozen=True):
-    """What is asked of the provider: the row's amount, never the event's."""
+    """What is asked of the provider: the row's amount, never the event's. Not asked any more at `until_ms` of the wall clock."""
 
     order_id: str
     amount_cents: int
     currency: str
+    until_ms: int
+
+    @classmethod
+    def of(cls, row: OrderRow) -> "Charge":
+        """Its key is first used after the row was created."""
+        until = row.created_at + ASKED_FOR
+        return cls(row.id, row.total_cents, row.currency, int(until.timestamp() * 1000))
 
 
 class Unsettled(msgspec.Struct, frozen=True):
-    """The budget is spent and the outcome still unknown: the reconciler's."""
+    """The outcome is unknown, and the budget is spent (the reconciler's) or the key too old (an operator's)."""
 
     reason: str
 
 
 class Charged(msgspec.Struct, frozen=True):
-    """How a charge ended. Times are wall-clock milliseconds: first attempt sent, last word known."""
+    """How a charge ended. Times are wall-clock milliseconds: first attempt sent (None: none was), last word known."""
 
     outcome: Captured | Declined | Unsettled
-    started_at_ms: int
+    started_at_ms: int | None
     answered_at_ms: int
     attempts: int
 
@@ -64,9 +74,19 @@ def _answered(outcome: ChargeOutcome) -> bool:
     return not isinstance(outcome, Unknown)
 
 
-async def charge_once(provider: PaymentProvider, breaker: CircuitBreaker, charge: Charge) -> ChargeOutcome:
+async def charge_once(provider: PaymentProvider, breaker: CircuitBreaker, charge: Charge) -> ChargeOutcome | Unsettled:
     """One attempt under the breaker: waits until it lets us through, and tells it what came of it."""
-    return await _attempt(provider, breaker, await breaker.acquire(), charge)
+    permit = await _permit(breaker, charge, wall_clock_ms)
+    return Unsettled(TOO_OLD) if permit is None else await _attempt(provider, breaker, permit, charge)
+
+
+async def _permit(breaker: CircuitBreaker, charge: Charge, wall_ms: Callable[[], int]) -> int | None:
+    """None when the provider may have forgotten the key by the time we may ask: it would charge anew."""
+    permit = await breaker.acquire()
+    if wall_ms() < charge.until_ms:
+        return permit
+    breaker.record(permit, None)
+    return None
 
 
 async def _attempt(provider: PaymentProvider, breaker: CircuitBreaker, permit: int, charge: Charge) -> ChargeOutcome:
@@ -115,7 +135,7 @@ class _Pursuit:
         self._deadline: float | None = None  # set by the first attempt that may have moved money
         self._reason = ""
         self._attempts = 0
-        self._started_at_ms = 0
+        self._started_at_ms: int | None = None
 
     async def run(self) -> Charged:
         try:
@@ -127,21 +147,23 @@ class _Pursuit:
     async def _pursue(self) -> Captured | Declined | Unsettled:
         while self._deadline is None:  # nothing can have been charged yet: no limit
             outcome = await self._ask()
-            if isinstance(outcome, Captured | Declined):
+            if isinstance(outcome, Captured | Declined | Unsettled):
                 return outcome
             await self._wait(outcome)
         try:
             async with asyncio.timeout_at(self._deadline):
                 while True:
                     outcome = await self._ask()
-                    if isinstance(outcome, Captured | Declined):
+                    if isinstance(outcome, Captured | Declined | Unsettled):
                         return outcome
                     await self._wait(outcome)
         except TimeoutError:
             return Unsettled(self._reason)
 
-    async def _ask(self) -> ChargeOutcome:
-        permit = await self._breaker.acquire()
+    async def _ask(self) -> ChargeOutcome | Unsettled:
+        permit = await _permit(self._breaker, self._charge, self._wall_ms)
+        if permit is None:
+            return Unsettled(TOO_OLD)
         started = self._loop.time()
         if not self._attempts:
             self._started_at_ms = self._wall_ms()

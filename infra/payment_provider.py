@@ -23,7 +23,8 @@ ATTEMPT_TIMEOUT_S = 5.0
 CONNECT_TIMEOUT_S = 2.0
 ANSWER_MAX_BYTES = 64 * 1024
 RETRY_AFTER_MAX_S = 60.0
-KEY_LIFETIME = timedelta(hours=24)  # how long the provider remembers a key: past it only an operator settles
+KEY_LIFETIME = timedelta(hours=24)  # how long the provider remembers a key, from its first use
+ASKED_FOR = KEY_LIFETIME - timedelta(minutes=10)  # from the row's creation: clocks differ, and requests travel
 IDLE_CONNECTION_S = 20.0  # less than the provider's keep-alive, or its close races our next request
 
 

@@ -7,7 +7,6 @@ import asyncio
 from collections.abc import Iterable
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
 from typing import assert_never
 
 from infra import tracing
@@ -15,7 +14,7 @@ from infra.charging import Charge, Charged, Unsettled, charge_until_definite
 from infra.circuit_breaker import CircuitBreaker
 from infra.orders import OrderRow, now_ms, read_rows, status_event
 from infra.pace import Pace
-from infra.payment_provider import KEY_LIFETIME, Captured, Declined, HttpPaymentProvider, PaymentProvider
+from infra.payment_provider import Captured, Declined, HttpPaymentProvider, PaymentProvider
 from infra.postgres.pool import UNAVAILABLE
 from infra.settlement import Verdict
 from infra.waits import until_it_works
@@ -120,9 +119,6 @@ class PaymentStage:
             self._finished.put(Finished(records, row=row))
         elif row.status is Status.NEEDS_RECONCILIATION:
             self._done(records)  # the reconciler's
-        elif row.created_at < datetime.now(UTC) - KEY_LIFETIME:
-            reason = "older than the provider remembers keys: an operator must settle it"
-            self._finished.put(Finished(records, Verdict(row.id, Status.NEEDS_RECONCILIATION, reason)))
         elif row.id in self._charging:
             self._charging[row.id] += records  # a copy of a request whose charge is under way
         else:
@@ -133,8 +129,9 @@ class PaymentStage:
     async def _charge(self, row: OrderRow, provider: PaymentProvider) -> None:
         span = None if tracing.on is None else tracing.on.follow("charge", headers_of(self._charging[row.id][0]))
         try:
-            charge = Charge(row.id, row.total_cents, row.currency)
-            charging = charge_until_definite(provider, self._breaker, charge, on_slow=lambda: self._tell_slow(row))
+            charging = charge_until_definite(
+                provider, self._breaker, Charge.of(row), on_slow=lambda: self._tell_slow(row)
+            )
             charged = await (charging if span is None else span.around(charging))
         finally:
             self._slots.release()

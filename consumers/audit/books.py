@@ -230,7 +230,7 @@ def _check_log_against_rows(log: LogBook, rows: dict[str, OrderRow], problems: P
 
 
 def _check_row_in_log(row: OrderRow, log: LogBook, problems: Problems) -> None:
-    if row.epoch < log.first_epoch or row.placed_at_ms < log.kept_from_ms:
+    if row.epoch < log.whole_from or row.placed_at_ms < log.kept_from_ms:
         return  # of a log that is gone
     if row.id not in log.placed and row.status is not Status.FAILED:
         # What a rebuild finds in Redis alone and cannot fit in is failed without ever having been on the log.

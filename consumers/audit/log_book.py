@@ -15,7 +15,7 @@ from schemas.order_state import TERMINAL, Status
 
 from .problems import Problems
 
-TAIL_MS = 120_000  # how long before its closing an epoch's news may still have been on its way
+TAIL_MS = 120_000  # how long before its end an epoch's news may still have been on its way
 PLACED, ENDED = "placed", "ended"
 _BIT = {status: 1 << at for at, status in enumerate(Status)}
 # An order that was given to payment ends by the provider's word: `failed` is the order stage's refusal, uncharged.
@@ -69,6 +69,11 @@ class LogBook:
     def first_epoch(self) -> int:
         """The first epoch whose opening is kept. Older orders were placed in a log that is gone."""
         return min(self.openings, default=0)
+
+    @property
+    def whole_from(self) -> int:
+        """The first epoch whose rows must all be here. An opening alone may be a copy that came late, to a log that was wiped."""
+        return min((epoch for epoch in self.openings if 1 in self.uses(epoch)), default=self.newest_epoch)
 
     @property
     def newest_epoch(self) -> int:
@@ -210,8 +215,11 @@ class LogBook:
             return True
         if epoch >= self.newest_epoch:
             return False
-        closed_ms = min(at for later, at in self._opened_at_ms.items() if later > epoch)
-        return after_ms is None or closed_ms - after_ms <= TAIL_MS
+        if after_ms is None:
+            return True
+        opened_ms = min(at for later, at in self._opened_at_ms.items() if later > epoch)
+        last_ms = max(use.appended_ms for use in self._uses[epoch].values())  # the next may have been opened days later
+        return min(opened_ms, last_ms) - after_ms <= TAIL_MS
 
 
 def _terms(event: OrderPlaced) -> tuple[int, int, int, str]:

@@ -173,11 +173,18 @@ class Striker:
             self._world.note(f"redis believes in 3 units too many of {product}")
 
     def _leap(self, _: Actor) -> None:
-        """Everything stands still for a day or more: past the lifetime of keys, and past what the topics keep."""
+        """Everything stands still for a day or more: past the lifetime of keys, and past what the topics keep.
+
+        Some processes may sleep through it and go on, as on a machine that is suspended. Clients do not wait for a gateway that long.
+        """
         if not self._leap_s:
             return
         self._world.note(f"{self._leap_s / HOUR_S:.0f} hours pass while nothing runs")
-        self._world.processes.kill_all()
+        self._world.let_arrive()
+        suspended = self._world.chance(0.5)
+        for actor in self._world.processes.all:
+            if actor in self._world.processes.gateways or not suspended or self._world.chance(0.3):
+                self._world.processes.kill(actor)
         self.day += 1
         self.slept_in |= {(p, row["epoch"]) for p, row in self._world.postgres.products.items()}
         self._world.loop.now_s += self._leap_s

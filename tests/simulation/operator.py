@@ -10,7 +10,7 @@ from redis.exceptions import RedisError
 
 from infra.inventory.rebuild import RebuildImpossible
 from infra.operations import Connections, Refused, open_stock, settle
-from infra.payment_provider import KEY_LIFETIME
+from infra.payment_provider import ASKED_FOR
 from infra.sale_control import Action, Wish, control
 from schemas.ids import OrderId, ProductId
 from schemas.order_state import Status
@@ -62,7 +62,7 @@ class Operator:
 
     async def _settle_what_is_too_old(self) -> None:
         """As the provider's own ledger says."""
-        oldest = as_datetime(self._world.wall_s()) - KEY_LIFETIME - timedelta(seconds=10)
+        oldest = as_datetime(self._world.wall_s()) - ASKED_FOR - timedelta(seconds=10)
         for row in list(self._world.postgres.orders.values()):
             if row["status"] == "needs_reconciliation" and row["created_at"] < oldest:
                 captured = self._world.provider.has_captured(row["id"])

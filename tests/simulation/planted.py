@@ -116,10 +116,20 @@ def new_payment_key_per_retry() -> Iterator[None]:
             provider,
             breaker,
             permit,
-            charging.Charge(f"{charge.order_id}/{next(attempts)}", charge.amount_cents, charge.currency),
+            structs.replace(charge, order_id=f"{charge.order_id}/{next(attempts)}"),
         )
 
     with patch("infra.charging._attempt", attempt):
+        yield
+
+
+@contextmanager
+def asks_when_the_key_is_forgotten() -> Iterator[None]:
+    async def permit(breaker: Any, *_: Any) -> int:
+        granted: int = await breaker.acquire()
+        return granted
+
+    with patch("infra.charging._permit", permit):
         yield
 
 
@@ -302,6 +312,7 @@ IN_SIMULATION = [
     Planted("idempotency outside the script", idempotency_outside_the_script),
     Planted("release twice", release_twice),
     Planted("new payment key per retry", new_payment_key_per_retry),
+    Planted("asks when the key is forgotten", asks_when_the_key_is_forgotten),
     Planted("held entry deleted before the end is acknowledged", entry_deleted_before_the_end_is_acknowledged),
     Planted("relay copy without version", relay_copy_without_version),
     Planted("charge not found taken as declined", charge_not_found_taken_as_declined),

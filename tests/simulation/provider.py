@@ -8,6 +8,7 @@ from infra.payment_provider import KEY_LIFETIME, Captured, ChargeOutcome, Declin
 from .port import Port
 
 KEY_LIFETIME_S = KEY_LIFETIME.total_seconds()
+CONNECTION_S = 60.0  # of a request that nobody sends or reads on: only a machine that was suspended is slower
 
 
 class ProviderModel:
@@ -42,6 +43,7 @@ class ProviderPort(Port):
         pass
 
     async def charge(self, order_id: str, amount_cents: int, currency: str) -> ChargeOutcome:
+        asked_s = self.world.now_s()
         await self.travel()
         if self.world.away("provider"):
             return NotSent(None, reached=False)
@@ -57,6 +59,8 @@ class ProviderPort(Port):
             return Unknown("no answer")
         await asyncio.sleep(self.world.random.uniform(0.01, 1.5))
         self._still_there()
+        if self.world.now_s() - asked_s > CONNECTION_S:
+            return Unknown("the connection did not survive this long")
         taken = self.world.provider.charge(order_id, amount_cents, currency, declines)
         self.step("charge")
         if unknown:

@@ -73,7 +73,6 @@ def _stand_ins(world: Any, datetime: type) -> dict[str, Any]:
         "infra.sale_control.datetime": datetime,
         "infra.watermarks.Offsets": offsets,
         "infra.watermarks.make_consumer": consumer,
-        "streams.payment_stage.datetime": datetime,
     }
 
 

@@ -48,7 +48,7 @@ class World:
         self.chances = chances or Chances()
         self.steps = 0
         self.history: list[str] = []  # faults, with the step they struck at
-        self.late = 0  # effects that are still on their way
+        self._late: dict[Callable[[], None], asyncio.TimerHandle] = {}  # effects that are still on their way
         self.products = [ProductId(p) for p in range(1, self.random.choice((2, 2, 3)))]
         self._away_until_s: dict[str, float] = {}
         self._order_ids = 0
@@ -100,14 +100,23 @@ class World:
 
     def later(self, effect: Callable[[], object]) -> None:
         """Something still under way, on its own."""
-        self.late += 1
 
         def arrive() -> None:
-            self.late -= 1
+            del self._late[arrive]
             effect()
             self.verdict.check_instant()
 
-        self.loop.call_later(self.random.uniform(0.05, 4.0), arrive)
+        self._late[arrive] = self.loop.call_later(self.random.uniform(0.05, 4.0), arrive)
+
+    @property
+    def late(self) -> int:
+        return len(self._late)
+
+    def let_arrive(self) -> None:
+        """What is under way now, before anything else happens: networks forget what is older than minutes."""
+        for arrive, timer in list(self._late.items()):
+            timer.cancel()
+            arrive()
 
     def step(self, actor: Actor, what: str) -> None:
         """An effect was had. Whatever must hold at every instant is looked at, and then anything may break."""

@@ -240,12 +240,20 @@ def test_only_a_closed_epoch_may_miss_its_tail() -> None:
         again = msgspec.structs.replace(last, epoch=sale.epoch, version=1, available=sale.available)
         sale.events.append((again, sale.now_ms))
 
+    def lose_it_and_open_again_much_later(sale: Sale) -> None:
+        """All was down: the epoch had ended long before anybody was there to open the next."""
+        sale.now_ms += 2 * TAIL_MS
+        lose_the_last_news(sale)
+
     def lose_the_first_news_long_before(sale: Sale) -> None:
         without(sale, OrderPlaced, 0)
+        event, _ = sale.events[-1]
         sale.now_ms += 2 * TAIL_MS
+        sale.events[-1] = event, sale.now_ms
         sale.rebuild()
 
     assert changed_log(lose_the_last_news).problems == []
+    assert changed_log(lose_it_and_open_again_much_later).problems == []
     assert changed_log(lose_the_first_news_long_before).products[0].log.gaps == 1
 
 
@@ -295,6 +303,16 @@ def test_orders_of_a_log_that_was_wiped_are_not_missed() -> None:
     sale = small_sale()
     sale.events.clear()
     sale.rebuild()
+    assert problems_of(sale.facts()) == ""
+
+
+def test_an_opening_that_came_late_to_a_wiped_log_does_not_make_it_whole() -> None:
+    """Its producer tried once more: the epoch's orders are gone all the same."""
+    sale = small_sale()
+    opening = sale.events[0]
+    sale.events.clear()
+    sale.rebuild()
+    sale.events.insert(0, opening)
     assert problems_of(sale.facts()) == ""
 
 

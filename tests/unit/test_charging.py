@@ -6,8 +6,19 @@ from typing import Any
 
 import pytest
 
-from infra.charging import BUDGET_S, SLOW_AFTER_S, Charge, Charged, Unsettled, backoff_s, charge_until_definite
-from infra.circuit_breaker import MIN_CALLS, CircuitBreaker, State
+from infra.charging import (
+    BACKOFF_MAX_S,
+    BUDGET_S,
+    SLOW_AFTER_S,
+    TOO_OLD,
+    Charge,
+    Charged,
+    Unsettled,
+    backoff_s,
+    charge_once,
+    charge_until_definite,
+)
+from infra.circuit_breaker import MIN_CALLS, PROBES, CircuitBreaker, State
 from infra.payment_provider import (
     ATTEMPT_TIMEOUT_S,
     Captured,
@@ -19,8 +30,10 @@ from infra.payment_provider import (
 )
 
 Run = Callable[[Coroutine[Any, Any, None]], None]
+UNTIL_MS = 10_000_000
 REFUSED = NotSent(None, reached=False)
-ORDER = Charge("order-1", 99_999, "USD")
+ORDER = Charge("order-1", 99_999, "USD", until_ms=UNTIL_MS)
+EXPIRED = Charge("order-0", 99_999, "USD", until_ms=0)
 
 
 class Pursuit:
@@ -151,6 +164,45 @@ def test_an_open_breaker_does_not_stretch_the_budget_of_an_unknown_charge(in_vir
         assert pursuit.breaker.state is not State.CLOSED
         assert now() == pytest.approx(BUDGET_S)
         assert pursuit.breaker.waiting == 0
+
+    in_virtual_time(scenario())
+
+
+def test_nobody_asks_once_the_provider_may_have_forgotten_the_key(in_virtual_time: Run) -> None:
+    """An attempt before ours may have taken the money; the provider was away until its memory of it was gone."""
+
+    async def scenario() -> None:
+        pursuit = Pursuit([REFUSED] * 999_999, latency_s=0.01)
+        charged = await pursuit.run()
+        assert charged.outcome == Unsettled(TOO_OLD)
+        assert UNTIL_MS / 1000 <= now() <= UNTIL_MS / 1000 + BACKOFF_MAX_S
+        assert pursuit.provider.captures == []
+
+    in_virtual_time(scenario())
+
+
+def test_a_key_that_grew_too_old_behind_the_breaker_is_not_asked_about_and_leaves_its_place(
+    in_virtual_time: Run,
+) -> None:
+    async def scenario() -> None:
+        pursuit = Pursuit([])
+        for _ in range(MIN_CALLS):
+            pursuit.breaker.record(await pursuit.breaker.acquire(), False)
+        asked = [
+            asyncio.create_task(charge_once(pursuit.provider, pursuit.breaker, EXPIRED)) for _ in range(PROBES + 1)
+        ]
+        assert await asyncio.gather(*asked) == [Unsettled(TOO_OLD)] * (PROBES + 1)
+        assert pursuit.provider.attempts == []
+        assert (await pursuit.run()).outcome == Captured("ch_order-1")
+
+    in_virtual_time(scenario())
+
+
+def test_a_charge_that_was_never_tried_has_no_start(in_virtual_time: Run) -> None:
+    async def scenario() -> None:
+        await asyncio.sleep(UNTIL_MS / 1000)
+        charged = await Pursuit([]).run()
+        assert charged == Charged(Unsettled(TOO_OLD), None, UNTIL_MS, attempts=0)
 
     in_virtual_time(scenario())
 
