@@ -28,7 +28,7 @@ from .pace import Pace
 from .settings import Settings
 
 LINGER_S = 0.004  # while busy: produce requests cost more than records
-BUSY_PER_S = 150.0  # below it the linger of one record would end before the next one comes
+BUSY_PER_S = 150.0  # records: below it the linger of one would end before the next one comes
 BATCH_MAX_BYTES = 256 * 1024
 RECORD_MAX_BYTES = 1_000_000  # a broker takes 1 MiB, with what it wraps around a record
 REQUEST_TIMEOUT_S = 15.0
@@ -75,22 +75,22 @@ class Publisher:
     be written (too large) or when the publisher stops first.
     """
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, busy_per_s: float = BUSY_PER_S) -> None:
         self._settings = settings
         self._queue: deque[_Record] = deque()  # not yet given to a lane
         self._lanes: dict[tuple[str, int], _Lane] = {}
         self._wake = asyncio.Event()
         self._linger: asyncio.TimerHandle | None = None
-        self._pace = Pace(BUSY_PER_S)
+        self._pace = Pace(busy_per_s)
         self._producer: AIOKafkaProducer | None = None
         self._pump: asyncio.Task[None] | None = None
         self._broken = False
         self.unpublished = 0
 
     @classmethod
-    async def start(cls, settings: Settings) -> "Publisher":
-        """A publisher that connects in the background: a process may start while Kafka is away."""
-        publisher = cls(settings)
+    async def start(cls, settings: Settings, busy_per_s: float = BUSY_PER_S) -> "Publisher":
+        """A publisher that connects in the background: a process may start while Kafka is away. It lingers while so much comes."""
+        publisher = cls(settings, busy_per_s)
         publisher._pump = asyncio.create_task(publisher._run(), name="publisher")
         publisher._pump.add_done_callback(_end_process)
         return publisher

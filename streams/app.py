@@ -42,7 +42,9 @@ from schemas.topics import Topic
 from .acks import InOrderAcks, Ticket
 from .dead_letters import DeadLetters
 from .gathering import GatheringTransport
+from .inbox import BUSY_PER_S
 
+RECORDS_AN_ORDER = 2  # that a stage writes, at most: the publisher is busy when the stage is
 STOP_DEADLINE_S = DRAIN_DEADLINE_S + 3.0  # the supervisor kills after 25 s
 _records, _batch = CONSUMER_RECORDS.make(), CONSUMER_BATCH.make()
 _open, _partitions, _rebalances = CONSUMER_OPEN.make(), CONSUMER_PARTITIONS.make(), CONSUMER_REBALANCES.make()
@@ -66,7 +68,7 @@ class Resources:
     async def open(cls, settings: Settings) -> "Resources":
         pool = await connect_postgres(settings)
         inventory = Inventory(connect_redis(settings, timeout_s=2.0))
-        publisher = await Publisher.start(settings)
+        publisher = await Publisher.start(settings, RECORDS_AN_ORDER * BUSY_PER_S)
         desk = SettlementDesk(pool, inventory, publisher)
         return cls(settings, pool, inventory, publisher, desk, DeadLetters(publisher))
 

@@ -7,10 +7,8 @@ from typing import Generic, TypeVar
 from infra.pace import Pace
 
 T = TypeVar("T")
-BUSY_PER_S, GATHER_S = (
-    300.0,
-    0.025,
-)  # of a stage: from so many on a batch waits for more, because ten cost little more than one
+BUSY_PER_S = 300.0  # orders of a stage: from so many on a batch waits for more, because ten cost little more than one
+GATHER_S = 0.06
 
 
 class Inbox(Generic[T]):

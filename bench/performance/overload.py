@@ -13,23 +13,21 @@ from .report import Report
 from .size import Size
 from .stack import Sale, Stack
 
-RATES = (3_500, 6_000)
 PROCESSES = 2
 NORMAL_RATE = 200.0
-NORMAL_S = 8.0
 BUCKET_MS = 500
 NORMAL_P95_MS = 50.0
 
 
 async def measure(stack: Stack, report: Report, size: Size) -> None:
-    for rate in RATES:
+    for rate in size.overloads:
         stack.weather(**size.weather)
         calm = stack.sale(report, f"after {rate:,}/s")
         sold_out = stack.sale(report, f"overload {rate:,}/s, sold out", stock=0)
         plenty = stack.sale(report, f"overload {rate:,}/s, plenty")
         after = await _overload(sold_out, rate, size.overload_s)
         before = await _overload(plenty, rate, size.overload_s)
-        report.add(f"over_{rate}_recovery", await _recovery_s(calm))
+        report.add(f"over_{rate}_recovery", await _recovery_s(calm, size.normal_s))
         _note(report, rate, before, after)
         await asyncio.gather(*(sale.check_books() for sale in (sold_out, plenty, calm)))
 
@@ -57,10 +55,10 @@ def bad_answers(answers: dict[str, int]) -> int:
     return sum(count for name, count in answers.items() if statuses[name] == 0 or 500 <= statuses[name] != 503)
 
 
-async def _recovery_s(sale: Sale) -> float:
+async def _recovery_s(sale: Sale, seconds: float) -> float:
     """From the end of an overload, which is now, until acknowledgements stay normal, in calm arrivals."""
     ended_ms = round(time.time() * 1000)
-    await sale.buy(mode="open", rate=NORMAL_RATE, seconds=NORMAL_S)
+    await sale.buy(mode="open", rate=NORMAL_RATE, seconds=seconds)
     return recovery_s(ended_ms, await asyncio.to_thread(_acknowledgements, sale.log))
 
 

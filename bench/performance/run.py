@@ -12,7 +12,7 @@ from bench import micro, run_card
 from . import arrivals, backlog, burst, delay, members, overload, profiles, pushes, stock_stream, sustained
 from .report import Report
 from .size import Size
-from .stack import Stack, own_stack_running
+from .stack import FAIR, Stack, own_stack_running
 
 Measure = Callable[[Stack, Report, Size], Awaitable[None]]
 
@@ -22,24 +22,27 @@ class Chapter:
     """Measures by name, on one stack with these settings beside the defaults."""
 
     measures: dict[str, Measure]
+    warm_up: bool = False
     settings: dict[str, str] = field(default_factory=dict)
 
 
 CHAPTERS = (
-    Chapter({"burst": burst.measure, "sustained": sustained.measure}),
+    Chapter({"burst": burst.measure, "sustained": sustained.measure}, warm_up=True),
     Chapter(
         {
             "delay": delay.measure,
             "arrivals": arrivals.measure,
             "pushes": pushes.measure,
             "overload": overload.measure,
-        }
+        },
+        warm_up=True,
     ),
     Chapter({"stream": stock_stream.measure, "members": members.measure}),
-    Chapter({"backlog": backlog.measure}, {"MAX_HELD": "4000000"}),
+    Chapter({"backlog": backlog.measure}, settings={"MAX_HELD": "4000000"}),
     Chapter({"profiles": profiles.measure}),
 )
 MICRO = "micro"
+WARM_UP_RATE = 800.0
 NAMES = [*(name for chapter in CHAPTERS for name in chapter.measures), MICRO]
 
 
@@ -58,6 +61,8 @@ async def run(size: Size, state_dir: Path, only: frozenset[str] = frozenset()) -
             continue
         async with own_stack_running(state_dir, chapter.settings) as stack:
             report.card = report.card or run_card.take()
+            if chapter.warm_up:
+                await _warm_up(stack, size.warm_up_s)
             for name, measure in measures.items():
                 say(started_s, name)
                 await _attempt(name, measure(stack, report, size), report)
@@ -66,6 +71,14 @@ async def run(size: Size, state_dir: Path, only: frozenset[str] = frozenset()) -
         await _attempt(MICRO, _micro(report, size), report)
     report.seconds = round(time.monotonic() - started_s, 1)
     return report
+
+
+async def _warm_up(stack: Stack, seconds: float) -> None:
+    """A broker's first seconds go into compiling itself, which a server that has run for a day has long behind it."""
+    stack.weather(**FAIR)
+    sale = stack.sale(Report("warm-up"), "warm-up")
+    await sale.buy(mode="open", rate=WARM_UP_RATE, seconds=seconds)
+    await sale.check_books()
 
 
 async def _micro(report: Report, size: Size) -> None:

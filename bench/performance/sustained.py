@@ -12,6 +12,7 @@ from .size import Size
 from .stack import Counts, Sale, Stack
 
 FIRST_SHARE = 0.75  # of the rate at which a backlog drains, to begin with: acceptance costs as well
+CAREFUL_SHARE = 0.6  # where nothing else is tried
 FALLBACK_RATE = 300.0  # where no backlog was drained before
 IN_FLIGHT_S = 3.0  # a charge's own time (p95 2.3 s): so much may always be under way
 GROWTH_MAX = 0.03  # of the window's orders may the backlog grow beyond that
@@ -24,13 +25,14 @@ async def measure(stack: Stack, report: Report, size: Size) -> None:
     stack.weather(**size.weather)
     sale = stack.sale(report, "sustained", stock=1_000_000)
     tried: list[Tried] = []
-    rate: float | None = _first_rate(report)
+    first = _first_rate(report, FIRST_SHARE if size.probes else CAREFUL_SHARE)
+    rate: float | None = first
     for _ in range(size.probes):
         if rate is None:
             break
         tried.append(Tried(rate, (await _run(sale, rate, size.probe_s))[0]))
         rate = next_rate(tried)
-    rate = best(tried) or min(t.rate for t in tried) * 0.8
+    rate = best(tried) or min((t.rate * 0.8 for t in tried), default=first)
     for _ in range(TRIES):
         held, ended_per_s = await _run(sale, rate, size.sustained_s)
         if held:
@@ -41,9 +43,9 @@ async def measure(stack: Stack, report: Report, size: Size) -> None:
     await sale.check_books()
 
 
-def _first_rate(report: Report) -> float:
+def _first_rate(report: Report, share: float) -> float:
     drains = [value for name, value in report.notes.items() if name.endswith("drained/s")]
-    return FIRST_SHARE * statistics.median(drains) if drains else FALLBACK_RATE
+    return share * statistics.median(drains) if drains else FALLBACK_RATE
 
 
 async def _run(sale: Sale, rate: float, seconds: float) -> tuple[bool, float]:
