@@ -1,6 +1,6 @@
 """How much is measured: quick (under 3 minutes), bench (under 20), full. The figures are the same, their times differ."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 # The reference's payment provider: log-normal, median 665 ms, p95 2.3 s.
 REFERENCE_WEATHER = {"hang": 0.01, "unavailable": 0.02, "rate_limited": 0.01, "declined": 0.05}
@@ -31,28 +31,59 @@ class Size:
 
 
 OVERLOADS = (3_500, 6_000)
-NO_HANGS = REFERENCE_WEATHER | {"hang": 0.0}  # each sale would wait five seconds for the last one's end
-QUICK = Size("quick", 1, 2, 3, 8, 0, 5, 5, 2, (6_000,), 1, 2, 2_000, 3, 20, 0, (), 1, weather=NO_HANGS)
-BENCH = Size("bench", 5, 10, 15, 20, 2, 60, 25, 25, OVERLOADS, 6, 8, 10_000, 15, 100, 600, (10_000, 100_000), 7)
-FULL = Size(
-    "full",
-    5,
-    10,
-    15,
-    20,
-    4,
-    60,
-    60,
-    60,
-    OVERLOADS,
-    15,
-    8,
-    10_000,
-    30,
-    200,
-    1_000,
-    (10_000, 100_000, 1_000_000),
-    9,
-    ("reference", "soak"),
+QUICK = Size(
+    name="quick",
+    repeats=1,
+    warm_up_s=2,
+    burst_s=3,
+    probe_s=0,
+    probes=0,
+    sustained_s=5,
+    delay_s=5,
+    arrivals_s=2,
+    overloads=(6_000,),
+    overload_s=1,
+    normal_s=2,
+    clients=2_000,
+    stream_s=3,
+    followed=20,
+    member_orders=0,
+    backlogs=(),
+    micro_rounds=1,
+    weather=REFERENCE_WEATHER | {"hang": 0.0},  # each sale would wait five seconds for its last order's end
+)
+BENCH = Size(
+    name="bench",
+    repeats=5,
+    warm_up_s=10,
+    burst_s=15,
+    probe_s=20,
+    probes=2,
+    sustained_s=60,
+    delay_s=25,
+    arrivals_s=25,
+    overloads=OVERLOADS,
+    overload_s=6,
+    normal_s=8,
+    clients=10_000,
+    stream_s=15,
+    followed=100,
+    member_orders=600,
+    backlogs=(10_000, 100_000),
+    micro_rounds=7,
+)
+FULL = replace(
+    BENCH,
+    name="full",
+    probes=4,
+    delay_s=60,
+    arrivals_s=60,
+    overload_s=15,
+    stream_s=30,
+    followed=200,
+    member_orders=1_000,
+    backlogs=(10_000, 100_000, 1_000_000),
+    micro_rounds=9,
+    profiles=("reference", "soak"),
 )
 SIZES = {size.name: size for size in (QUICK, BENCH, FULL)}

@@ -19,6 +19,7 @@ GROWTH_MAX = 0.03  # of the window's orders may the backlog grow beyond that
 TRIES = 3
 EDGE_S = 0.5  # before the last arrival the window ends
 ANSWERED_MIN = 0.99
+ENDED_MIN = 0.95  # of the window's orders: a short window has room for a backlog that a long one has not
 
 
 async def measure(stack: Stack, report: Report, size: Size) -> None:
@@ -39,7 +40,7 @@ async def measure(stack: Stack, report: Report, size: Size) -> None:
             report.add("sustained", ended_per_s)
             break
         report.notes[f"not sustained: {rate:.0f}/s, ended/s"] = round(ended_per_s, 1)
-        rate *= 0.9
+        rate = min(0.9 * rate, ended_per_s)
     await sale.check_books()
 
 
@@ -61,7 +62,8 @@ async def _run(sale: Sale, rate: float, seconds: float) -> tuple[bool, float]:
 
 
 def is_sustained(before: Counts, after: Counts, rate: float, result: Result) -> bool:
-    """All were answered and the backlog did not grow beyond what charges take."""
-    allowed = rate * IN_FLIGHT_S + GROWTH_MAX * (after.accepted - before.accepted)
+    """All were answered, as many ended as came, and the backlog did not grow beyond what charges take."""
+    accepted = after.accepted - before.accepted
     answered = result.accepted >= ANSWERED_MIN * result.arrivals
-    return answered and after.accepted - after.ended <= allowed
+    keeps_up = after.ended - before.ended >= ENDED_MIN * accepted
+    return answered and keeps_up and after.accepted - after.ended <= rate * IN_FLIGHT_S + GROWTH_MAX * accepted

@@ -103,6 +103,7 @@ async def kill_and_pause_stages(trial: Trial) -> None:
     """A member killed, or stopped for 10 s (less in a short run), in turn."""
     kinds = [(role, how) for role in STAGES for how in ("kill", "pause")]
     trial.dice.shuffle(kinds)
+    await asyncio.sleep(min(5.0, trial.seconds / 6))  # how far behind they usually are
     pause_s = min(10.0, trial.seconds / 6)
     for role, how in kinds:
         row = trial.ground.pick(role, trial.dice)
@@ -113,7 +114,7 @@ async def kill_and_pause_stages(trial: Trial) -> None:
             async with trial.ground.paused(row):
                 await asyncio.sleep(pause_s)
             trial.heal(fault)
-        await trial.keeps_up(at_most_s=min(30.0, trial.seconds))
+        await trial.until_it_keeps_up(at_most_s=min(30.0, trial.seconds))
 
 
 def away(role: str, seconds: float, how: signal.Signals = signal.SIGKILL) -> Faults:

@@ -59,11 +59,11 @@ def _sells_again_after(fault: Fault, outcome: Outcome) -> float | None:
 
 
 def keeps_up_again(outcome: Outcome) -> float | None:
-    """The longest time from a fault's end until both stages were less than a second behind."""
+    """The longest time from a fault's end until both stages were less than a second further behind than before."""
     found = []
     for fault in outcome.trial.faults:
         later = (look for look in outcome.trial.looks if look.at_s >= fault.until_s)
-        well = next((look.at_s for look in later if look.keeps_up), None)
+        well = next((look.at_s for look in later if outcome.trial.keeps_up(look)), None)
         if well is not None:
             found.append(well - fault.until_s)
     return max(found, default=None)

@@ -166,7 +166,10 @@ ROWS = (
         "I1-I9 I11",
         faults.kill_and_pause_stages,
         weather=CALM,  # one charge that hangs holds back its partition's commits: that is not being behind
-        figures=(Figure("less than 1 s behind after", "s", keeps_up_again, at_most=20, timed=True), QUIET),
+        figures=(
+            Figure("less than 1 s further behind than before, after", "s", keeps_up_again, at_most=20, timed=True),
+            QUIET,
+        ),
         seconds=60.0,
         after_s=15.0,
         short_s=16.0,

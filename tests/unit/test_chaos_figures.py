@@ -18,6 +18,7 @@ async def outcome(
     faults: list[Fault], answers: list[Answer] | None = None, looks: list[Look] | None = None, rate: float = 10.0
 ) -> Outcome:
     trial = Trial(MagicMock(), random.Random(1), 1, 10.0, rate, asyncio.Event(), faults=faults, looks=looks or [])
+    trial.started_s = STARTED_S
     result = summarise("open", [Tally(first_s=STARTED_S, last_s=STARTED_S + 10)])
     return Outcome(trial, result, {}, answers or [], 0.0)
 
@@ -51,7 +52,7 @@ async def test_a_sale_that_never_goes_on_has_no_time_and_does_not_meet_a_bound()
     assert bound.met(None) is None
 
 
-async def test_stages_keep_up_when_both_are_less_than_a_second_behind() -> None:
+async def test_stages_keep_up_when_both_are_seen_to_be_less_than_a_second_behind() -> None:
     looks = [
         Look(STARTED_S + 1, {"order-stage": 0.1, "payment-stage": 0.1}),
         Look(STARTED_S + 4, {"order-stage": 0.1, "payment-stage": 7.0}),
@@ -61,6 +62,13 @@ async def test_stages_keep_up_when_both_are_less_than_a_second_behind() -> None:
     over = await outcome([fault(2, 3)], looks=looks)
     assert keeps_up_again(over) == 3.0
     assert most_behind(over) == 7.0
+
+
+async def test_being_behind_is_counted_from_where_they_usually_stand() -> None:
+    """A commit a second, and a payment's charge before it, are no lag of a fault's."""
+    behind = {1: 1.6, 4: 2.7, 5: 2.5}
+    looks = [Look(STARTED_S + at, {"order-stage": 0.1, "payment-stage": seconds}) for at, seconds in behind.items()]
+    assert keeps_up_again(await outcome([fault(2, 3)], looks=looks)) == 2.0
 
 
 async def test_refusals_are_measured_within_the_fault_only() -> None:

@@ -122,6 +122,10 @@ def test_a_rate_is_sustained_when_all_is_accepted_and_only_charges_are_under_way
     before = Counts(300, 0, 0)
     assert is_sustained(before, Counts(6_300, 6_100, 6_000), 100.0, all_of_them)
     assert not is_sustained(before, Counts(6_300, 5_000, 4_900), 100.0, all_of_them)
+    short = result(arrivals=600, accepted=600)
+    assert not is_sustained(
+        before, Counts(900, 550, 540), 200.0, short
+    )  # three seconds' worth hide that a tenth is left
     assert not is_sustained(before, Counts(6_300, 6_100, 6_000), 100.0, result(arrivals=6_000, accepted=5_500))
 
 
