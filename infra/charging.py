@@ -145,7 +145,7 @@ class _Pursuit:
         return Charged(outcome, self._started_at_ms, self._wall_ms(), self._attempts)
 
     async def _pursue(self) -> Captured | Declined | Unsettled:
-        while self._deadline is None:  # nothing can have been charged yet: no limit
+        while self._deadline is None:  # no attempt of ours can have charged: no limit but the key's
             outcome = await self._ask()
             if isinstance(outcome, Captured | Declined | Unsettled):
                 return outcome

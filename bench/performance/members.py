@@ -30,9 +30,8 @@ WARM, DONE = 0.1, 0.6
 LOOK_EVERY_S = 0.05
 DEADLINE_S = 120.0
 GATEWAY_S = 6.0
-CONNECTIONS_A_WORKER = (
-    16  # with the same in front of each: a worker alone with 64 has larger batches, so cheaper orders
-)
+# The same in front of each: one worker with all of them would have larger batches, and so cheaper orders.
+CONNECTIONS_A_WORKER = 16
 
 Progress = Callable[[], Awaitable[int]]
 

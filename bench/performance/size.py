@@ -1,4 +1,4 @@
-"""How much is measured: quick (under 3 minutes), bench (under 20), full. The figures are the same, their times differ."""
+"""How much is measured: quick (under 3 minutes), bench (under 20), full. Quick leaves some figures out."""
 
 from dataclasses import dataclass, field, replace
 
