@@ -12,6 +12,7 @@ from infra.inventory.inventory import Inventory
 from infra.inventory.pipeliner import Pipeliner
 from infra.logs import get_logger
 from infra.metrics.definitions import GATEWAY_REFUSED
+from infra.pace import Pace
 from infra.publisher import Publisher
 from infra.redis_client import Redis
 from infra.settings import SigningSettings
@@ -33,6 +34,9 @@ from .products import Products
 from .stock_stream import StockHub, StockStream
 from .tickets import Tickets
 from .traced_orders import TracedOrders
+
+BUSY_PER_S = 150.0  # reservations of a worker: below it the wait of one would end before the next one comes
+GATHER_S = 0.004  # what travels to Redis together shares a flush of its log, and is published together
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 _refused = GATEWAY_REFUSED.make()
@@ -73,7 +77,7 @@ def make_gateway(
     reader = OrderReader(reads, pool)
     tickets = Tickets(identity, reads_redis)
     orders = (Orders if tracing.on is None else TracedOrders)(
-        settings, identity, catalogue, Inventory(redis), publisher
+        settings, identity, catalogue, Inventory(redis, GATHER_S, Pace(BUSY_PER_S)), publisher
     )
     accounts = Accounts(settings, identity, pool, passwords, LoginAttempts(reads_redis))
     products = Products(catalogue, reads, pool)

@@ -5,6 +5,7 @@ connection, streams end, what is under way is finished, what Kafka has not ackno
 """
 
 import asyncio
+import math
 import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -73,7 +74,7 @@ async def _gateway(settings: SigningSettings, role: str) -> AsyncIterator[Gatewa
     redis = connect_redis(settings, connections=RESERVE_CONNECTIONS)
     reads = connect_redis(settings, connections=READ_CONNECTIONS)
     pool = await connect_postgres(settings)
-    publisher = await Publisher.start(settings)
+    publisher = await Publisher.start(settings, busy_per_s=math.inf)  # reserved together, published together
     gateway = make_gateway(settings, redis, reads, pool, publisher, streams_only=role == "sse")
     try:
         yield gateway

@@ -9,6 +9,7 @@ from infra.pace import Pace
 T = TypeVar("T")
 BUSY_PER_S = 300.0  # orders of a stage: from so many on a batch waits for more, because ten cost little more than one
 GATHER_S = 0.06
+ARRIVAL_S = 0.01  # Faust hands over what one fetch brought a few records at a time
 
 
 class Inbox(Generic[T]):

@@ -14,6 +14,7 @@ from infra.inventory.inventory import Held, Known, Refused, Reservation
 from infra.logs import get_logger
 from infra.metrics.definitions import ORDER_STORED, ORDERS_PLACED
 from infra.orders import OrderRow, now_ms, place_rows, read_rows
+from infra.pace import Pace
 from infra.postgres.pool import UNAVAILABLE
 from infra.postgres.queries import SQL
 from infra.settlement import BOOKS_AWAY
@@ -25,7 +26,7 @@ from schemas.order_state import Entry, Next, Status, advance
 from schemas.topics import ORDER_STAGE_GROUP, ORDER_STATUS, ORDERS, PAYMENTS
 
 from .app import Acks, Record, Resources, bury, count_taken, decode_or_bury, headers_of, stage_app
-from .inbox import Inbox
+from .inbox import ARRIVAL_S, BUSY_PER_S, Inbox
 from .lanes import Lanes, by_product
 
 MAX_BATCH = 500  # rows in one statement: about 11 ms of Postgres
@@ -45,7 +46,7 @@ class OrderStage:
         self._desk = resources.desk
         self._dead_letters = resources.dead_letters
         self._acks = acks
-        self._inbox: Inbox[Record] = Inbox()
+        self._inbox: Inbox[Record] = Inbox(ARRIVAL_S, Pace(BUSY_PER_S))
         self._traced: dict[str, tracing.Span] = {}  # orders of the present batch
         self._known: Lanes[Placement] = Lanes(self._finish_known, MAX_BATCH)
         self._stale: Lanes[Placement] = Lanes(self._finish_stale, MAX_BATCH)

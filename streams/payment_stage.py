@@ -25,7 +25,7 @@ from schemas.order_state import TERMINAL, Status
 from schemas.topics import ORDER_STATUS, PAYMENT_STAGE_GROUP, PAYMENTS
 
 from .app import Acks, Record, Resources, bury, count_taken, decode_or_bury, headers_of, stage_app
-from .inbox import BUSY_PER_S, GATHER_S, Inbox
+from .inbox import ARRIVAL_S, BUSY_PER_S, GATHER_S, Inbox
 from .lanes import Lanes, by_product
 
 MAX_BATCH = 500
@@ -60,7 +60,7 @@ class PaymentStage:
         self._connect = provider or HttpPaymentProvider(resources.settings.payment_gateway_url)
         self._breaker = CircuitBreaker()
         self._acks = acks
-        self._arrived: Inbox[Record] = Inbox()
+        self._arrived: Inbox[Record] = Inbox(ARRIVAL_S, Pace(BUSY_PER_S))
         self._finished: Inbox[Finished] = Inbox(GATHER_S, Pace(BUSY_PER_S))
         self._lanes: Lanes[End] = Lanes(self._conclude, MAX_BATCH)
         self._charging: dict[OrderId, list[Record]] = {}

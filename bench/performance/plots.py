@@ -75,12 +75,8 @@ def _growth(left: Any, right: Any, report: Report) -> None:
     left.plot([1, most], [1, most], "--", color=GREY, label="linear")
     left.set(title="Orders/s by members, times one's", xlabel="members")
     left.legend()
-    right.plot(
-        [point.orders for point in report.backlogs],
-        [cpu.system_sum(point.ms_per_order) for point in report.backlogs],
-        "o-",
-        color=BLUE,
-    )
-    right.set(title="CPU an order by backlog, ms", xlabel="orders held", ylim=(0, None))
+    costs = [cpu.system_sum(point.ms_per_order) for point in report.backlogs]
+    right.plot([point.orders for point in report.backlogs], costs, "o-", color=BLUE)
+    right.set(title="CPU an order by backlog, ms", xlabel="orders held", ylim=(0, 1.5 * max(costs, default=1.0)))
     if report.backlogs:
         right.set_xscale("log")

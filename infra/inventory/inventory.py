@@ -10,6 +10,7 @@ from typing import Any
 import msgspec
 from msgspec import UNSET
 
+from infra.pace import Pace
 from infra.redis_client import Redis
 from schemas.events import OrderStatusChanged
 from schemas.ids import OrderId, ProductId, UserId
@@ -95,11 +96,11 @@ class SettledOtherwise(Exception):
 
 
 class Inventory:
-    """All writes to a product's books outside a rebuild."""
+    """All writes to a product's books outside a rebuild. `gather_s` and `pace` are the Pipeliner's."""
 
-    def __init__(self, redis: Redis) -> None:
+    def __init__(self, redis: Redis, gather_s: float = 0.0, pace: Pace | None = None) -> None:
         self.redis = redis
-        self._scripts = Pipeliner(redis)
+        self._scripts = Pipeliner(redis, gather_s, pace)
 
     async def reserve(self, wish: Reservation) -> Held | Known | Refused:
         """Take units or say why not. Idempotent by key. Raises RedisError: then whether units were taken is unknown."""

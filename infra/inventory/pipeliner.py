@@ -1,6 +1,6 @@
 """Script calls of many tasks in, few round trips out: whatever was asked while the last trip was under way is the next one.
 
-Small when idle, large when busy, no timers. A caller that goes away does not cancel the trip of the others.
+Small when idle, large when busy. A caller that goes away does not cancel the trip of the others.
 """
 
 import asyncio
@@ -11,6 +11,7 @@ from typing import Any
 
 from redis.exceptions import NoScriptError, RedisError
 
+from infra.pace import Pace
 from infra.redis_client import Redis
 from infra.redis_trips import Argument, Command, NotSent
 
@@ -22,10 +23,16 @@ LANES = 2  # trips under way at once
 
 
 class Pipeliner:
-    """`call` a script by name; the reply is the script's, or the RedisError it ended with is raised."""
+    """`call` a script by name; the reply is the script's, or the RedisError it ended with is raised.
 
-    def __init__(self, redis: Redis) -> None:
+    While as many calls come as `pace` calls busy, a trip waits `gather_s` for more; otherwise none waits for company.
+    """
+
+    def __init__(self, redis: Redis, gather_s: float = 0.0, pace: Pace | None = None) -> None:
         self._redis = redis
+        self._gather_s = gather_s
+        self._pace = pace
+        self._gathering = False
         self._waiting: list[tuple[Command, asyncio.Future[Any]]] = []
         self._trips: set[asyncio.Task[None]] = set()  # kept so that none is collected while it runs
         self._lanes_taken = 0
@@ -35,9 +42,12 @@ class Pipeliner:
 
     def command(self, *command: Argument) -> asyncio.Future[Any]:
         """Any other command, in the same trips."""
-        future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[Any] = loop.create_future()
         self._waiting.append((command, future))
-        if self._lanes_taken < LANES:
+        if self._pace is not None:
+            self._pace.note(1, loop.time())
+        if self._lanes_taken < LANES and not self._gathering:
             self._start_trip()
         return future
 
@@ -56,13 +66,16 @@ class Pipeliner:
 
     def _start_trip(self) -> None:
         self._lanes_taken += 1
+        self._gathering = True
         trip = asyncio.get_running_loop().create_task(self._run_trips())
         self._trips.add(trip)
         trip.add_done_callback(self._trips.discard)
 
     async def _run_trips(self) -> None:
-        await asyncio.sleep(0)  # let the tasks of this turn of the loop ask first
-        while self._waiting:
+        busy = self._pace is not None and self._pace.busy
+        await asyncio.sleep(self._gather_s if busy else 0)  # at least the tasks of this turn of the loop ask first
+        self._gathering = False
+        while self._waiting and not self._gathering:  # else they are the next lane's
             batch, self._waiting = self._waiting[:MAX_TRIP], self._waiting[MAX_TRIP:]
             await self._answer(batch)
         # In the same step as the look at `_waiting`: a call made after it finds the lane free and starts a trip.

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from .ground import Vitals
-from .trial import Answer, Fault, Outcome
+from .trial import STEADY_S, Answer, Fault, Outcome, Trial
 
 WINDOW_MS = 1_000
 STEP_MS = 250
@@ -59,14 +59,19 @@ def _sells_again_after(fault: Fault, outcome: Outcome) -> float | None:
 
 
 def keeps_up_again(outcome: Outcome) -> float | None:
-    """The longest time from a fault's end until both stages were less than a second further behind than before."""
-    found = []
-    for fault in outcome.trial.faults:
-        later = (look for look in outcome.trial.looks if look.at_s >= fault.until_s)
-        well = next((look.at_s for look in later if outcome.trial.keeps_up(look)), None)
-        if well is not None:
-            found.append(well - fault.until_s)
-    return max(found, default=None)
+    """The longest time from a fault's end until both stages were less than a second further behind than before, and stayed so."""
+    found = [_keeps_up_after(fault, outcome.trial) for fault in outcome.trial.faults]
+    return max((seconds for seconds in found if seconds is not None), default=None)
+
+
+def _keeps_up_after(fault: Fault, trial: Trial) -> float | None:
+    ends_s = min((other.from_s for other in trial.faults if other.from_s > fault.from_s), default=math.inf)
+    looks = [look for look in trial.looks if fault.until_s <= look.at_s < ends_s]
+    for place, first in enumerate(looks):
+        steady = [look for look in looks[place:] if look.at_s < first.at_s + STEADY_S]
+        if all(map(trial.keeps_up, steady)):
+            return first.at_s - fault.until_s
+    return None
 
 
 def most_behind(outcome: Outcome) -> float | None:

@@ -16,6 +16,8 @@ from schemas.topics import ORDER_STAGE_GROUP, PAYMENT_STAGE_GROUP
 
 from .ground import Ground
 
+STEADY_S = 3.0  # so long must a stage keep up: a member that was killed is not behind at once
+
 
 @dataclass(slots=True)
 class Fault:
@@ -81,10 +83,11 @@ class Trial:
         return look.worst_s < self.usually_behind_s + 1.0
 
     async def until_it_keeps_up(self, at_most_s: float) -> None:
-        """Wait until both stages keep up, or the time is over."""
+        """Wait until both stages have kept up for STEADY_S, or the time is over."""
         since_s = time.time()
-        while time.time() < since_s + at_most_s:
-            if any(look.at_s > since_s and self.keeps_up(look) for look in self.looks[-3:]):
+        while (now := time.time()) < since_s + at_most_s:
+            lately = [look for look in self.looks if look.at_s > max(since_s, now - STEADY_S)]
+            if now > since_s + STEADY_S and lately and all(self.keeps_up(look) for look in lately):
                 return
             await asyncio.sleep(0.2)
 

@@ -64,6 +64,14 @@ async def test_stages_keep_up_when_both_are_seen_to_be_less_than_a_second_behind
     assert most_behind(over) == 7.0
 
 
+async def test_a_member_that_was_killed_keeps_up_again_when_it_does_so_for_good() -> None:
+    """It looks well for a second: what it has not read is not old yet. A later fault's lag is not an earlier one's."""
+    behind = {1: 0.1, 3.1: 0.2, 3.6: 0.9, 5: 3.0, 8: 2.0, 9: 0.4, 12.5: 0.1, 14: 9.0}
+    looks = [Look(STARTED_S + at, {"order-stage": 0.1, "payment-stage": seconds}) for at, seconds in behind.items()]
+    over = await outcome([fault(3, 3), fault(13, 13.5)], looks=looks)
+    assert keeps_up_again(over) == 6.0
+
+
 async def test_being_behind_is_counted_from_where_they_usually_stand() -> None:
     """A commit a second, and a payment's charge before it, are no lag of a fault's."""
     behind = {1: 1.6, 4: 2.7, 5: 2.5}

@@ -1,19 +1,24 @@
 """Many callers, few trips; nobody is left without an answer."""
 
 import asyncio
+import math
 from typing import Any
 
 import pytest
 from redis.exceptions import RedisError
 
 from infra.inventory.pipeliner import LANES, Pipeliner
+from infra.pace import Pace
 
 
 class Trips(Pipeliner):
-    """A pipeliner whose trips take one turn of the loop and answer with the command itself."""
+    """A pipeliner whose trips take one turn of the loop (or `takes_s`) and answer with the command itself."""
 
-    def __init__(self, fails: Exception | None = None) -> None:
-        super().__init__(redis=None)  # type: ignore[arg-type] # never asked
+    def __init__(
+        self, fails: Exception | None = None, gather_s: float = 0.0, pace: Pace | None = None, takes_s: float = 0.0
+    ) -> None:
+        super().__init__(None, gather_s, pace)  # type: ignore[arg-type] # never asked
+        self._takes_s = takes_s
         self.sizes: list[int] = []
         self.under_way = 0
         self._fails = fails
@@ -22,7 +27,7 @@ class Trips(Pipeliner):
         self.sizes.append(len(commands))
         self.under_way += 1
         assert self.under_way <= LANES
-        await asyncio.sleep(0)
+        await asyncio.sleep(self._takes_s)
         self.under_way -= 1
         if self._fails is not None:
             raise self._fails
@@ -33,6 +38,32 @@ async def test_what_is_asked_in_one_turn_travels_together() -> None:
     trips = Trips()
     assert await asyncio.gather(*(trips.command(i) for i in range(100))) == list(range(100))
     assert trips.sizes == [100]
+
+
+async def test_while_busy_a_trip_waits_for_company_and_while_not_a_call_goes_at_once() -> None:
+    never, always = Pace(math.inf), Pace(0.0)
+    for pace, sizes in ((never, [1, 1]), (always, [2])):
+        trips = Trips(gather_s=0.2, pace=pace)
+        first = trips.command(1)
+        await asyncio.sleep(0.001)
+        second = trips.command(2)
+        assert (await first, await second) == (1, 2)
+        assert trips.sizes == sizes
+
+
+async def test_what_comes_while_a_trip_is_under_way_is_gathered_by_one_trip_alone() -> None:
+    """Neither the trip that ends nor one begun too early takes the first of it, so that the rest would travel apart."""
+    trips = Trips(gather_s=0.2, pace=Pace(0.0), takes_s=0.1)
+    first = trips.command(1)
+    await asyncio.sleep(0.02)
+    second = trips.command(2)
+    while not trips.under_way:  # noqa: ASYNC110 - a trip tells nobody that it sets out
+        await asyncio.sleep(0.001)
+    third = trips.command(3)
+    assert (await first, await second) == (1, 2)
+    fourth = trips.command(4)
+    assert (await third, await fourth) == (3, 4)
+    assert trips.sizes == [2, 2]
 
 
 async def test_a_call_made_in_the_very_turn_in_which_the_trips_end_is_answered() -> None:
