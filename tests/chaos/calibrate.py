@@ -17,16 +17,21 @@ LEAST, MOST = 40.0, 500.0
 
 
 async def calibrate(ground: Ground) -> float:
-    """A short closed load, timed until its last order has ended."""
+    """Half of the knee, within bounds."""
+    orders, knee = await sell(ground)
+    rate = round(min(MOST, max(LEAST, knee / 2)))
+    print(f"{orders} orders to their end at {knee:.0f}/s: L is {rate} wishes a second", flush=True)
+    return rate
+
+
+async def sell(ground: Ground) -> tuple[int, float]:
+    """A short closed load, timed until its last order has ended: how many, and how many a second. Makes a new stack warm, too."""
     await asyncio.to_thread(ground.set_weather, GOOD_WEATHER)
     product = await asyncio.to_thread(ground.new_product, 200_000)
     started = time.monotonic()
     result = await ground.buy(product, mode="closed", connections=48, seconds=SECONDS, timeout_s=8.0)
     await _drained(ground, product)
-    knee = result.orders / (time.monotonic() - started)
-    rate = round(min(MOST, max(LEAST, knee / 2)))
-    print(f"{result.orders} orders to their end at {knee:.0f}/s: L is {rate} wishes a second", flush=True)
-    return rate
+    return result.orders, result.orders / (time.monotonic() - started)
 
 
 async def _drained(ground: Ground, product: int) -> None:

@@ -21,6 +21,7 @@ from infra.postgres.pool import connect_postgres
 from infra.redis_client import connect_redis
 from schemas.ids import ProductId
 
+from .calibrate import sell
 from .figures import GROWN_MAX_PERCENT, growth
 from .ground import Ground, Vitals
 from .results import FaultLine, Measured, RowResult
@@ -62,7 +63,7 @@ class Campaign:
         if row.brokers != self.ground.brokers or self.history >= HISTORY_MAX:
             self.ground.brokers = row.brokers
             await asyncio.to_thread(self.ground.fresh)
-            self.history = 0
+            self.history, _ = await sell(self.ground)  # no row begins on a stack that has never sold: the first did not
         await asyncio.to_thread(lambda: self.ground.tokens)  # made with the first row, and after each new beginning
         await asyncio.to_thread(self.ground.set_weather, {"seed": None, **row.weather})
 
