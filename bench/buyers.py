@@ -9,6 +9,7 @@ import contextlib
 import os
 import secrets
 import sys
+import tempfile
 import time
 from pathlib import Path
 from typing import Annotated
@@ -23,7 +24,7 @@ from .tally import Result, Tally, show, summarise
 START_AFTER_S = 0.1  # from the word to all generator processes until they begin
 LOAD_TIMEOUT_S = 60.0
 REST_S = 120.0  # over the plan's own times, for answers and followed orders to come in
-GENERATE = "generate"  # first argument of a generator process
+GENERATE = "generate"  # first argument of a generator process; the second is the file for its tally
 READY = b"ready\n"
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
@@ -40,7 +41,13 @@ async def run(plan: Plan, stop: asyncio.Event | None = None) -> Result:
     """
     run_name = secrets.token_hex(5)
     shares = [Share(plan=plan, index=index, run=run_name) for index in range(plan.processes)]
-    processes = [await _start() for _ in shares]
+    with tempfile.TemporaryDirectory(prefix="tallies-") as folder:
+        return summarise(plan.mode, await _generate(plan, shares, Path(folder), stop))
+
+
+async def _generate(plan: Plan, shares: list[Share], folder: Path, stop: asyncio.Event | None) -> list[Tally]:
+    files = [folder / f"{share.index}.json" for share in shares]
+    processes = [await _start(file) for file in files]
     stopping: asyncio.Task[None] | None = None
     try:
         async with asyncio.timeout(LOAD_TIMEOUT_S):
@@ -48,14 +55,15 @@ async def run(plan: Plan, stop: asyncio.Event | None = None) -> Result:
         starts_at_s = time.time() + START_AFTER_S
         async with asyncio.timeout(plan.seconds + plan.follow_s + REST_S):
             stopping = asyncio.create_task(_stop_with(stop, processes))
-            tallies = await asyncio.gather(*(_generate_apart(process, starts_at_s) for process in processes))
+            return await asyncio.gather(
+                *(_generate_apart(process, starts_at_s, file) for process, file in zip(processes, files, strict=True))
+            )
     finally:
         if stopping is not None:
             stopping.cancel()
         for process in processes:
             if process.returncode is None:
                 process.kill()
-    return summarise(plan.mode, tallies)
 
 
 async def _stop_with(stop: asyncio.Event | None, processes: list[asyncio.subprocess.Process]) -> None:
@@ -66,12 +74,14 @@ async def _stop_with(stop: asyncio.Event | None, processes: list[asyncio.subproc
                 process.terminate()
 
 
-async def _start() -> asyncio.subprocess.Process:
+async def _start(file: Path) -> asyncio.subprocess.Process:
+    """Its tally goes into a file: read from a pipe, a megabyte of it was cut short once in some hundred runs."""
     return await asyncio.create_subprocess_exec(
         sys.executable,
         "-m",
         "bench.buyers",
         GENERATE,
+        str(file),
         cwd=Path(__file__).parent.parent,
         stdin=asyncio.subprocess.PIPE,
         stdout=asyncio.subprocess.PIPE,
@@ -87,21 +97,21 @@ async def _load(process: asyncio.subprocess.Process, share: Share) -> None:
         raise GeneratorFailed("a generator process did not come up; its output is above")
 
 
-async def _generate_apart(process: asyncio.subprocess.Process, starts_at_s: float) -> Tally:
-    out, _ = await process.communicate(msgspec.json.encode(starts_at_s) + b"\n")
+async def _generate_apart(process: asyncio.subprocess.Process, starts_at_s: float, file: Path) -> Tally:
+    await process.communicate(msgspec.json.encode(starts_at_s) + b"\n")
     if process.returncode != 0:
         raise GeneratorFailed(f"a generator process ended with {process.returncode}; its output is above")
-    return msgspec.json.decode(out, type=Tally)
+    return msgspec.json.decode(file.read_bytes(), type=Tally)
 
 
-def _be_generator() -> None:
-    """A share on standard input, `READY` out, the starting time in, a tally out."""
+def _be_generator(file: Path) -> None:
+    """A share on standard input, `READY` out, the starting time in; the tally into the file."""
     share = msgspec.json.decode(sys.stdin.buffer.readline(), type=Share)
     users = load_users(Path(share.plan.tokens), share)
     sys.stdout.buffer.write(READY)
     sys.stdout.buffer.flush()
     starts_at_s = msgspec.json.decode(sys.stdin.buffer.readline(), type=float)
-    sys.stdout.buffer.write(msgspec.json.encode(generate(share, users, starts_at_s)))
+    file.write_bytes(msgspec.json.encode(generate(share, users, starts_at_s)))
 
 
 Tokens = Annotated[Path, typer.Option("--tokens", exists=True, help="JSON array of bearer tokens (`thrones tokens`).")]
@@ -250,8 +260,8 @@ def _report(plan: Plan, as_json: bool) -> None:
 
 
 def main() -> None:
-    if sys.argv[1:] == [GENERATE]:
-        _be_generator()
+    if sys.argv[1:2] == [GENERATE]:
+        _be_generator(Path(sys.argv[2]))
         return
     app()
 
