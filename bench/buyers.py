@@ -101,6 +101,10 @@ async def _generate_apart(process: asyncio.subprocess.Process, starts_at_s: floa
     await process.communicate(msgspec.json.encode(starts_at_s) + b"\n")
     if process.returncode != 0:
         raise GeneratorFailed(f"a generator process ended with {process.returncode}; its output is above")
+    return _tally(file)
+
+
+def _tally(file: Path) -> Tally:
     return msgspec.json.decode(file.read_bytes(), type=Tally)
 
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from infra.settings import Settings
 from schemas.topics import ORDERS
 
+from .performance.arrivals import CPU_AT
 from .performance.cpu import APART
 from .performance.figures import shown
 from .performance.report import Report
@@ -122,20 +123,37 @@ def checks(report: Report) -> list[Check]:
     """The simulated machine beside the measured one."""
     if report.card is None:
         return []
-    costs = {**full_load(report), "generator": _generator_ms(report)}
+    costs = {**full_load(report), "generator": _generator_ms(report, "burst")}
     chain = stations(costs, report.card.processes.get("gateway", 1))
     burst = simulate(chain, report.card.cores, math.inf, SIMULATED_S)
     drain = simulate(chain, report.card.cores, 0.0, DRAIN_S, backlog=DRAINED)
     found = [("accepted in a burst, /s", burst.accepted[-1] / SIMULATED_S, _median(report, "burst_accepted"))]
     found += [("ended meanwhile, /s", burst.ended[-1] / SIMULATED_S, _noted(report, "ended/s meanwhile"))]
     found += [("drained afterwards, /s", _drain_rate(drain.ended), _noted(report, "drained/s"))]
-    found += [("sustained, /s", _sustained(chain, report.card.cores), _median(report, "sustained"))]
+    found += [
+        (
+            "sustained, /s",
+            _sustained(chain, report.card.cores, awake_ms_per_s(report, costs)),
+            _median(report, "sustained"),
+        )
+    ]
     return [Check(what, model, measured) for what, model, measured in found if measured]
 
 
-def _generator_ms(report: Report) -> float:
-    bursts = [note for note in report.generators if note.run.startswith("burst") and note.answered_per_s]
-    return statistics.median(1000 * n.cpu_share * n.processes / n.answered_per_s for n in bursts) if bursts else 0.0
+def awake_ms_per_s(report: Report, costs: Mapping[str, float]) -> float:
+    """CPU a second that goes into coming round, however little there is to do: what an order costs more at CPU_AT a second
+    than at full load, all roles together. Batches that are gathered for a time are as many a second at any load."""
+    name = f"{CPU_AT}/s"
+    if name not in report.cpu:
+        return 0.0
+    seen = {**report.cpu[name].ms_per_order, "generator": _generator_ms(report, f"arrivals {name}")}
+    return sum(CPU_AT * max(0.0, ms - costs.get(role, 0.0)) for role, ms in seen.items())
+
+
+def _generator_ms(report: Report, run: str) -> float:
+    """Of runs whose name begins so."""
+    found = [note for note in report.generators if note.run.startswith(run) and note.answered_per_s]
+    return statistics.median(1000 * n.cpu_share * n.processes / n.answered_per_s for n in found) if found else 0.0
 
 
 def _median(report: Report, key: str) -> float:
@@ -153,9 +171,10 @@ def _drain_rate(ended: Sequence[float]) -> float:
     return ended[steps - 1] / (steps * STEP_S)
 
 
-def _sustained(chain: Sequence[Station], cores: float) -> float:
-    """Where all stations keep up: the machine's CPU or the slowest station decides."""
-    return min(cores * 1000 / sum(s.total_ms for s in chain), *(s.most_per_s(1.0) for s in chain))
+def _sustained(chain: Sequence[Station], cores: float, awake_ms: float) -> float:
+    """Where all stations keep up: the machine's CPU (less what goes into coming round) or the slowest station decides."""
+    left_ms = cores * 1000 - awake_ms
+    return min(left_ms / sum(s.total_ms for s in chain), *(s.most_per_s(1.0) for s in chain))
 
 
 def tables(report: Report) -> str:

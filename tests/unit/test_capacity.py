@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from bench.capacity import BUSY, checks, full_load, need, stations, tables
+from bench.capacity import BUSY, awake_ms_per_s, checks, full_load, need, stations, tables
 from bench.performance.__main__ import FOLDER, JSON
 from bench.performance.report import CpuTable, Report, read
 from bench.queueing import Station, flows, simulate
@@ -86,6 +86,14 @@ def test_the_cost_of_an_order_is_the_median_of_the_bursts() -> None:
     for number, ms in enumerate((0.1, 0.3, 0.2)):
         report.cpu[f"full load {number}"] = CpuTable(1.0, 1, 1, {"redis": ms})
     assert full_load(report) == {"redis": 0.2}
+
+
+def test_coming_round_costs_what_an_order_costs_more_where_few_come() -> None:
+    """0.3 ms more at 500/s are 150 ms a second; what is cheaper there takes nothing off."""
+    report = Report(size="bench")
+    assert awake_ms_per_s(report, {}) == 0.0
+    report.cpu["500/s"] = CpuTable(1.0, 1, 1, {"redis": 0.5, "kafka": 0.1})
+    assert awake_ms_per_s(report, {"redis": 0.2, "kafka": 0.2}) == pytest.approx(150.0)
 
 
 def test_the_page_is_the_models_answer_to_the_figures_that_lie_beside_it() -> None:
