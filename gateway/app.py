@@ -13,7 +13,7 @@ from infra.inventory.pipeliner import Pipeliner
 from infra.logs import get_logger
 from infra.metrics.definitions import GATEWAY_REFUSED
 from infra.pace import Pace
-from infra.publisher import Publisher
+from infra.publisher import BUSY_PER_S, LINGER_S, Publisher
 from infra.redis_client import Redis
 from infra.settings import SigningSettings
 
@@ -34,9 +34,6 @@ from .products import Products
 from .stock_stream import StockHub, StockStream
 from .tickets import Tickets
 from .traced_orders import TracedOrders
-
-BUSY_PER_S = 150.0  # reservations of a worker: below it the wait of one would end before the next one comes
-GATHER_S = 0.004  # what travels to Redis together shares a flush of its log, and is published together
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 _refused = GATEWAY_REFUSED.make()
@@ -76,9 +73,9 @@ def make_gateway(
     health = Health(settings, reads_redis, pool, publisher)
     reader = OrderReader(reads, pool)
     tickets = Tickets(identity, reads_redis)
-    orders = (Orders if tracing.on is None else TracedOrders)(
-        settings, identity, catalogue, Inventory(redis, GATHER_S, Pace(BUSY_PER_S)), publisher
-    )
+    # What travels to Redis together shares a flush of its log and is published together: the publisher's linger, taken here.
+    inventory = Inventory(redis, Pace(BUSY_PER_S, LINGER_S))
+    orders = (Orders if tracing.on is None else TracedOrders)(settings, identity, catalogue, inventory, publisher)
     accounts = Accounts(settings, identity, pool, passwords, LoginAttempts(reads_redis))
     products = Products(catalogue, reads, pool)
     status = OrderStatus(identity, catalogue, reader, pool, updates)

@@ -81,7 +81,7 @@ class Publisher:
         self._lanes: dict[tuple[str, int], _Lane] = {}
         self._wake = asyncio.Event()
         self._linger: asyncio.TimerHandle | None = None
-        self._pace = Pace(busy_per_s)
+        self._pace = Pace(busy_per_s, LINGER_S)
         self._producer: AIOKafkaProducer | None = None
         self._pump: asyncio.Task[None] | None = None
         self._broken = False
@@ -109,7 +109,7 @@ class Publisher:
         self._queue.append(record)
         self._pace.note(1, loop.time())
         if self._linger is None:
-            self._linger = loop.call_later(LINGER_S if self._pace.busy else 0.0, self._end_linger)
+            self._linger = loop.call_later(self._pace.wait_s, self._end_linger)
         return record.done
 
     async def publish_all(

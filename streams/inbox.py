@@ -15,14 +15,13 @@ ARRIVAL_S = 0.01  # Faust hands over what one fetch brought a few records at a t
 class Inbox(Generic[T]):
     """One reader waits, many writers put; both on one event loop.
 
-    While as many come as `pace` calls busy, the reader waits `gather_s` for more; otherwise it never waits for company.
+    While as many come as `pace` calls busy, the reader waits for more; otherwise it never waits for company.
     """
 
-    def __init__(self, gather_s: float = 0.0, pace: Pace | None = None) -> None:
+    def __init__(self, pace: Pace | None = None) -> None:
         self._items: deque[T] = deque()
         self._arrived = asyncio.Event()
-        self._gather_s = gather_s
-        self._pace = pace
+        self._pace = pace or Pace()
 
     def put(self, item: T) -> None:
         self._items.append(item)
@@ -33,11 +32,10 @@ class Inbox(Generic[T]):
         while not self._items:
             self._arrived.clear()
             await self._arrived.wait()
-        if self._pace is not None and self._pace.busy and len(self._items) < limit:
-            await asyncio.sleep(self._gather_s)
+        if self._pace.busy and len(self._items) < limit:
+            await asyncio.sleep(self._pace.wait_s)
         taken = [self._items.popleft() for _ in range(min(limit, len(self._items)))]
-        if self._pace is not None:
-            self._pace.note(len(taken), asyncio.get_running_loop().time())
+        self._pace.note(len(taken), asyncio.get_running_loop().time())
         return taken
 
     def __len__(self) -> int:

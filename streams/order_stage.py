@@ -46,7 +46,7 @@ class OrderStage:
         self._desk = resources.desk
         self._dead_letters = resources.dead_letters
         self._acks = acks
-        self._inbox: Inbox[Record] = Inbox(ARRIVAL_S, Pace(BUSY_PER_S))
+        self._inbox: Inbox[Record] = Inbox(Pace(BUSY_PER_S, ARRIVAL_S))
         self._traced: dict[str, tracing.Span] = {}  # orders of the present batch
         self._known: Lanes[Placement] = Lanes(self._finish_known, MAX_BATCH)
         self._stale: Lanes[Placement] = Lanes(self._finish_stale, MAX_BATCH)

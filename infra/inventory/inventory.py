@@ -96,11 +96,11 @@ class SettledOtherwise(Exception):
 
 
 class Inventory:
-    """All writes to a product's books outside a rebuild. `gather_s` and `pace` are the Pipeliner's."""
+    """All writes to a product's books outside a rebuild. `pace` is the Pipeliner's."""
 
-    def __init__(self, redis: Redis, gather_s: float = 0.0, pace: Pace | None = None) -> None:
+    def __init__(self, redis: Redis, pace: Pace | None = None) -> None:
         self.redis = redis
-        self._scripts = Pipeliner(redis, gather_s, pace)
+        self._scripts = Pipeliner(redis, pace)
 
     async def reserve(self, wish: Reservation) -> Held | Known | Refused:
         """Take units or say why not. Idempotent by key. Raises RedisError: then whether units were taken is unknown."""

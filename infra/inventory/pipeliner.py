@@ -25,13 +25,12 @@ LANES = 2  # trips under way at once
 class Pipeliner:
     """`call` a script by name; the reply is the script's, or the RedisError it ended with is raised.
 
-    While as many calls come as `pace` calls busy, a trip waits `gather_s` for more; otherwise none waits for company.
+    While as many calls come as `pace` calls busy, a trip waits for more; otherwise none waits for company.
     """
 
-    def __init__(self, redis: Redis, gather_s: float = 0.0, pace: Pace | None = None) -> None:
+    def __init__(self, redis: Redis, pace: Pace | None = None) -> None:
         self._redis = redis
-        self._gather_s = gather_s
-        self._pace = pace
+        self._pace = pace or Pace()
         self._gathering = False
         self._waiting: list[tuple[Command, asyncio.Future[Any]]] = []
         self._trips: set[asyncio.Task[None]] = set()  # kept so that none is collected while it runs
@@ -45,8 +44,7 @@ class Pipeliner:
         loop = asyncio.get_running_loop()
         future: asyncio.Future[Any] = loop.create_future()
         self._waiting.append((command, future))
-        if self._pace is not None:
-            self._pace.note(1, loop.time())
+        self._pace.note(1, loop.time())
         if self._lanes_taken < LANES and not self._gathering:
             self._start_trip()
         return future
@@ -72,8 +70,7 @@ class Pipeliner:
         trip.add_done_callback(self._trips.discard)
 
     async def _run_trips(self) -> None:
-        busy = self._pace is not None and self._pace.busy
-        await asyncio.sleep(self._gather_s if busy else 0)  # at least the tasks of this turn of the loop ask first
+        await asyncio.sleep(self._pace.wait_s)  # at least the tasks of this turn of the loop ask first
         self._gathering = False
         while self._waiting and not self._gathering:  # else they are the next lane's
             batch, self._waiting = self._waiting[:MAX_TRIP], self._waiting[MAX_TRIP:]

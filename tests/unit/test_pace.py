@@ -8,8 +8,8 @@ from streams.inbox import Inbox
 BUSY_PER_S = 100.0
 
 
-def _steady(per_s: float, seconds: float = 1.0) -> Pace:
-    pace, step_s = Pace(BUSY_PER_S), 1 / per_s
+def _steady(per_s: float, seconds: float = 1.0, gather_s: float = 0.0) -> Pace:
+    pace, step_s = Pace(BUSY_PER_S, gather_s), 1 / per_s
     for number in range(1, int(per_s * seconds) + 1):
         pace.note(1, number * step_s)
     return pace
@@ -30,8 +30,8 @@ def test_a_burst_is_noticed_within_a_window_and_its_end_with_the_first_one_after
 
 async def test_an_inbox_gathers_while_busy_and_hands_over_at_once_while_not() -> None:
     """What comes while the reader waits is in the same batch; a lone item is not kept for it."""
-    pace = Pace(BUSY_PER_S)
-    inbox: Inbox[int] = Inbox(gather_s=0.02, pace=pace)
+    pace = Pace(BUSY_PER_S, gather_s=0.02)
+    inbox: Inbox[int] = Inbox(pace)
     for busy, batch in ((False, [1]), (True, [1, 2])):
         pace.busy = busy
         reader = asyncio.create_task(inbox.take(100))
@@ -45,7 +45,7 @@ async def test_an_inbox_gathers_while_busy_and_hands_over_at_once_while_not() ->
 
 
 async def test_an_inbox_with_a_whole_batch_does_not_wait_for_more() -> None:
-    inbox: Inbox[int] = Inbox(gather_s=3_600.0, pace=_steady(2 * BUSY_PER_S))
+    inbox: Inbox[int] = Inbox(_steady(2 * BUSY_PER_S, gather_s=3_600.0))
     for number in range(10):
         inbox.put(number)
     async with asyncio.timeout(1):
@@ -53,7 +53,7 @@ async def test_an_inbox_with_a_whole_batch_does_not_wait_for_more() -> None:
 
 
 async def test_a_reader_that_gives_up_while_gathering_takes_nothing_with_it() -> None:
-    inbox: Inbox[int] = Inbox(gather_s=3_600.0, pace=_steady(2 * BUSY_PER_S))
+    inbox: Inbox[int] = Inbox(_steady(2 * BUSY_PER_S, gather_s=3_600.0))
     inbox.put(1)
     reader = asyncio.create_task(inbox.take(10))
     await asyncio.sleep(0)

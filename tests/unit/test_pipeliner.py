@@ -14,10 +14,8 @@ from infra.pace import Pace
 class Trips(Pipeliner):
     """A pipeliner whose trips take one turn of the loop (or `takes_s`) and answer with the command itself."""
 
-    def __init__(
-        self, fails: Exception | None = None, gather_s: float = 0.0, pace: Pace | None = None, takes_s: float = 0.0
-    ) -> None:
-        super().__init__(None, gather_s, pace)  # type: ignore[arg-type] # never asked
+    def __init__(self, fails: Exception | None = None, pace: Pace | None = None, takes_s: float = 0.0) -> None:
+        super().__init__(None, pace)  # type: ignore[arg-type] # never asked
         self._takes_s = takes_s
         self.sizes: list[int] = []
         self.under_way = 0
@@ -41,9 +39,9 @@ async def test_what_is_asked_in_one_turn_travels_together() -> None:
 
 
 async def test_while_busy_a_trip_waits_for_company_and_while_not_a_call_goes_at_once() -> None:
-    never, always = Pace(math.inf), Pace(0.0)
+    never, always = Pace(math.inf, 0.2), Pace(0.0, 0.2)
     for pace, sizes in ((never, [1, 1]), (always, [2])):
-        trips = Trips(gather_s=0.2, pace=pace)
+        trips = Trips(pace=pace)
         first = trips.command(1)
         await asyncio.sleep(0.001)
         second = trips.command(2)
@@ -53,7 +51,7 @@ async def test_while_busy_a_trip_waits_for_company_and_while_not_a_call_goes_at_
 
 async def test_what_comes_while_a_trip_is_under_way_is_gathered_by_one_trip_alone() -> None:
     """Neither the trip that ends nor one begun too early takes the first of it, so that the rest would travel apart."""
-    trips = Trips(gather_s=0.2, pace=Pace(0.0), takes_s=0.1)
+    trips = Trips(pace=Pace(0.0, 0.2), takes_s=0.1)
     first = trips.command(1)
     await asyncio.sleep(0.02)
     second = trips.command(2)
