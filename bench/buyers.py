@@ -41,7 +41,7 @@ async def run(plan: Plan, stop: asyncio.Event | None = None) -> Result:
     """
     run_name = secrets.token_hex(5)
     shares = [Share(plan=plan, index=index, run=run_name) for index in range(plan.processes)]
-    with tempfile.TemporaryDirectory(prefix="tallies-") as folder:
+    with tempfile.TemporaryDirectory(prefix="tallies-", ignore_cleanup_errors=True) as folder:
         return summarise(plan.mode, await _generate(plan, shares, Path(folder), stop))
 
 

@@ -63,7 +63,7 @@ class Campaign:
         if row.brokers != self.ground.brokers or self.history >= HISTORY_MAX:
             self.ground.brokers = row.brokers
             await asyncio.to_thread(self.ground.fresh)
-            self.history, _ = await sell(self.ground)  # no row begins on a stack that has never sold: the first did not
+            self.history, _ = await sell(self.ground)  # as the first stack has, where L was measured on it
         await asyncio.to_thread(lambda: self.ground.tokens)  # made with the first row, and after each new beginning
         await asyncio.to_thread(self.ground.set_weather, {"seed": None, **row.weather})
 

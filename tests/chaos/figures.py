@@ -2,7 +2,7 @@
 
 import math
 from bisect import bisect_left
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
 from .ground import Vitals
@@ -43,7 +43,10 @@ def quiet(outcome: Outcome) -> float:
 
 def sells_again(outcome: Outcome) -> float | None:
     """The longest time from a fault's end to a second in which 9 of 10 answers were acceptances, and as many as before."""
-    found = [_sells_again_after(fault, outcome) for fault in outcome.trial.faults]
+    return _longest(_sells_again_after(fault, outcome) for fault in outcome.trial.faults)
+
+
+def _longest(found: Iterable[float | None]) -> float | None:
     return max((seconds for seconds in found if seconds is not None), default=None)
 
 
@@ -60,13 +63,11 @@ def _sells_again_after(fault: Fault, outcome: Outcome) -> float | None:
 
 def keeps_up_again(outcome: Outcome) -> float | None:
     """The longest time from a fault's end until both stages were less than a second further behind than before, and stayed so."""
-    found = [_keeps_up_after(fault, outcome.trial) for fault in outcome.trial.faults]
-    return max((seconds for seconds in found if seconds is not None), default=None)
+    return _longest(_keeps_up_after(fault, outcome.trial) for fault in outcome.trial.faults)
 
 
 def _keeps_up_after(fault: Fault, trial: Trial) -> float | None:
-    ends_s = min((other.from_s for other in trial.faults if other.from_s > fault.from_s), default=math.inf)
-    looks = [look for look in trial.looks if fault.until_s <= look.at_s < ends_s]
+    looks = [look for look in trial.looks if look.at_s >= fault.until_s]
     for place, first in enumerate(looks):
         steady = [look for look in looks[place:] if look.at_s < first.at_s + STEADY_S]
         if all(map(trial.keeps_up, steady)):
