@@ -57,10 +57,6 @@ class Figure(msgspec.Struct, frozen=True):
     def median(self) -> float:
         return statistics.median(self.values)
 
-    @property
-    def spread(self) -> tuple[float, float]:
-        return min(self.values), max(self.values)
-
 
 def verdict(key: str, figures: Mapping[str, Figure]) -> str:
     if key not in figures:

@@ -41,14 +41,19 @@ async def measure(stack: Stack, report: Report, size: Size) -> None:
     try:
         async with filler(stack) as fill:
             for stage in WORK:
-                for members in MEMBERS:
-                    sales.append(stack.sale(report, f"{members} members of {stage}"))
-                    orders = size.member_orders * WORK[stage] * members
-                    report.members.append(await _stage(sales[-1], fill, offsets, stage, members, orders))
+                points = _points(stage)
+                # Round after round: what slows the machine for a while does not slow all repetitions of one point.
+                for point in points * size.member_repeats:
+                    sales.append(stack.sale(report, f"{point.members} members of {stage}"))
+                    orders = size.member_orders * WORK[stage] * point.members
+                    point.per_s.append(await _stage(sales[-1], fill, offsets, stage, point.members, orders))
+                report.members += points
                 await _scale(stack, stage, 1)
-        for members in MEMBERS:
-            sales.append(stack.sale(report, f"{members} gateway workers"))
-            report.members.append(await _gateway(sales[-1], members))
+        points = _points("gateway")
+        for point in points * size.member_repeats:
+            sales.append(stack.sale(report, f"{point.members} gateway workers"))
+            point.per_s.append(await _gateway(sales[-1], point.members))
+        report.members += points
         await asyncio.gather(*(sale.check_books() for sale in sales))
     except NoQuota as error:
         report.failures.append(f"growth by members: {error}")
@@ -58,14 +63,19 @@ async def measure(stack: Stack, report: Report, size: Size) -> None:
     report.add("growth_4", 100 * min(linearity(report.members).values()))
 
 
+def _points(stage: str) -> list[MembersPoint]:
+    """Not yet measured."""
+    return [MembersPoint(stage, members, SHARES[stage], []) for members in MEMBERS]
+
+
 def linearity(points: list[MembersPoint]) -> dict[str, float]:
     """By stage: what the most members did together against so many times what one did alone."""
-    alone = {point.stage: point.per_s for point in points if point.members == 1}
+    alone = {point.stage: point.median_per_s for point in points if point.members == 1}
     most = max(point.members for point in points)
-    return {p.stage: p.per_s / (most * alone[p.stage]) for p in points if p.members == most}
+    return {p.stage: p.median_per_s / (most * alone[p.stage]) for p in points if p.members == most}
 
 
-async def _stage(sale: Sale, fill: Filler, offsets: Offsets, stage: str, members: int, orders: int) -> MembersPoint:
+async def _stage(sale: Sale, fill: Filler, offsets: Offsets, stage: str, members: int, orders: int) -> float:
     sale.stack.weather(**FAIR)
     pids = await _scale(sale.stack, stage, members)
     before = sum((await offsets.ends(PAYMENTS)).values())
@@ -84,7 +94,7 @@ async def _stage(sale: Sale, fill: Filler, offsets: Offsets, stage: str, members
     await sale.until_ended()
     if starved:
         raise TooSlow(f"{sale.name}: they were faster than orders could be put before them")
-    return MembersPoint(stage, members, SHARES[stage], round(rate, 1))
+    return round(rate, 1)
 
 
 async def _rate(sale: Sale, progress: Progress, orders: int) -> float:
@@ -119,11 +129,11 @@ async def _scale(stack: Stack, stage: str, members: int) -> list[int]:
         await asyncio.sleep(0.3)
 
 
-async def _gateway(sale: Sale, workers: int) -> MembersPoint:
+async def _gateway(sale: Sale, workers: int) -> float:
     async with running("gateway", workers, sale.stack.state_dir) as extra:
         with limited([[pid] for pid in extra.pids], SHARES["gateway"]):
             result = await sale.buy(
                 mode="closed", connections=CONNECTIONS_A_WORKER * workers, seconds=GATEWAY_S, base_url=extra.url
             )
     await sale.until_ended()
-    return MembersPoint("gateway", workers, SHARES["gateway"], result.accepted_per_s)
+    return result.accepted_per_s

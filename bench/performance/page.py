@@ -63,10 +63,13 @@ def _figures(report: Report) -> str:
         if figure is None:
             rows.append((goal.what, bound, "-", "-", word))
             continue
-        least, most = figure.spread
-        spread = f"{shown(least)} to {shown(most)} ({len(figure.values)})" if len(figure.values) > 1 else "-"
-        rows.append((goal.what, bound, shown(figure.median), spread, f"**{word}**" if word == "missed" else word))
+        said = f"**{word}**" if word == "missed" else word
+        rows.append((goal.what, bound, shown(figure.median), _from_to(figure.values), said))
     return table(("Figure", "Goal", "Median", "From to (runs)", "Goal is"), rows)
+
+
+def _from_to(values: Sequence[float]) -> str:
+    return f"{shown(min(values))} to {shown(max(values))} ({len(values)})" if len(values) > 1 else "-"
 
 
 def _latencies(latencies: dict[str, Percentiles]) -> str:
@@ -93,12 +96,20 @@ def _ms(by_role: dict[str, float], role: str) -> str:
 
 
 def _members(report: Report) -> str:
-    alone = {point.stage: point.per_s for point in report.members if point.members == 1}
+    alone = {point.stage: point.median_per_s for point in report.members if point.members == 1}
     rows = (
-        (p.stage, str(p.members), f"{p.share:.0%}", shown(p.per_s), f"{p.per_s / alone[p.stage]:.2f}")
+        (
+            p.stage,
+            str(p.members),
+            f"{p.share:.0%}",
+            shown(p.median_per_s),
+            _from_to(p.per_s),
+            f"{p.median_per_s / alone[p.stage]:.2f}",
+        )
         for p in report.members
     )
-    return table(("Stage", "Members", "Of a core each", "Orders/s", "Times one's"), rows)
+    head = ("Stage", "Members", "Of a core each", "Orders/s, median", "From to (runs)", "Times one's")
+    return table(head, rows)
 
 
 def _backlogs(points: Sequence[BacklogPoint]) -> str:

@@ -69,8 +69,8 @@ def _percentiles(axes: Any, report: Report, names: list[str]) -> None:
 def _growth(left: Any, right: Any, report: Report) -> None:
     for stage in dict.fromkeys(point.stage for point in report.members):
         points = [point for point in report.members if point.stage == stage]
-        alone = points[0].per_s
-        left.plot([p.members for p in points], [p.per_s / alone for p in points], "o-", label=stage)
+        alone = points[0].median_per_s
+        left.plot([p.members for p in points], [p.median_per_s / alone for p in points], "o-", label=stage)
     most = max((point.members for point in report.members), default=1)
     left.plot([1, most], [1, most], "--", color=GREY, label="linear")
     left.set(title="Orders/s by members, times one's", xlabel="members")

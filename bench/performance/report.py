@@ -1,5 +1,6 @@
 """What a measurement found, as one value: written as JSON, read by the page, the plots and the capacity model."""
 
+import statistics
 from pathlib import Path
 
 import msgspec
@@ -43,7 +44,11 @@ class MembersPoint(msgspec.Struct):
     stage: str
     members: int
     share: float  # of one core, each member's limit
-    per_s: float
+    per_s: list[float]  # every repetition's
+
+    @property
+    def median_per_s(self) -> float:
+        return statistics.median(self.per_s)
 
 
 class BacklogPoint(msgspec.Struct):

@@ -19,11 +19,13 @@ class Size:
     arrivals_s: float
     overloads: tuple[int, ...]  # arrivals a second
     overload_s: float
+    overload_repeats: int
     normal_s: float  # of calm arrivals after an overload
     clients: int  # of the stock stream
     stream_s: float
     followed: int  # orders whose requests are counted
     member_orders: int  # a member, in the growth by members; 0: not measured
+    member_repeats: int
     backlogs: tuple[int, ...]
     micro_rounds: int
     profiles: tuple[str, ...] = ()  # of bench.load
@@ -43,11 +45,13 @@ QUICK = Size(
     arrivals_s=2,
     overloads=(6_000,),
     overload_s=1,
+    overload_repeats=1,
     normal_s=2,
     clients=2_000,
     stream_s=3,
     followed=20,
     member_orders=0,
+    member_repeats=0,
     backlogs=(),
     micro_rounds=1,
     weather=REFERENCE_WEATHER | {"hang": 0.0},  # each sale would wait five seconds for its last order's end
@@ -63,12 +67,14 @@ BENCH = Size(
     delay_s=25,
     arrivals_s=25,
     overloads=OVERLOADS,
-    overload_s=6,
+    overload_s=4,
+    overload_repeats=3,
     normal_s=8,
     clients=10_000,
     stream_s=15,
     followed=100,
     member_orders=600,
+    member_repeats=1,
     backlogs=(10_000, 100_000),
     micro_rounds=7,
 )
@@ -82,6 +88,7 @@ FULL = replace(
     stream_s=30,
     followed=200,
     member_orders=1_000,
+    member_repeats=3,
     backlogs=(10_000, 100_000, 1_000_000),
     micro_rounds=9,
     profiles=("reference", "soak"),
