@@ -1,11 +1,18 @@
-"""Process rows in the state directory: a long-running process writes its own at start, readers get the live ones."""
+"""Process rows in the state directory: a long-running process writes its own at start, readers get the live ones.
+
+A process is known by its pid, the kernel's ticks since boot at which it started, and the boot: a clock that is set moves
+none of them. Its start in seconds since the epoch would move with every step of the clock.
+"""
 
 import json
 import os
+from functools import cache
 from pathlib import Path
 from typing import TypedDict
 
-import psutil
+PROC = Path("/proc")
+STATE, START_TICKS = 0, 19  # in /proc/PID/stat, counted from the field after the name
+ENDED = frozenset("ZXx")  # zombies, and what is being removed
 
 
 class Row(TypedDict):
@@ -46,7 +53,7 @@ def register(
         "member": member,
         "pid": pid,
         "port": port,
-        "created": created(pid),
+        "started": started(pid),
     }
     draft = path.with_name(f".{path.name}.{os.getpid()}")
     draft.write_text(json.dumps(row))
@@ -57,18 +64,18 @@ def register(
 def _taken(path: Path, pid: int) -> bool:
     try:
         raw = json.loads(path.read_text())
-        return bool(raw["pid"] != pid and alive(raw["pid"], raw["created"]))
+        return bool(raw["pid"] != pid and alive(raw["pid"], raw["started"]))
     except (OSError, ValueError, KeyError):
         return False
 
 
 def live_rows(state_dir: Path | None = None) -> list[Row]:
-    """Rows whose process lives, by role and member. A reused pid does not count: the start time must agree."""
+    """Rows whose process lives, by role and member. A reused pid does not count: its start must agree."""
     rows: list[Row] = []
     for path in sorted(run_dir(state_dir).glob("*.json")):
         try:
             raw = json.loads(path.read_text())
-            if alive(raw["pid"], raw["created"]):
+            if alive(raw["pid"], raw["started"]):
                 rows.append(
                     Row(
                         role=raw["role"],
@@ -82,23 +89,25 @@ def live_rows(state_dir: Path | None = None) -> list[Row]:
     return rows
 
 
-def created(pid: int) -> float | None:
-    """Start time of a process in seconds since the epoch, or None when there is none."""
+def started(pid: int) -> str | None:
+    """What tells this process from every other one that has or had its pid; None when none runs (a zombie does not)."""
     try:
-        return psutil.Process(pid).create_time()
-    except psutil.NoSuchProcess:
+        # The name, in parentheses, may hold spaces and parentheses of its own.
+        fields = (PROC / str(pid) / "stat").read_text(errors="replace").rpartition(")")[2].split()
+    except (FileNotFoundError, ProcessLookupError):
         return None
+    return None if fields[STATE] in ENDED else f"{_boot()}:{fields[START_TICKS]}"
 
 
-def alive(pid: int, created_at: float | None) -> bool:
-    """True while the process that was started at `created_at` runs (a zombie does not)."""
+def alive(pid: int, started_as: str | None) -> bool:
+    """True while the process runs that was `started_as` (a zombie does not)."""
+    return started_as is not None and started(pid) == started_as
+
+
+@cache
+def _boot() -> str:
+    """Which boot of which machine; empty where the kernel does not say: then pid and ticks must do."""
     try:
-        process = psutil.Process(pid)
-        # A second's tolerance: the boot time that psutil adds moves when the clock is set.
-        return (
-            process.status() != psutil.STATUS_ZOMBIE
-            and created_at is not None
-            and abs(process.create_time() - created_at) < 1.0
-        )
-    except psutil.NoSuchProcess:
-        return False
+        return (PROC / "sys/kernel/random/boot_id").read_text().strip()
+    except OSError:
+        return ""

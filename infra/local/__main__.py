@@ -1,17 +1,16 @@
 """The supervisor process: the environment of `thrones up` in; servers, migrations, topics and applications out."""
 
 import asyncio
-import contextlib
-import fcntl
 import os
 import resource
 import sys
-from collections.abc import Coroutine, Iterator
+from collections.abc import Coroutine
 from pathlib import Path
 
 from infra import registry
 from infra.lifecycle import Stop, stop_on_signals
 from infra.local.app_specs import application_specs, worker_specs
+from infra.local.lock import only_one
 from infra.local.phase import SERVERS_ONLY, TIED, Phase, write_phase
 from infra.local.ports import StackConfig, StackError, bind, load_config
 from infra.local.process import ProcessSpec
@@ -34,19 +33,8 @@ def main() -> None:
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     get_logger().info("supervisor", file_limit=hard, file_limit_was=soft)
     state_dir = get_settings().thrones_state_dir
-    with _only_one(state_dir):
+    with only_one(state_dir):
         sys.exit(asyncio.run(_run(state_dir, servers_only=SERVERS_ONLY in sys.argv)))
-
-
-@contextlib.contextmanager
-def _only_one(state_dir: Path) -> Iterator[None]:
-    """Hold the state directory's lock; a second supervisor for it ends here."""
-    with (state_dir / "supervisor.lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            sys.exit(f"another supervisor runs in {state_dir}")
-        yield
 
 
 async def _run(state_dir: Path, servers_only: bool) -> int:

@@ -13,6 +13,7 @@ import psutil
 
 from infra import registry
 from infra.local.jars import fetch_kafka
+from infra.local.lock import lock_holder
 from infra.local.phase import SERVERS_ONLY, TIED, Phase, read_phase, write_phase
 from infra.local.place import REPOSITORY, default_state_dir
 from infra.local.ports import (
@@ -100,10 +101,9 @@ def use_stack_env(state_dir: Path | None = None) -> bool:
 
 
 def supervisor_pid(state_dir: Path) -> int | None:
-    return next(
-        (row["pid"] for row in registry.live_rows(state_dir) if row["role"] == "supervisor"),
-        None,
-    )
+    """The supervisor in the registry; else, should its row be lost, whoever holds the state's lock."""
+    rows = (row["pid"] for row in registry.live_rows(state_dir) if row["role"] == "supervisor")
+    return next(rows, None) or lock_holder(state_dir)
 
 
 def _settle_config(state_dir: Path, servers_only: bool, say: Say) -> StackConfig:

@@ -36,7 +36,7 @@ _starts, _deaths = SUPERVISOR_STARTS.make(), SUPERVISOR_DEATHS.make()
 class Child:
     spec: ProcessSpec
     process: asyncio.subprocess.Process | None = None
-    created: float | None = None
+    started: str | None = None
     deaths: int = 0
     error: str = ""
     keeper: asyncio.Task[None] | None = None
@@ -109,7 +109,7 @@ class Supervisor:
             child.error = str(error)
             return f"not started: {type(error).__name__}: {error}"
         self._note_start(child.spec, child.process.pid)
-        child.created = registry.created(child.process.pid)
+        child.started = registry.started(child.process.pid)
         self._record()
         if child.stopping.is_set():  # asked to stop while it was being started
             _signal(child.process, child.spec.stop_signal)
@@ -155,7 +155,7 @@ class Supervisor:
         if self._state_dir is None:
             return
         rows = [
-            {"name": child.spec.name, "pid": child.process.pid, "created": child.created}
+            {"name": child.spec.name, "pid": child.process.pid, "started": child.started}
             for child in self._children.values()
             if child.process and child.running
         ]
@@ -171,7 +171,7 @@ def leftovers(state_dir: Path) -> list[int]:
     found = {row["pid"] for row in registry.live_rows(state_dir) if row["role"] != "supervisor"}
     try:
         rows = json.loads(_children_file(state_dir).read_text())
-        found |= {row["pid"] for row in rows if registry.alive(row["pid"], row["created"])}
+        found |= {row["pid"] for row in rows if registry.alive(row["pid"], row["started"])}
     except (OSError, ValueError, KeyError, TypeError):
         pass  # no record, or half of one: the rows above are what is known
     return sorted(found - {os.getpid()})

@@ -1,6 +1,7 @@
 """The supervisor keeps processes running, ends them in time, and takes them with it."""
 
 import asyncio
+import json
 import os
 import signal
 import subprocess
@@ -16,6 +17,7 @@ from infra import registry
 from infra.local import supervisor as module
 from infra.local.ports import StackError
 from infra.local.process import LOG_LIMIT_BYTES, ProcessSpec, python, rotate, tail
+from infra.local.stack import stop, supervisor_pid
 from infra.local.supervisor import Supervisor, end_leftovers, leftovers
 
 SLEEPER = "import time; print('up', flush=True); time.sleep(600)"
@@ -132,8 +134,53 @@ async def test_leftovers_that_do_not_end_by_themselves_are_killed(
 def test_a_reused_pid_is_not_taken_for_ours(tmp_path: Path) -> None:
     path = registry.register("relay", state_dir=tmp_path)
     assert [row["role"] for row in registry.live_rows(tmp_path)] == ["relay"]
-    path.write_text(path.read_text().replace('"created": 1', '"created": 0.1'))
-    assert registry.live_rows(tmp_path) == []
+    row = json.loads(path.read_text())
+    boot, _, ticks = row["started"].partition(":")
+    for other in (f"{boot}:{int(ticks) - 1}", f"another-boot:{ticks}"):
+        path.write_text(json.dumps(row | {"started": other}))
+        assert registry.live_rows(tmp_path) == []
+
+
+@pytest.mark.parametrize("seconds", [-3600, -1, 1, 3, 3600])
+def test_a_clock_that_is_set_hides_no_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seconds: int) -> None:
+    """The kernel's boot time, in whole seconds since the epoch, moves with the clock; who reads it moves too."""
+    registry.register("relay", state_dir=tmp_path)
+    booted = psutil.boot_time()
+    monkeypatch.setattr("psutil._pslinux.boot_time", lambda: booted + seconds)
+    monkeypatch.setattr(time, "time", lambda real=time.time: real() + seconds)
+    assert [row["role"] for row in registry.live_rows(tmp_path)] == ["relay"]
+
+
+def test_where_the_kernel_names_no_boot_pid_and_ticks_tell_processes_apart(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(registry, "_boot", registry._boot.__wrapped__)
+    stat = tmp_path / "42" / "stat"
+    stat.parent.mkdir()
+    monkeypatch.setattr(registry, "PROC", tmp_path)
+    stat.write_text("42 (a (strange) name) S " + " ".join(map(str, range(4, 53))))
+    assert registry.started(42) == ":22"
+    assert registry.alive(42, ":22")
+    stat.write_text(stat.read_text().replace(" S ", " Z "))
+    assert registry.started(42) is None
+    assert registry.started(43) is None
+
+
+def test_a_supervisor_whose_row_is_lost_is_known_by_the_lock_that_it_holds(tmp_path: Path) -> None:
+    code = f"from pathlib import Path; from infra.local.lock import only_one\nwith only_one(Path({str(tmp_path)!r})): input()"
+    assert supervisor_pid(tmp_path) is None
+    holder = subprocess.Popen([sys.executable, "-c", f"{code}"], stdin=subprocess.PIPE)
+    try:
+        until = time.monotonic() + 20
+        while supervisor_pid(tmp_path) is None and time.monotonic() < until:
+            time.sleep(0.02)
+        assert supervisor_pid(tmp_path) == holder.pid
+        stop(tmp_path, (said := []).append)
+        assert said == ["stopping", "stopped"]
+        assert supervisor_pid(tmp_path) is None
+    finally:
+        holder.kill()
+        holder.communicate()
 
 
 def test_a_process_started_by_hand_beside_another_takes_nobodys_name(tmp_path: Path) -> None:
