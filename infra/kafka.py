@@ -139,8 +139,8 @@ def _by_partition(offsets: Mapping[TopicPartition, int]) -> dict[int, int]:
 async def create_topics(settings: Settings) -> None:
     """Create what is missing of `topics.ALL`; what exists is left as it is. Raises KafkaError."""
     admin = AIOKafkaAdminClient(bootstrap_servers=settings.kafka_bootstrap_servers)
-    await admin.start()
     try:
+        await admin.start()
         reply = await admin.create_topics([_new_topic(topic, settings) for topic in topics.ALL])
         for name, code, *_ in reply.topic_errors:
             error = for_code(code)

@@ -69,11 +69,20 @@ class Trips:
                     int(self._at.get("port", 6379)),
                     ssl=self._tls,
                 )
-                if greetings := self._greetings():
-                    raise_first_error(await connection.ask(greetings, self._timeout_s))
+                await self._greet(connection)
         except (OSError, TimeoutError, RedisError) as error:
             raise NotSent(str(error) or type(error).__name__) from error
         return connection
+
+    async def _greet(self, connection: "_Connection") -> None:
+        """Log in and select the database; a server that refuses is not left with an open connection."""
+        greetings = self._greetings()
+        try:
+            if greetings:
+                raise_first_error(await connection.ask(greetings, self._timeout_s))
+        except RedisError:
+            connection.abort()
+            raise
 
     def _greetings(self) -> list[Command]:
         commands: list[Command] = []

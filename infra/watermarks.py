@@ -104,12 +104,16 @@ class Watermarks:
             consumer = make_consumer(
                 self._settings, max_partition_fetch_bytes=4096, fetch_max_wait_ms=20, metadata_max_age_ms=5_000
             )
-            await consumer.start()
-            every = [
-                TopicPartition(topic.name, p)
-                for topic in CONSUMED_BY.values()
-                for p in await self._offsets.partitions(topic)
-            ]
+            try:
+                await consumer.start()
+                every = [
+                    TopicPartition(topic.name, p)
+                    for topic in CONSUMED_BY.values()
+                    for p in await self._offsets.partitions(topic)
+                ]
+            except BaseException:  # also when the asker has given up: it may hold connections already
+                await leave_behind(consumer.stop(), CLOSE_TIMEOUT_S)
+                raise
             consumer.assign(every)
             consumer.pause(*every)
             self._consumer = consumer

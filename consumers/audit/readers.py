@@ -105,8 +105,8 @@ async def read_log(settings: Settings, offsets: Offsets) -> Logs:
     if not unread:
         return books
     consumer = make_consumer(settings, max_partition_fetch_bytes=4 * 1024 * 1024)
-    await consumer.start()
     try:
+        await consumer.start()
         consumer.assign(list(unread))
         for tp in unread:
             consumer.seek(tp, begins[tp])

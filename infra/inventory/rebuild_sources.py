@@ -48,8 +48,8 @@ async def placed_since(
     if not open_ends:
         return
     consumer = make_consumer(settings, max_partition_fetch_bytes=4 << 20)
-    await consumer.start()
     try:
+        await consumer.start()
         consumer.assign(list(open_ends))
         for tp in open_ends:
             consumer.seek(tp, starts.get(tp.partition, 0))

@@ -1,6 +1,7 @@
 """Kept connections against a scripted server: reused when clean, never when anything about them is in doubt."""
 
 import asyncio
+import contextlib
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 
@@ -8,7 +9,7 @@ import pytest
 import uvloop
 from yarl import URL
 
-from infra.keep_alive_post import BrokenOff, KeepAlivePost
+from infra.keep_alive_post import BrokenOff, KeepAlivePost, NotConnected
 
 Serve = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
@@ -133,6 +134,30 @@ async def test_an_answer_that_breaks_off_is_said_to() -> None:
     async with posting_to(serve) as (client, _):
         with pytest.raises(BrokenOff):
             await client.ask(b"{}", "")
+
+
+@pytest.mark.parametrize("answer", [b"HTTP/1.1 400 Bad Request\r\n\r\n", b""], ids=["not TLS", "none in time"])
+async def test_a_handshake_that_fails_leaves_no_connection_open(answer: bytes) -> None:
+    gone: list[asyncio.Event] = []
+
+    async def accept(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        gone.append(asyncio.Event())
+        ended = gone[-1]
+        with contextlib.suppress(ConnectionError):
+            while await reader.read(65_536):
+                writer.write(answer)
+        ended.set()
+        writer.close()
+
+    async with await asyncio.start_server(accept, "127.0.0.1", 0) as server:
+        url = URL(f"https://127.0.0.1:{server.sockets[0].getsockname()[1]}/charges")
+        client = KeepAlivePost(url, connect_timeout_s=0.1, idle_s=1.0, body_max_bytes=1_000, headers={})
+        for _ in range(3):
+            with pytest.raises(NotConnected):
+                await client.ask(b"{}", "")
+        async with asyncio.timeout(5.0):
+            await asyncio.gather(*(ended.wait() for ended in gone))
+    assert len(gone) == 3
 
 
 def test_the_same_on_uvloop_which_the_stage_runs_on() -> None:

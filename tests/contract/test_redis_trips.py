@@ -28,12 +28,14 @@ TIMEOUT_S = 0.2
 
 
 @asynccontextmanager
-async def trips_to(serve: Serve, *, login: str = "", database: int = 0) -> AsyncIterator[tuple[Trips, list[int]]]:
+async def trips_to(
+    serve: Serve, *, login: str = "", database: int = 0
+) -> AsyncIterator[tuple[Trips, list[asyncio.StreamWriter]]]:
     """Trips to a server that does `serve` with the commands of each piece it reads; and the connections it accepted."""
-    accepted: list[int] = []
+    accepted: list[asyncio.StreamWriter] = []
 
     async def accept(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        accepted.append(len(accepted))
+        accepted.append(writer)
         parser = hiredis.Reader()
         try:
             while data := await reader.read(65_536):
@@ -114,6 +116,22 @@ async def test_a_refused_login_was_not_sent() -> None:
             await trips.run([("PING",)])
 
 
+@pytest.mark.parametrize("answer", [b"-WRONGPASS no\r\n", b"HTTP/1.1 400 Bad Request\r\n\r\n", b""])
+async def test_a_refused_greeting_leaves_no_connection_open(answer: bytes) -> None:
+    """Refused, not understood, or not answered in time."""
+
+    async def serve(_commands: list[list[bytes]], writer: asyncio.StreamWriter) -> None:
+        writer.write(answer)
+
+    async with trips_to(serve, login=":wrong@") as (trips, accepted):
+        for _ in range(5):
+            with pytest.raises(NotSent):
+                await trips.run([("PING",)])
+        assert len(accepted) == 5
+        async with asyncio.timeout(5.0):  # each sees its client hang up
+            await asyncio.gather(*(connection.wait_closed() for connection in accepted))
+
+
 async def test_a_server_that_is_not_there_was_not_sent_anything() -> None:
     with pytest.raises(NotSent):
         await Trips("redis://127.0.0.1:1/0", TIMEOUT_S).run([("PING",)])
@@ -173,6 +191,7 @@ async def test_one_reply_too_many_ends_the_connection() -> None:
 def test_the_same_on_uvloop_which_our_processes_run_on() -> None:
     uvloop.run(test_replies_come_in_order_over_one_kept_connection())
     uvloop.run(test_a_late_reply_reaches_nobody())
+    uvloop.run(test_a_refused_greeting_leaves_no_connection_open(b"-WRONGPASS no\r\n"))
 
 
 async def test_the_real_server_answers_as_redis_py_reads_it(redis_settings: Settings) -> None:
