@@ -14,14 +14,25 @@ from infra.operations import Connections, Refused
 from infra.postgres.pool import UNAVAILABLE
 from infra.publisher import Publisher
 from infra.redis_client import RedisError, connect_redis
-from infra.sale_control import LONGEST_WHY, Action, Sale, SaleOver, UnknownProduct, Wish, check, control, sale
+from infra.sale_control import (
+    LONGEST_WHY,
+    Action,
+    KeyReused,
+    Sale,
+    SaleOver,
+    UnknownProduct,
+    Wish,
+    check,
+    control,
+    sale,
+)
 from infra.settings import Settings
 
 from .catalogue import parse_product_id
 from .identity import Identity, User
 from .orders import idempotency_key
 from .problems import Problem
-from .wire import answer, iso, read_members
+from .wire import REPLAYED, answer, iso, read_members
 
 REDIS_TIMEOUT_S = 5.0  # a restock rebuilds the books
 
@@ -64,13 +75,15 @@ class Ops:
             redis = connect_redis(self._settings, connections=4, timeout_s=REDIS_TIMEOUT_S)
             try:
                 stores = Connections(self._settings, redis, self._pool, self._publisher)
-                return answer(_public(await control(stores, product, wish)))
+                return _controlled(await control(stores, product, wish))
             finally:
                 await redis.aclose()
         except UnknownProduct:
             raise Problem("not_found") from None
         except SaleOver:
             raise Problem("sale_closed") from None
+        except KeyReused:
+            raise Problem("key_reused") from None
         except Refused as refused:
             raise Problem("invalid_request", f"{refused}.") from None
         except (*UNAVAILABLE, RedisError, KafkaError, RebuildImpossible):
@@ -81,6 +94,13 @@ class Ops:
         if user.role != "operator":
             raise Problem("forbidden")
         return user
+
+
+def _controlled(sale: Sale) -> web.Response:
+    response = answer(_public(sale))
+    if sale.replayed:
+        response.headers.update(REPLAYED)
+    return response
 
 
 def _public(sale: Sale) -> dict[str, Any]:

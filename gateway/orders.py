@@ -34,7 +34,7 @@ from .admission import Overload, Rates, SoldOutMemory, UnderWay
 from .catalogue import Catalogue, Product
 from .identity import Identity
 from .problems import Problem
-from .wire import answer_bytes, iso_ms, read_json, reason
+from .wire import REPLAYED, answer_bytes, iso_ms, read_json, reason
 
 PUBLISH_WAIT_S = 0.25
 KEY_MAX_CHARACTERS = 255
@@ -149,7 +149,7 @@ class Orders:
         order_id = await self._place(wish)
         _accepted.inc()
         _acknowledged.observe(time.perf_counter() - started)
-        return accepted(product, order_id)
+        return accepted(product, order_id, replayed=order_id != wish.order_id)
 
     async def _place(self, wish: Reservation) -> OrderId:
         """The id of the order that answers this wish: its own, or the one its key was accepted for."""
@@ -202,11 +202,12 @@ class Orders:
             self._kafka_slow = False
 
 
-def accepted(product: Product, order_id: OrderId) -> web.Response:
+def accepted(product: Product, order_id: OrderId, *, replayed: bool = False) -> web.Response:
     before, between, after = product.accepted
     id_bytes = order_id.encode()
     body = b"".join((before, id_bytes, between, id_bytes, after))
-    return answer_bytes(body, 202, f"/api/order/{order_id}/status")
+    more = {"Location": f"/api/order/{order_id}/status"}
+    return answer_bytes(body, 202, more | REPLAYED if replayed else more)
 
 
 def _refusal(refused: Refused) -> Problem:

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any, TypeVar
 
@@ -16,6 +17,8 @@ BODY_MAX_BYTES = 16 * 1024
 BODY_TIMEOUT_S = 8.0  # and 2 s of lingering: cut within 10 s
 JSON = "application/json"
 _HEADERS = {"Content-Type": f"{JSON}; charset=utf-8", "Server": "thrones", "Cache-Control": "no-store"}
+NO_MORE: Mapping[str, str] = {}
+REPLAYED = {"Idempotent-Replayed": "true"}  # the answer to a repeat: this request changed nothing
 
 T = TypeVar("T")
 
@@ -24,9 +27,9 @@ def answer(value: object, status: int = 200) -> web.Response:
     return answer_bytes(orjson.dumps(value), status)
 
 
-def answer_bytes(body: bytes, status: int = 200, location: str | None = None) -> web.Response:
-    headers = _HEADERS if location is None else {**_HEADERS, "Location": location}
-    return web.Response(status=status, body=body, headers=headers)
+def answer_bytes(body: bytes, status: int = 200, more: Mapping[str, str] = NO_MORE) -> web.Response:
+    """`more` headers than those of every JSON answer."""
+    return web.Response(status=status, body=body, headers={**_HEADERS, **more})
 
 
 async def read_json(request: web.Request) -> bytes:

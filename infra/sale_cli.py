@@ -13,6 +13,13 @@ ProductArgument = Annotated[int, typer.Argument(min=1, max=2**31 - 1, metavar="P
 Why = Annotated[str, typer.Option("--why", help="Kept in the audit trail.")]
 Who = Annotated[str, typer.Option("--who", help="Your name in the audit trail; else the system's name for you.")]
 
+Key = Annotated[
+    str,
+    typer.Option(
+        "--key", help="Repeat the command with the same key: it is done once, and the key serves no other wish."
+    ),
+]
+
 
 @app.command()
 def show(product: ProductArgument, as_json: Json = False) -> None:
@@ -37,30 +44,30 @@ def show(product: ProductArgument, as_json: Json = False) -> None:
 
 
 @app.command()
-def pause(product: ProductArgument, why: Why, who: Who = "", as_json: Json = False) -> None:
+def pause(product: ProductArgument, why: Why, who: Who = "", key: Key = "", as_json: Json = False) -> None:
     """Refuse new orders with 503 `sale_paused`; what was accepted goes on. Survives every restart and rebuild.
 
     Example: thrones sale pause 1 --why "wrong picture on the page"
     """
-    _control(product, "pause", why, who, as_json)
+    _control(product, "pause", why, who, key, as_json)
 
 
 @app.command()
-def resume(product: ProductArgument, why: Why, who: Who = "", as_json: Json = False) -> None:
+def resume(product: ProductArgument, why: Why, who: Who = "", key: Key = "", as_json: Json = False) -> None:
     """Sell again.
 
     Example: thrones sale resume 1 --why "picture replaced"
     """
-    _control(product, "resume", why, who, as_json)
+    _control(product, "resume", why, who, key, as_json)
 
 
 @app.command()
-def close(product: ProductArgument, why: Why, who: Who = "", as_json: Json = False) -> None:
+def close(product: ProductArgument, why: Why, who: Who = "", key: Key = "", as_json: Json = False) -> None:
     """End the sale now and for good: new orders get 409 `sale_closed`, what was accepted goes on.
 
     Example: thrones sale close 1 --why "recalled by the maker"
     """
-    _control(product, "close", why, who, as_json)
+    _control(product, "close", why, who, key, as_json)
 
 
 @app.command()
@@ -69,22 +76,25 @@ def restock(
     units: Annotated[int, typer.Option("--units", min=1, max=2**31 - 1, help="Units to add.")],
     why: Why,
     who: Who = "",
+    key: Key = "",
     as_json: Json = False,
 ) -> None:
     """Add units: the product's books are made anew under a new epoch, and refuse with 503 for that moment.
 
-    Example: thrones sale restock 1 --units 50 --why "second delivery"
+    Example: thrones sale restock 1 --units 50 --why "second delivery" --key delivery-2
     """
-    _control(product, "restock", why, who, as_json, units)
+    _control(product, "restock", why, who, key, as_json, units)
 
 
-def _control(product: int, action: str, why: str, who: str, as_json: bool, units: int | None = None) -> None:
+def _control(product: int, action: str, why: str, who: str, key: str, as_json: bool, units: int | None = None) -> None:
+    from infra.inventory.keys import key_hash
     from infra.operations import connected
     from infra.sale_control import Action, Sale, Wish, control, describe
     from infra.settings import get_settings
     from schemas.ids import ProductId
 
-    wish = Wish(Action(action), who.strip() or getpass.getuser(), why, units)
+    hashed = key_hash(key) if key else None
+    wish = Wish(Action(action), who.strip() or getpass.getuser(), why, units, hashed)
 
     async def main() -> Sale:
         async with connected(get_settings()) as stores:

@@ -4,7 +4,7 @@ Postgres first, in one transaction with the trail; then Redis, by `sale.lua`, wh
 writes the same row into its books, so a paused sale stays paused whatever becomes of Redis. Every action may be repeated.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from enum import StrEnum
 
@@ -40,9 +40,13 @@ class SaleOver(Refused):
     """The sale has ended: it can be neither paused nor resumed."""
 
 
+class KeyReused(Refused):
+    """The key was used for another wish."""
+
+
 @dataclass(frozen=True, slots=True)
 class Wish:
-    """Who wants what, and why. `key_hash`: a wish of the same person and key is granted once."""
+    """Who wants what, and why. `key_hash`: a wish of the same person and key is granted once, and the key serves no other."""
 
     action: Action
     who: str
@@ -72,6 +76,7 @@ class Sale:
     initial: int
     trail: list[Entry]
     in_force: bool = True  # False: the books are closed; the rebuild that opens them applies it
+    replayed: bool = False  # the key's wish was granted before; nothing was changed now
 
 
 async def control(to: Connections, product: ProductId, wish: Wish) -> Sale:
@@ -81,22 +86,22 @@ async def control(to: Connections, product: ProductId, wish: Wish) -> Sale:
     """
     check(wish)
     async with to.pool.acquire() as connection, connection.transaction():
-        await _record(connection, product, wish)
+        replayed = await _record(connection, product, wish)
     if wish.action is Action.RESTOCK:
         await _rebuilt(to, product, wish)
         in_force = True
     else:
         in_force = await Inventory(to.redis).control(sale_arguments(await to.pool.fetchrow(SQL.product, product)))
-    return await sale(to.pool, product, in_force=in_force)
+    return replace(await sale(to.pool, product), in_force=in_force, replayed=replayed)
 
 
-async def sale(pool: asyncpg.Pool, product: ProductId, *, in_force: bool = True) -> Sale:
+async def sale(pool: asyncpg.Pool, product: ProductId) -> Sale:
     """Raises UnknownProduct."""
     row = await pool.fetchrow(SQL.product, product)
     if row is None:
         raise UnknownProduct(f"there is no product {product}")
     trail = [Entry(**dict(entry)) for entry in await pool.fetch(SQL.sale_actions, product, TRAIL)]
-    return Sale(product, _state(row), row["initial"], trail, in_force)
+    return Sale(product, _state(row), row["initial"], trail)
 
 
 def check(wish: Wish) -> None:
@@ -109,26 +114,53 @@ def check(wish: Wish) -> None:
         raise Refused(f"{wish.action} takes no units")
 
 
-async def _record(connection: asyncpg.pool.PoolConnectionProxy, product: ProductId, wish: Wish) -> None:
+async def _record(connection: asyncpg.pool.PoolConnectionProxy, product: ProductId, wish: Wish) -> bool:
+    """Whether the wish's key was granted before. The key comes first: a repeat is one also after the sale is over."""
     row = await connection.fetchrow(SQL.sale_for_change, product)
     if row is None:
         raise UnknownProduct(f"there is no product {product}")
+    if wish.key_hash is not None and not await _claim_key(connection, product, wish):
+        return True
+    _check_sale(product, row, wish)
+    if not _is_so(row, wish.action):
+        action_id = await connection.fetchval(
+            SQL.add_sale_action, product, wish.action, wish.units, wish.who, wish.why.strip()
+        )
+        await connection.execute(SQL.apply_sale_action, product, wish.action, action_id, wish.units)
+    return False
+
+
+async def _claim_key(connection: asyncpg.pool.PoolConnectionProxy, product: ProductId, wish: Wish) -> bool:
+    """False where this very wish has the key already. Raises KeyReused where another one has it."""
+    asked = (product, wish.action, wish.units, wish.why.strip())
+    if await connection.fetchval(SQL.claim_sale_key, wish.who, wish.key_hash, *asked) is not None:
+        return True
+    known = await connection.fetchrow(SQL.wish_of_sale_key, wish.who, wish.key_hash)
+    if known is None or tuple(known) != asked:
+        raise KeyReused("this key was used for another action, product, number of units or reason")
+    return False
+
+
+def _check_sale(product: ProductId, row: asyncpg.Record, wish: Wish) -> None:
+    """Raises Refused for a wish that this sale cannot grant."""
     match wish.action:
         case Action.PAUSE | Action.RESUME if row["over"]:
             raise SaleOver(f"the sale of product {product} is over")
         case Action.RESTOCK if row["initial"] + (wish.units or 0) > LARGEST_STOCK:
             raise Refused(f"a product has at most {LARGEST_STOCK} units; product {product} has {row['initial']}")
-        case Action.PAUSE if row["sale_state"] == "paused":
-            return
-        case Action.RESUME if row["sale_state"] == "open":
-            return
-        case Action.CLOSE if row["over"]:
-            return
-    action_id = await connection.fetchval(
-        SQL.add_sale_action, product, wish.action, wish.units, wish.who, wish.why.strip(), wish.key_hash
-    )
-    if action_id is not None:
-        await connection.execute(SQL.apply_sale_action, product, wish.action, action_id, wish.units)
+
+
+def _is_so(row: asyncpg.Record, action: Action) -> bool:
+    """Whether the sale is what the action would make it. A restock always adds."""
+    match action:
+        case Action.PAUSE:
+            return bool(row["sale_state"] == "paused")
+        case Action.RESUME:
+            return bool(row["sale_state"] == "open")
+        case Action.CLOSE:
+            return bool(row["over"])
+        case Action.RESTOCK:
+            return False
 
 
 async def _rebuilt(to: Connections, product: ProductId, wish: Wish) -> StockOpened:

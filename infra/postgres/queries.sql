@@ -123,10 +123,16 @@ WHERE status IN ('awaiting_payment', 'needs_reconciliation') AND product_id = AN
 -- name: sale_for_change
 SELECT sale_state, initial, closes_at IS NOT NULL AND closes_at <= now() AS over FROM products WHERE id = $1 FOR UPDATE;
 
+-- name: claim_sale_key
+-- No row: the key was used before; a claim under way is waited for.
+INSERT INTO sale_keys (who, key_hash, product_id, action, units, why) VALUES ($1, $2, $3, $4, $5, $6)
+ON CONFLICT DO NOTHING RETURNING key_hash;
+
+-- name: wish_of_sale_key
+SELECT product_id, action, units, why FROM sale_keys WHERE who = $1 AND key_hash = $2;
+
 -- name: add_sale_action
--- No row: this key did it before.
-INSERT INTO sale_actions (product_id, action, units, who, why, key_hash) VALUES ($1, $2, $3, $4, $5, $6)
-ON CONFLICT (product_id, who, key_hash) DO NOTHING RETURNING id;
+INSERT INTO sale_actions (product_id, action, units, who, why) VALUES ($1, $2, $3, $4, $5) RETURNING id;
 
 -- name: apply_sale_action
 -- $2 pause, resume, close or restock; $3 the action's id; $4 units to add.

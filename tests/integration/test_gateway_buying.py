@@ -93,6 +93,10 @@ async def test_fifty_copies_of_one_key_at_once_are_one_order(gateway: GatewayCli
     answers = await asyncio.gather(*(gateway.buy({"productId": product}, key) for _ in range(50)))
     assert {answer.status for answer in answers} == {202}
     assert len({answer.body for answer in answers}) == 1
+    assert sorted(answer.headers.get("Idempotent-Replayed", "") for answer in answers) == [
+        "",
+        *["true"] * (len(answers) - 1),
+    ]
     assert await gateway.available(product) == 99
 
 

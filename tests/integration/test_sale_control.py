@@ -1,5 +1,8 @@
 """What operators do to a sale, on real servers: it is in force at once, kept with who and why, and outlives Redis."""
 
+import asyncio
+from dataclasses import replace
+
 import pytest
 
 from infra.inventory import keys
@@ -7,7 +10,7 @@ from infra.inventory.inventory import Refused as NotReserved
 from infra.inventory.rebuild import sale_arguments
 from infra.operations import Connections, Refused
 from infra.postgres.queries import SQL
-from infra.sale_control import Action, SaleOver, UnknownProduct, Wish, control
+from infra.sale_control import Action, KeyReused, SaleOver, UnknownProduct, Wish, control
 from infra.sale_control import sale as read_sale
 from infra.tokens import sign
 from schemas.ids import ProductId
@@ -114,6 +117,44 @@ async def test_a_restock_adds_units_once_a_key_under_a_new_epoch() -> None:
             await control(stores(sale), sale.product, Wish(Action.RESTOCK, "ned", "too much", units=2**31 - 1))
 
 
+def keyed(wish: Wish, key: str) -> Wish:
+    return replace(wish, key_hash=keys.key_hash(key))
+
+
+async def test_a_key_serves_one_wish_and_every_other_wish_with_it_is_refused() -> None:
+    """Another action, product, number of units or reason; also where the first changed nothing. Refused wishes keep none."""
+    async with a_sale(2) as sale, a_sale(2) as other:
+        restock = keyed(Wish(Action.RESTOCK, "ned", "second delivery", units=1), "delivery")
+        assert (await control(stores(sale), sale.product, restock)).initial == 3
+        for changed in (replace(restock, units=5), replace(restock, why="third"), keyed(PAUSE, "delivery")):
+            with pytest.raises(KeyReused):
+                await control(stores(sale), sale.product, changed)
+        with pytest.raises(KeyReused):
+            await control(stores(other), other.product, restock)
+        again = await control(stores(sale), sale.product, restock)
+        assert (again.state, again.initial, again.replayed) == ("open", 3, True)
+        assert (await control(stores(sale), sale.product, replace(restock, who="cat"))).initial == 4
+        await control(stores(sale), sale.product, keyed(RESUME, "no change"))
+        with pytest.raises(KeyReused):
+            await control(stores(sale), sale.product, keyed(PAUSE, "no change"))
+        await control(stores(sale), sale.product, Wish(Action.CLOSE, "ned", "recalled"))
+        with pytest.raises(SaleOver):
+            await control(stores(sale), sale.product, keyed(PAUSE, "too late"))
+        assert (await control(stores(sale), sale.product, keyed(RESUME, "no change"))).replayed
+
+
+async def test_one_key_used_for_two_wishes_at_once_grants_one() -> None:
+    """Whichever comes first."""
+    async with a_sale(2) as sale:
+        wishes = [keyed(Wish(Action.RESTOCK, "ned", "delivery", units=units), "delivery") for units in (1, 5) * 4]
+        ends = await asyncio.gather(
+            *(control(stores(sale), sale.product, wish) for wish in wishes), return_exceptions=True
+        )
+        granted = {wish.units for wish, end in zip(wishes, ends, strict=True) if not isinstance(end, BaseException)}
+        assert len(granted) == 1
+        assert (await read_sale(sale.pool, sale.product)).initial == 2 + (granted.pop() or 0)
+
+
 async def test_the_trail_says_who_did_what_when_and_why() -> None:
     """What changed nothing leaves no line."""
     async with a_sale(2) as sale:
@@ -162,9 +203,12 @@ async def test_over_http_only_operators_control_sales(gateway: GatewayClient) ->
     await gateway.ask("POST", path, headers=operator, json={"action": "resume", "why": "right picture"})
     assert (await gateway.buy({"productId": product})).status == 202
     restock = {"action": "restock", "why": "second delivery", "units": 3}
-    for _ in range(2):
-        again = await gateway.ask("POST", path, headers=operator | {"Idempotency-Key": "delivery-2"}, json=restock)
-        assert (again.status, again.json["initial"]) == (200, 4)
+    keyed = operator | {"Idempotency-Key": "delivery-2"}
+    for replayed in (None, "true"):
+        again = await gateway.ask("POST", path, headers=keyed, json=restock)
+        assert (again.status, again.json["initial"], again.headers.get("Idempotent-Replayed")) == (200, 4, replayed)
+    for other in (restock | {"units": 5}, body):
+        assert (await gateway.ask("POST", path, headers=keyed, json=other)).is_problem(422, "key_reused")
     assert await gateway.available(product) == 3
     await gateway.ask("POST", path, headers=operator, json={"action": "close", "why": "recalled"})
     assert (await gateway.buy({"productId": product})).is_problem(409, "sale_closed")

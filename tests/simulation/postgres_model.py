@@ -209,7 +209,7 @@ class PostgresModel:
     def _is_over(self, row: Row) -> bool:
         return row["closes_at"] is not None and row["closes_at"] <= self._now()
 
-    def _add_sale_action(self, product: int, action: str, units: int | None, who: str, why: str, _: Any) -> list[Row]:
+    def _add_sale_action(self, product: int, action: str, units: int | None, who: str, why: str) -> list[Row]:
         number = len(self.actions) + 1
         fields = {"product_id": product, "action": str(action), "units": units, "who": who, "why": why}
         self.actions.append({"id": number, "at_ms": int(self.clock_s() * 1000), "published": False} | fields)
