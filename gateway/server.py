@@ -10,6 +10,7 @@ from aiohttp.http_exceptions import LineTooLong
 from aiohttp.web_protocol import RequestHandler
 
 from .problems import Problem
+from .request_parser import RequestParser
 
 KEEP_ALIVE_S = 10.0  # also the time a connection may take to send its request line and headers
 LINE_MAX_BYTES = 8 * 1024
@@ -33,6 +34,9 @@ class Connection(RequestHandler):
             max_headers=HEADERS_MAX,
             lingering_time=LINGER_S,
             auto_decompress=False,
+        )
+        self._parser = RequestParser(
+            self, loop, line_max_bytes=LINE_MAX_BYTES, headers_max=HEADERS_MAX, queue_max=self._max_msg_queue_size
         )
         self.on_lost: Callable[[], None] | None = None
 

@@ -97,6 +97,46 @@ async def test_requests_that_could_be_read_two_ways_are_refused_and_closed(
     assert b"aiohttp" not in answer
 
 
+@pytest.mark.parametrize("protocol", [b"h2c", b"foo", b"TLS/1.0", b"websocket", b"tcp"])
+async def test_an_upgrade_that_is_asked_for_is_ignored_and_all_that_follows_is_answered(
+    gateway: GatewayClient, protocol: bytes
+) -> None:
+    """64 requests in one write, the 33rd asks to speak something else: 64 answers, in order (RFC 9110, 7.8)."""
+    ask = b"GET /api/products/x%d HTTP/1.1\r\nHost: x\r\n%s\r\n"
+    upgrade = b"Connection: Upgrade, HTTP2-Settings\r\nUpgrade: " + protocol + b"\r\nHTTP2-Settings: AAMAAABk\r\n"
+    requests = [ask % (n, upgrade if n == 32 else b"") for n in range(63)]
+    last = b"GET /health/live HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
+    started = time.monotonic()
+    answer = await raw(gateway, b"".join(requests) + last, read_s=15)
+    assert time.monotonic() - started < 8
+    assert answer.count(b"HTTP/1.1 404 ") == 63
+    assert b'{"status":"ok"}' in answer.rpartition(b"HTTP/1.1 ")[2]
+    assert b"101 " not in answer
+
+
+async def test_a_purchase_that_asks_for_an_upgrade_is_a_purchase(gateway: GatewayClient) -> None:
+    """Its body and the next request are read."""
+    product = await gateway.product(2)
+    body = b'{"productId":%d}' % product
+    head = (
+        b"POST /api/order/buy-flash HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+        + f"Authorization: {gateway.bearer['Authorization']}\r\nContent-Length: {len(body)}\r\n".encode()
+    )
+    first = head + b"Connection: Upgrade\r\nUpgrade: h2c\r\n\r\n" + body
+    answer = await raw(gateway, first + head + b"Connection: close\r\n\r\n" + body)
+    assert answer.count(b"HTTP/1.1 202 ") == 2
+    assert await gateway.available(product) == 0
+
+
+async def test_a_tunnel_is_refused_and_what_follows_is_answered(gateway: GatewayClient) -> None:
+    connect = b"CONNECT elsewhere.example:443 HTTP/1.1\r\nHost: elsewhere.example:443\r\n\r\n"
+    last = b"GET /health/live HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
+    answer = await raw(gateway, connect + last)
+    assert answer.startswith((b"HTTP/1.1 404 ", b"HTTP/1.1 405 ")), answer[:300]
+    assert answer.count(b"HTTP/1.1 ") == 2
+    assert b'{"status":"ok"}' in answer
+
+
 async def test_clients_that_dawdle_are_cut(gateway: GatewayClient) -> None:
     """Half a request line, half the headers, half a body, nothing at all: closed within 10 s and a little."""
     auth = f"Authorization: {gateway.bearer['Authorization']}\r\n".encode()
