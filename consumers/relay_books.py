@@ -19,7 +19,7 @@ from infra.kafka import create_topics
 from infra.logs import get_logger
 from infra.metrics.definitions import RELAY_CLOSED, RELAY_REBUILD_FAILURES, RELAY_REBUILDS
 from infra.openings import Log
-from infra.postgres.pool import UNAVAILABLE
+from infra.postgres.pool import RECORDS_FAULT, UNAVAILABLE
 from infra.postgres.queries import SQL
 from infra.publisher import Publisher
 from infra.redis_client import Redis, RedisError
@@ -34,7 +34,7 @@ BACKOFF_FIRST_S = 0.5
 BACKOFF_MOST_S = 10.0
 AT_ONCE = 4
 REBUILD_MAX_S = 300.0  # a million orders take about one; one that hangs is given up and begun anew
-FAILURES = (*UNAVAILABLE, asyncpg.PostgresError, RedisError, KafkaError, RebuildImpossible)
+FAILURES = (*UNAVAILABLE, *RECORDS_FAULT, RedisError, KafkaError, RebuildImpossible)
 
 _rebuilds, _failures, _closed = RELAY_REBUILDS.make(), RELAY_REBUILD_FAILURES.make(), RELAY_CLOSED.make()
 log = get_logger()

@@ -93,8 +93,9 @@ class Health:
         return False
 
     async def _postgres_answers(self) -> bool:
+        """A server that can only be read, a standby for example, is as good as away."""
         try:
             async with asyncio.timeout(LOOK_TIMEOUT_S):
-                return bool(await self._pool.fetchval("SELECT 1") == 1)
+                return bool(await self._pool.fetchval("SELECT current_setting('transaction_read_only') = 'off'"))
         except UNAVAILABLE:
             return False

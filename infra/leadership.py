@@ -50,7 +50,7 @@ async def _campaign(settings: Settings, lock: int, stop: Stop, work: Callable[[]
         await _work_while_connected(connection, stop, work)
         log.info("leads no longer")
     finally:
-        with suppress(TimeoutError, OSError, asyncpg.PostgresError, asyncpg.InterfaceError):
+        with suppress(*UNAVAILABLE):
             await connection.close(timeout=PROBE_TIMEOUT_S)
 
 

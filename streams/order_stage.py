@@ -5,7 +5,6 @@
 
 import asyncio
 
-import asyncpg
 from msgspec import UNSET
 
 from infra import tracing
@@ -15,7 +14,7 @@ from infra.logs import get_logger
 from infra.metrics.definitions import ORDER_STORED, ORDERS_PLACED
 from infra.orders import OrderRow, now_ms, place_rows, read_rows
 from infra.pace import Pace
-from infra.postgres.pool import UNAVAILABLE
+from infra.postgres.pool import RECORDS_FAULT, UNAVAILABLE
 from infra.postgres.queries import SQL
 from infra.settlement import BOOKS_AWAY
 from infra.waits import until_it_works
@@ -104,7 +103,7 @@ class OrderStage:
         try:
             with tracing.together("postgres place_orders", None if vouched else self._traced):
                 outcomes = await until_it_works("postgres", UNAVAILABLE, self._insert, placements, vouched)
-        except asyncpg.PostgresError as error:
+        except RECORDS_FAULT as error:
             if len(placements) == 1:
                 await self._bury_and_fail(placements[0], f"postgres: {error}", vouched=vouched)
                 return
@@ -266,7 +265,7 @@ class OrderStage:
         await bury(record, self._dead_letters, reason)
         try:
             await self._record_failed(event, reason)
-        except asyncpg.PostgresError as error:
+        except RECORDS_FAULT as error:
             log.error("neither placed nor failed: its units stay held", order=event.order_id, error=str(error))
         else:
             await self._go_on_with([placement], vouched=vouched)

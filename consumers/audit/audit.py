@@ -12,7 +12,7 @@ from aiokafka.errors import KafkaError
 
 from infra.inventory import keys
 from infra.kafka import Offsets
-from infra.postgres.pool import connect_postgres
+from infra.postgres.pool import UNAVAILABLE, connect_postgres
 from infra.postgres.queries import SQL
 from infra.redis_client import Redis, RedisError, connect_redis
 from infra.settings import Settings
@@ -25,7 +25,7 @@ from .log_book import LogBook
 from .readers import read_ledger, read_log, read_postgres, read_redis
 
 LOOK_EVERY_S = 0.3
-AWAY = (KafkaError, RedisError, asyncpg.PostgresError, asyncpg.InterfaceError, aiohttp.ClientError, OSError)
+AWAY = (*UNAVAILABLE, KafkaError, RedisError, aiohttp.ClientError)
 MOVED = "the books moved while they were read"
 
 

@@ -18,7 +18,7 @@ from msgspec import UNSET
 
 from infra.kafka import Offsets
 from infra.logs import get_logger
-from infra.postgres.pool import CONNECT_TIMEOUT_S
+from infra.postgres.pool import CONNECT_TIMEOUT_S, UNAVAILABLE
 from infra.postgres.queries import SQL
 from infra.publisher import Publisher
 from infra.redis_client import UNREACHABLE, Redis
@@ -105,7 +105,7 @@ async def books_lock(settings: Settings, product: ProductId, *, wait: bool) -> A
             got = await connection.fetchval("SELECT pg_try_advisory_lock($1, $2)", LOCK_SPACE, product)
             yield connection if got else None
     finally:
-        with suppress(TimeoutError, OSError, asyncpg.PostgresError, asyncpg.InterfaceError):
+        with suppress(*UNAVAILABLE):
             await connection.close(timeout=CONNECT_TIMEOUT_S)  # ends the session, and with it the lock
 
 

@@ -253,5 +253,12 @@ WAITING = GaugeOf(
     to_do="Mend that dependency; the process goes on by itself.",
     labels=("what",),
 )
+POSTGRES_REFUSALS = CounterOf(
+    name="thrones_postgres_refusals_total",
+    unit="statements",
+    meaning="Statements and connections that Postgres refused, by SQLSTATE; `none`: no answer at all.",
+    to_do="22... and 23...: a record that can never be stored, among the dead letters. All else waits: mend Postgres.",
+    labels=("sqlstate",),
+)
 
 ALL: tuple[Definition, ...] = tuple(value for value in globals().values() if isinstance(value, Definition))

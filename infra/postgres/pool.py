@@ -1,11 +1,15 @@
 """Postgres connections with a deadline on everything: acquiring, a command, a lock, an idle transaction."""
 
 import asyncio
+import time
 from pathlib import Path
+from typing import Any
 
 import asyncpg
 from pogo_core.util import migrate
 
+from infra.logs import get_logger
+from infra.metrics.definitions import POSTGRES_REFUSALS
 from infra.settings import Settings
 
 COMMAND_TIMEOUT_S = 10.0
@@ -14,19 +18,22 @@ ACQUIRE_TIMEOUT_S = 2.0
 MIGRATIONS = Path(__file__).with_name("migrations")
 MIGRATION_LOCK = 0x7412_0001  # advisory lock keys of this project start with 0x7412
 
-UNAVAILABLE = (
+RECORDS_FAULT: tuple[type[Exception], ...] = (asyncpg.DataError, asyncpg.IntegrityConstraintViolationError)
+"""SQLSTATE classes 22 and 23, and values that asyncpg cannot send: these very values can never be stored."""
+
+UNAVAILABLE: tuple[type[Exception], ...] = (
     OSError,
+    TimeoutError,
     asyncpg.InterfaceError,
     asyncpg.InternalClientError,  # a connection that was ended in the very moment in which it was used
-    asyncpg.PostgresConnectionError,
-    asyncpg.OperatorInterventionError,
-    asyncpg.InsufficientResourcesError,
-    asyncpg.DeadlockDetectedError,
-    asyncpg.LockNotAvailableError,
-    asyncpg.QueryCanceledError,
-    TimeoutError,
+    *(kind for kind in asyncpg.PostgresError.__subclasses__() if kind not in RECORDS_FAULT),
 )
-"""Errors that say nothing about the statement itself: try the same again later (all our writes are guarded)."""
+"""Everything else, also what nobody has thought of: a server that is read-only, full, starting, failing over or without a
+table of ours says nothing about the record. Try the same again later (all our writes are guarded); no record is buried for it."""
+
+REPEAT_AFTER_S = 5.0
+_refused, _told_at = POSTGRES_REFUSALS.make(), dict[str, float]()
+log = get_logger()
 
 
 async def connect_postgres(settings: Settings, *, maximum: int | None = None) -> asyncpg.Pool:
@@ -38,6 +45,7 @@ async def connect_postgres(settings: Settings, *, maximum: int | None = None) ->
         timeout=CONNECT_TIMEOUT_S,
         command_timeout=COMMAND_TIMEOUT_S,
         max_inactive_connection_lifetime=300.0,
+        connect=_connect,
         reset=_nothing_to_reset,
         server_settings={
             "application_name": f"thrones-{settings.thrones_role}",
@@ -52,6 +60,30 @@ async def connect_postgres(settings: Settings, *, maximum: int | None = None) ->
 async def _nothing_to_reset(_: asyncpg.Connection) -> None:
     """asyncpg's own reset is a query after every use. Nobody changes the session of a pool's connection: no SET, no lock that
     outlives its transaction; an open transaction is rolled back all the same."""
+
+
+async def _connect(*args: Any, **kwargs: Any) -> asyncpg.Connection:
+    """A connection whose failures, its making included, are counted and told."""
+    try:
+        connection: asyncpg.Connection = await asyncpg.connect(*args, **kwargs)
+    except Exception as error:
+        tell_refusal(error)
+        raise
+    connection.add_query_logger(lambda query: tell_refusal(query.exception))
+    return connection
+
+
+def tell_refusal(error: BaseException | None) -> None:
+    """Count what Postgres did not do, by SQLSTATE; a log line for each of them every few seconds."""
+    if not isinstance(error, (*UNAVAILABLE, *RECORDS_FAULT)):
+        return
+    state = getattr(error, "sqlstate", None) or "none"
+    _refused.labels(state).inc()
+    now = time.monotonic()
+    if now - _told_at.get(state, -REPEAT_AFTER_S) >= REPEAT_AFTER_S:
+        _told_at[state] = now
+        whose = "the record's" if isinstance(error, RECORDS_FAULT) else "not the record's: tried again"
+        log.warning("postgres refuses", sqlstate=state, fault=whose, error=repr(error))
 
 
 async def migrate_to_newest(settings: Settings) -> None:

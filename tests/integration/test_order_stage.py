@@ -1,85 +1,35 @@
 """The order stage at work on records of books that are no longer in force."""
 
 import asyncio
-import itertools
-from collections.abc import AsyncIterator, Callable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 import asyncpg
 import pytest
 
 from infra.inventory.inventory import Inventory
-from infra.lifecycle import background
 from infra.orders import read_rows
 from infra.publisher import Publisher
 from infra.redis_client import Redis
 from infra.settings import Settings
-from infra.settlement import SettlementDesk
 from schemas.codec import encode
 from schemas.events import OrderPlaced
 from schemas.ids import OrderId, ProductId, new_order_id
 from schemas.order_state import Status
 from schemas.topics import DEAD_LETTERS, ORDER_STATUS, ORDERS
-from streams.acks import InOrderAcks
-from streams.app import Resources
-from streams.dead_letters import DeadLetters
-from streams.order_stage import OrderStage
 from tests.books import hold, open_books, read_books, wish
 from tests.log import event_of, tailing
 from tests.rows import create_product
 
-
-@dataclass
-class Message:
-    value: bytes
-    topic: str = ORDERS.name
-    partition: int = 0
-    offset: int = 0
-    key: bytes = b""
-    headers: dict[str, bytes] = field(default_factory=dict)
-
-
-@dataclass
-class Event:
-    """What the stage needs of faust's Event."""
-
-    message: Message
-    acked: asyncio.Event = field(default_factory=asyncio.Event)
-
-    def ack(self) -> bool:
-        self.acked.set()
-        return True
-
-
-@dataclass
-class Stage:
-    """An order stage at work, without Faust: each record is of a partition of its own."""
-
-    stage: OrderStage
-    acks: Any
-    partitions: Iterator[int] = field(default_factory=itertools.count)
-
-    def take(self, value: bytes) -> Event:
-        event = Event(Message(value))
-        self.stage.take(self.acks.take(next(self.partitions), event))
-        return event
-
-    async def read(self, value: bytes) -> None:
-        """Returns when the record has been acknowledged."""
-        async with asyncio.timeout(30):
-            await self.take(value).acked.wait()
+from .stages import Stage, order_stage
 
 
 @pytest.fixture
 async def stage(
     settings: Settings, inventory: Inventory, pool: asyncpg.Pool, publisher: Publisher
 ) -> AsyncIterator[Stage]:
-    acks: Any = InOrderAcks()
-    desk = SettlementDesk(pool, inventory, publisher)
-    order_stage = OrderStage(Resources(settings, pool, inventory, publisher, desk, DeadLetters(publisher)), acks)
-    async with background(order_stage.run()):
-        yield Stage(order_stage, acks)
+    async with order_stage(settings, inventory, pool, publisher) as working:
+        yield working
 
 
 def placed(product: ProductId, **fields: Any) -> OrderPlaced:
@@ -126,7 +76,8 @@ async def test_what_postgres_refuses_for_good_is_dead_lettered_and_ends_as_a_fai
     asked = wish(product, quantity=3)
     held = await hold(inventory, asked)
     await pool.execute(
-        """CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RAISE 'no such order'; END $$;
+        """CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
+            RAISE 'no such order' USING ERRCODE = 'check_violation'; END $$;
         CREATE TRIGGER refuse BEFORE INSERT ON orders FOR EACH ROW WHEN (NEW.status <> 'failed') EXECUTE FUNCTION refuse()"""
     )
     async with tailing(settings, ORDER_STATUS, DEAD_LETTERS) as tail:

@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 from unittest.mock import patch
 
+from asyncpg import InterfaceError, PostgresError
 from msgspec import structs
 
 from consumers.relay_pushes import Pusher
@@ -288,6 +289,13 @@ def reserve_without_asking_for_the_run() -> AbstractContextManager[Any]:
     return _changed("reserve", "if stock[1] ~= run or stock[2] == 'closed'", "if stock[2] == 'closed'")
 
 
+def passing_states_are_the_records_fault() -> AbstractContextManager[Any]:
+    """Whatever Postgres itself answers buries the record."""
+    return patch.multiple(
+        "streams.order_stage", RECORDS_FAULT=(PostgresError,), UNAVAILABLE=(OSError, TimeoutError, InterfaceError)
+    )
+
+
 @contextmanager
 def end_not_waited_for() -> Iterator[None]:
     async def publish(self: Any, *_: Any) -> None:
@@ -327,6 +335,7 @@ IN_SIMULATION = [
     Planted("keyless retry", keyless_retry),
     Planted("snapshot before end offsets", snapshot_before_the_end_offsets, CALM, slow_ends_and_no_second_look),
     Planted("dead letter without a row", dead_letter_without_a_row),
+    Planted("passing states are the record's fault", passing_states_are_the_records_fault),
     Planted("reserve without asking for the run", reserve_without_asking_for_the_run),
     Planted("end not waited for", end_not_waited_for),
     Planted("rebuild forgets what Redis holds", rebuild_forgets_what_redis_holds),

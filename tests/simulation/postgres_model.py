@@ -5,9 +5,10 @@ with the real ones. Rows are never changed in place, so a snapshot is a copy of 
 """
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
+from itertools import cycle
 from typing import Any
 
 import asyncpg
@@ -21,6 +22,18 @@ UNPAID = ("awaiting_payment", "needs_reconciliation")
 GIVEN_BACK = ("failed", "payment_failed")
 NAMES = {text: name for name, text in vars(SQL).items()}
 ONE_MINUTE = timedelta(minutes=1)
+PASSING: tuple[Exception, ...] = (
+    OSError("postgres is away"),
+    asyncpg.ReadOnlySQLTransactionError("cannot execute INSERT in a read-only transaction"),
+    asyncpg.TooManyConnectionsError("sorry, too many clients already"),
+    asyncpg.CannotConnectNowError("the database system is starting up"),
+    asyncpg.PostgresIOError("could not extend file: no space left on device"),
+    asyncpg.InvalidPasswordError("password authentication failed"),
+    asyncpg.SerializationError("could not serialize access"),
+    asyncpg.UndefinedTableError("relation does not exist"),
+    asyncpg.UnknownPostgresError("of a class that nobody has heard of"),
+)
+"""What an outage may look like. Taken in turn, without dice: a history does not depend on what exactly was answered."""
 
 
 @dataclass
@@ -33,6 +46,7 @@ class PostgresModel:
     locks: dict[tuple[int, ...], object] = field(default_factory=dict)  # advisory ones, and the session that holds each
     refused: set[str] = field(default_factory=set)  # orders that place_orders can never insert, whatever the reason
     actions: list[Row] = field(default_factory=list)  # of operators
+    passing: Iterator[Exception] = field(default_factory=lambda: cycle(PASSING))  # the next answer in an outage
 
     def snapshot(self) -> "PostgresModel":
         return PostgresModel(self.clock_s, dict(self.products), dict(self.orders))

@@ -19,7 +19,7 @@ class PostgresPort(Port):
     async def fetch(self, statement: str, *args: Any) -> list[dict[str, Any]]:
         await self.travel()
         if self.world.away("postgres"):
-            raise OSError("postgres is away")
+            raise next(self.world.postgres.passing)
         rows = self._model().run(statement, args)
         self.step("postgres")
         if self.world.chance(self.world.chances.lost_reply):
