@@ -28,6 +28,7 @@ from infra.settings import Settings
 from schemas.codec import encode
 from schemas.events import OrderPlaced, StockOpened
 from schemas.ids import ProductId, new_order_id
+from schemas.limits import DEFAULT_MAX_QUANTITY
 from schemas.order_state import Status
 from schemas.topics import ORDER_STAGE_GROUP, ORDERS
 
@@ -77,7 +78,18 @@ def _placed(product: ProductId, n: int, now_ms: int, initial: int) -> OrderPlace
 async def write_rows(pool: asyncpg.Pool, history: History, *, verified: bool) -> None:
     """The product and every order that has a row, all that ended an hour ago; `verified`: and that was announced."""
     product = history.product
-    await pool.execute(SQL.create_product, product, "a castle", PRICE_CENTS, "USD", history.initial, None, None, None)
+    await pool.execute(
+        SQL.create_product,
+        product,
+        "a castle",
+        PRICE_CENTS,
+        "USD",
+        history.initial,
+        None,
+        None,
+        None,
+        DEFAULT_MAX_QUANTITY,
+    )
     ended_at = datetime.now(UTC) - timedelta(hours=1)
     columns = (
         "id product_id user_id quantity unit_price_cents currency status epoch version available key_hash placed_at_ms"

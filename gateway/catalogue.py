@@ -1,4 +1,4 @@
-"""What a product is: its immutable name, price and currency, remembered a worker; its stock is never kept here.
+"""What a product is: its immutable name, price, currency and largest order, remembered a worker; its stock is never kept here.
 
 Redis is asked first, Postgres only when Redis does not know the product; only Postgres can say that there is none.
 """
@@ -15,6 +15,7 @@ from infra.postgres.pool import UNAVAILABLE
 from infra.postgres.queries import SQL
 from infra.redis_client import RedisError
 from schemas.ids import ProductId
+from schemas.limits import DEFAULT_MAX_QUANTITY
 from schemas.money import to_decimal
 
 from .problems import Problem
@@ -32,6 +33,7 @@ class Product:
     name: str
     price_cents: int
     currency: str
+    max_quantity: int
     accepted: tuple[bytes, bytes, bytes]
 
     @property
@@ -39,7 +41,9 @@ class Product:
         return {"id": self.id, "name": self.name, "price": to_decimal(self.price_cents)}
 
 
-def make_product(product: ProductId, name: str, price_cents: int, currency: str) -> Product:
+def make_product(
+    product: ProductId, name: str, price_cents: int, currency: str, max_quantity: int = DEFAULT_MAX_QUANTITY
+) -> Product:
     body = orjson.dumps(
         {
             "success": True,
@@ -51,7 +55,7 @@ def make_product(product: ProductId, name: str, price_cents: int, currency: str)
         }
     )
     before, between, after = body.split("\ue000".encode())
-    return Product(product, name, price_cents, currency, (before, between, after))
+    return Product(product, name, price_cents, currency, max_quantity, (before, between, after))
 
 
 class Catalogue:
@@ -76,14 +80,17 @@ class Catalogue:
 
     async def _from_redis(self, product: ProductId) -> Product | None:
         try:
-            name, price, currency = await self._reads.command(
-                "HMGET", keys.stock(product), "name", "price_cents", "currency"
+            name, price, currency, max_quantity = await self._reads.command(
+                "HMGET", keys.stock(product), "name", "price_cents", "currency", "max_quantity"
             )
         except RedisError:
             return None
         if name is None or price is None or currency is None:
             return None
-        return make_product(product, name.decode(), int(price), currency.decode())
+        # Books that were opened by a release without it have no largest order; their row has the default.
+        return make_product(
+            product, name.decode(), int(price), currency.decode(), int(max_quantity or DEFAULT_MAX_QUANTITY)
+        )
 
     async def _from_postgres(self, product: ProductId) -> Product:
         if self._unknown.get(product, 0.0) > time.monotonic():
@@ -97,7 +104,7 @@ class Catalogue:
                 self._unknown.clear()
             self._unknown[product] = time.monotonic() + UNKNOWN_FOR_S
             raise Problem("not_found")
-        return make_product(product, row["name"], row["price_cents"], row["currency"])
+        return make_product(product, row["name"], row["price_cents"], row["currency"], row["max_quantity"])
 
 
 def parse_product_id(text: str) -> ProductId:

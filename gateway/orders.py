@@ -133,6 +133,8 @@ class Orders:
         key = idempotency_key(request)
         product_id, quantity = decode_wish(await read_json(request))
         product = self._catalogue.cached(product_id) or await self._catalogue.find(product_id)
+        if quantity > product.max_quantity:
+            raise Problem("invalid_request", f"One order is of at most {product.max_quantity} units of this product.")
         if key is None and self._sold_out.covers(product_id, quantity):
             raise Problem("sold_out")
         if self._publisher.unpublished >= self._max_unpublished:

@@ -13,6 +13,7 @@ from infra.postgres.pool import UNAVAILABLE
 from infra.postgres.queries import SQL
 from infra.redis_client import RedisError
 from schemas.ids import ProductId
+from schemas.limits import DEFAULT_MAX_QUANTITY
 from schemas.money import to_decimal
 
 from .catalogue import Catalogue, parse_product_id
@@ -30,6 +31,7 @@ FIELDS = (
     "closes_at_ms",
     "created_ms",
     "updated_ms",
+    "max_quantity",
 )
 
 
@@ -74,7 +76,7 @@ class Products:
 
 
 def _from_redis(product: ProductId, stock: list[bytes | None]) -> dict[str, Any]:
-    name, price, currency, available, *times = stock
+    name, price, currency, available, *times, max_quantity = stock
     opens_at, closes_at, created_at, updated_at = (iso_ms(int(at)) if at else None for at in times)
     return {
         "id": product,
@@ -82,6 +84,7 @@ def _from_redis(product: ProductId, stock: list[bytes | None]) -> dict[str, Any]
         "price": to_decimal(int(price or 0)),
         "currency": (currency or b"").decode(),
         "stock": int(available or 0),
+        "maxQuantity": int(max_quantity or DEFAULT_MAX_QUANTITY),
         "opensAt": opens_at,
         "closesAt": closes_at,
         "serverTime": iso_ms(time.time_ns() // 1_000_000),
@@ -97,6 +100,7 @@ def _from_row(row: asyncpg.Record, available: bytes | None) -> dict[str, Any]:
         "price": to_decimal(row["price_cents"]),
         "currency": row["currency"],
         "stock": None if available is None else int(available),
+        "maxQuantity": row["max_quantity"],
         "opensAt": row["opens_at"] and iso(row["opens_at"]),
         "closesAt": row["closes_at"] and iso(row["closes_at"]),
         "serverTime": iso_ms(time.time_ns() // 1_000_000),

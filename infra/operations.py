@@ -15,6 +15,7 @@ import bcrypt
 
 from schemas.events import StockOpened
 from schemas.ids import OrderId, ProductId
+from schemas.limits import DEFAULT_MAX_QUANTITY
 from schemas.money import to_decimal
 from schemas.order_state import TERMINAL, Status
 
@@ -50,6 +51,7 @@ class NewProduct:
     stock: int
     currency: str = "USD"
     per_user_limit: int | None = None
+    max_quantity: int = DEFAULT_MAX_QUANTITY
     opens_at: datetime | None = None
     closes_at: datetime | None = None
 
@@ -118,6 +120,7 @@ async def _insert(pool: asyncpg.Pool, product: NewProduct) -> bool:
         product.opens_at,
         product.closes_at,
         product.per_user_limit,
+        product.max_quantity,
     )
     return created is not None
 

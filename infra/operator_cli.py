@@ -9,6 +9,7 @@ import typer
 
 from infra.cli import Json, fail, report, run_command
 from infra.sale_cli import app as sale_app
+from schemas.limits import DEFAULT_MAX_QUANTITY
 
 app = typer.Typer(no_args_is_help=True)
 product_app = typer.Typer(no_args_is_help=True, help="Products on sale.")
@@ -58,6 +59,9 @@ def create_product(
     stock: Annotated[int, typer.Option("--stock", min=0, max=2**31 - 1, help="Units on sale.")],
     currency: Annotated[str, typer.Option("--currency", help="ISO 4217, like USD.")] = "USD",
     per_user_limit: Annotated[int | None, typer.Option("--per-user-limit", min=1, help="Units a user.")] = None,
+    max_quantity: Annotated[
+        int, typer.Option("--max-quantity", min=1, max=2**31 - 1, help="Units an order.")
+    ] = DEFAULT_MAX_QUANTITY,
     opens_at: Annotated[str | None, typer.Option("--opens-at", help="ISO 8601; UTC where no zone is given.")] = None,
     closes_at: Annotated[str | None, typer.Option("--closes-at", help="ISO 8601; UTC where no zone is given.")] = None,
     as_json: Json = False,
@@ -77,6 +81,7 @@ def create_product(
         stock=stock,
         currency=_currency(currency),
         per_user_limit=per_user_limit,
+        max_quantity=max_quantity,
         opens_at=_time(opens_at),
         closes_at=_time(closes_at),
     )

@@ -55,7 +55,9 @@ class Settings(BaseSettings):
     jwt_secret: SecretStr = SecretStr("")
     bcrypt_cost: Annotated[int, Field(ge=10, le=16)] = 12
 
-    max_held: Annotated[int, Field(ge=1)] = 100_000  # units a product may hold before reserve answers `busy`
+    max_held: Annotated[int, Field(ge=1)] = (
+        100_000  # orders of a product that may hold units before reserve answers `busy`
+    )
     buys_per_second_per_user: Annotated[int, Field(ge=1)] = 50
     buys_per_second_per_address: Annotated[int, Field(ge=0)] = 0  # 0: no limit; many buyers may share one address
     max_unpublished: Annotated[int, Field(ge=1)] = 10_000  # orders a gateway worker may owe Kafka

@@ -94,6 +94,7 @@ class Books:
     initial: int
     available: int
     held: int
+    held_orders: int
     sold: int
     version: int
     epoch: int
@@ -106,6 +107,7 @@ class Books:
         assert self.initial == self.available + self.held + self.sold
         assert min(self.available, self.held, self.sold) >= 0
         assert self.held == sum(e.quantity for e in self.entries.values() if e.state is Entry.HELD)
+        assert self.held_orders == sum(e.quantity > 0 for e in self.entries.values() if e.state is Entry.HELD)
         assert self.due == set(self.entries)
         assert all(units > 0 for units in self.buyers.values())
         assert sum(self.buyers.values()) == self.held + self.sold
@@ -122,6 +124,7 @@ async def read_books(redis: Redis, product: ProductId) -> Books:
     numbers = {name: int(stock[name.encode()]) for name in ("initial", "available", "held", "sold", "version", "epoch")}
     return Books(
         **numbers,
+        held_orders=int(stock.get(b"held_orders", 0)),
         entries=entries,
         due={OrderId(id_.decode()) for id_ in due},
         buyers={int(user): int(units) for user, units in buyers.items()},

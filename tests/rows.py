@@ -9,6 +9,7 @@ import asyncpg
 from infra.orders import OrderRow
 from infra.postgres.queries import SQL
 from schemas.ids import OrderId, ProductId, new_order_id
+from schemas.limits import DEFAULT_MAX_QUANTITY
 from schemas.order_state import Status
 
 PRICE_CENTS = 99_999
@@ -36,7 +37,18 @@ def placed(product: ProductId, version: int, quantity: int = 1, **fields: object
 
 async def create_product(pool: asyncpg.Pool, product: ProductId, initial: int, *, epoch: int = 1) -> None:
     """A product of which `epoch` books have been made."""
-    await pool.execute(SQL.create_product, product, f"thing {product}", PRICE_CENTS, "USD", initial, None, None, None)
+    await pool.execute(
+        SQL.create_product,
+        product,
+        f"thing {product}",
+        PRICE_CENTS,
+        "USD",
+        initial,
+        None,
+        None,
+        None,
+        DEFAULT_MAX_QUANTITY,
+    )
     for _ in range(epoch):
         await pool.fetchval(SQL.draw_epoch, product)
 

@@ -309,7 +309,7 @@ class _Rebuild:
         # First on the log, then in force: no version of this epoch can be there without its opening.
         sent = self._publisher.publish(topics.ORDERS, str(self._product), encode(opened))
         await asyncio.wait_for(asyncio.shield(sent), PUBLISH_TIMEOUT_S)
-        fields = stock_fields(opened, product, self._settings.max_held)
+        fields = stock_fields(opened, product, self._settings.max_held, books.held_orders)
         answer = await self._redis.eval(SCRIPTS["open"], 7, *books.script_keys, run, str(epoch), *fields)
         if answer != b"opened":
             raise _Overtaken(answer.decode())
@@ -331,7 +331,7 @@ class _Rebuild:
         return opened
 
 
-def stock_fields(opened: StockOpened, product: Any, max_held: int) -> list[str]:
+def stock_fields(opened: StockOpened, product: Any, max_held: int, held_orders: int) -> list[str]:
     """The stock hash as field, value, ...; run, epoch and version are open.lua's. An absent field means none."""
     fields: dict[str, object] = {
         "state": product["sale_state"],
@@ -339,11 +339,13 @@ def stock_fields(opened: StockOpened, product: Any, max_held: int) -> list[str]:
         "initial": opened.initial,
         "available": opened.available,
         "held": opened.held,
+        "held_orders": held_orders,
         "sold": opened.sold,
         "name": product["name"],
         "price_cents": product["price_cents"],
         "currency": product["currency"],
         "per_user_limit": product["per_user_limit"],
+        "max_quantity": product["max_quantity"],
         "opens_at_ms": _milliseconds(product["opens_at"]),
         "closes_at_ms": _milliseconds(product["closes_at"]),
         "created_ms": _milliseconds(product["created_at"]),

@@ -87,6 +87,7 @@ class PreparedBooks:
         self._now_ms = time.time_ns() // 1_000_000
         self._under_way: list[asyncio.Task[None]] = []
         self.held_units = 0
+        self.held_orders = 0  # that hold some of them
         self.confirmed_units = 0  # of the held ones, those of confirmed orders: they are not counted as sold yet
         self.entries = 0
 
@@ -165,6 +166,7 @@ class PreparedBooks:
             chunk.orders.append((entry.order_id, entry.line().decode(), first_look_ms))
             self.entries += 1
             self.held_units += entry.quantity
+            self.held_orders += entry.quantity > 0
 
     def _record_key(self, chunk: _Chunk, order_id: str, user: int, hashed: str, placed_ms: int, quantity: int) -> None:
         remaining_ms = placed_ms + KEY_LIFETIME_MS - self._now_ms

@@ -3,6 +3,7 @@
 -- error half-way is not rolled back. Without the allow-oom flag a full Redis refuses the whole script up front.
 --
 -- KEYS[1] stock:{p}   hash: run epoch state initial available held sold version opens_at_ms closes_at_ms per_user_limit max_held
+--                     held_orders (a bound on orders, not on units: one large order makes nobody wait)
 -- KEYS[2] held:{p}    hash: order id -> entry (see entry.py)
 -- KEYS[3] due:{p}     sorted set: order id by the time (ms) of the relay's next look
 -- KEYS[4] buyers:{p}  hash: user id -> units of live and confirmed orders
@@ -17,11 +18,11 @@
 --   {'held', epoch, version, available, now_ms}       units taken
 --   {'known', order id, body}                         this key was accepted before
 --   {'unverified'}                                    the books were not made for this Redis run, or are being rebuilt
---   {'paused'} {'not_open', opens_at_ms} {'closed'} {'user_limit'} {'busy', held}
---   {'sold_out', epoch, version}
+--   {'paused'} {'not_open', opens_at_ms} {'closed'} {'user_limit'}
+--   {'sold_out', epoch, version} {'busy'}
 
 local stock = redis.call('HMGET', KEYS[1], 'run', 'state', 'epoch', 'version', 'available', 'opens_at_ms', 'closes_at_ms',
-  'per_user_limit', 'max_held', 'held')
+  'per_user_limit', 'max_held', 'held_orders')
 local run = string.match(redis.call('INFO', 'server'), 'run_id:(%x+)')
 if stock[1] ~= run or stock[2] == 'closed' then return {'unverified'} end
 
@@ -47,12 +48,13 @@ if closes and now >= closes then return {'closed'} end
 local quantity = tonumber(ARGV[3])
 local limit = tonumber(stock[8] or '')
 if limit and tonumber(redis.call('HGET', KEYS[4], ARGV[2]) or 0) + quantity > limit then return {'user_limit'} end
-if tonumber(stock[10]) + quantity > tonumber(stock[9]) then return {'busy', tonumber(stock[10])} end
 local available = tonumber(stock[5]) - quantity
 if available < 0 then return {'sold_out', tonumber(stock[3]), tonumber(stock[4])} end
+if tonumber(stock[10] or 0) >= tonumber(stock[9]) then return {'busy'} end
 
 redis.call('HINCRBY', KEYS[1], 'available', -quantity)
 redis.call('HINCRBY', KEYS[1], 'held', quantity)
+redis.call('HINCRBY', KEYS[1], 'held_orders', 1)
 local version = redis.call('HINCRBY', KEYS[1], 'version', 1)
 redis.call('HSET', KEYS[2], ARGV[1],
   'h ' .. stock[3] .. ' ' .. version .. ' ' .. available .. ' ' .. ARGV[3] .. ' ' .. ARGV[2] .. ' ' .. now_text .. ' ' .. ARGV[5])

@@ -30,6 +30,7 @@ end
 local time = redis.call('TIME')
 local now = tonumber(time[1]) * 1000 + math.floor(tonumber(time[2]) / 1000)
 redis.call('HINCRBY', KEYS[1], 'held', -quantity)
+if quantity > 0 then redis.call('HINCRBY', KEYS[1], 'held_orders', -1) end -- else it ended before a rebuild, which counted it out
 redis.call('HINCRBY', KEYS[1], ARGV[2] == 'r' and 'available' or 'sold', quantity)
 version = redis.call('HINCRBY', KEYS[1], 'version', 1)
 available = redis.call('HGET', KEYS[1], 'available')

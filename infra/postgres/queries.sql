@@ -38,18 +38,18 @@ FROM orders WHERE status = 'needs_reconciliation' AND created_at > $1 ORDER BY u
 SELECT count(*) FROM orders WHERE status = 'needs_reconciliation' AND created_at <= $1;
 
 -- name: product
-SELECT id, name, price_cents, currency, initial, taken, epoch, verified_at, opens_at, closes_at, per_user_limit,
+SELECT id, name, price_cents, currency, initial, taken, epoch, verified_at, opens_at, closes_at, per_user_limit, max_quantity,
     sale_state, sale_action, created_at, updated_at
 FROM products WHERE id = $1;
 
 -- name: products
-SELECT id, name, price_cents, currency, initial, taken, epoch, verified_at, opens_at, closes_at, per_user_limit,
+SELECT id, name, price_cents, currency, initial, taken, epoch, verified_at, opens_at, closes_at, per_user_limit, max_quantity,
     sale_state, sale_action, created_at, updated_at
 FROM products ORDER BY id;
 
 -- name: create_product
-INSERT INTO products (id, name, price_cents, currency, initial, opens_at, closes_at, per_user_limit)
-VALUES ($1, $2, $3, $4, $5, $6, $7, $8) ON CONFLICT (id) DO NOTHING RETURNING id;
+INSERT INTO products (id, name, price_cents, currency, initial, opens_at, closes_at, per_user_limit, max_quantity)
+VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9) ON CONFLICT (id) DO NOTHING RETURNING id;
 
 -- name: draw_epoch
 -- Before a rebuild reads anything: from now on records of older books need a held entry to be believed.

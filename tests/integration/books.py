@@ -31,6 +31,7 @@ from infra.settings import Settings
 from infra.settlement import SettlementDesk, Verdict
 from schemas.events import OrderStatusChanged, StockOpened
 from schemas.ids import OrderId, ProductId, UserId, new_order_id
+from schemas.limits import DEFAULT_MAX_QUANTITY
 from schemas.order_state import Status
 from schemas.topics import ORDER_STAGE_GROUP, ORDERS, Topic
 
@@ -153,7 +154,18 @@ async def a_sale(stock: int, *, per_user_limit: int | None = None, opened: bool 
     publisher = await Publisher.start(of)
     inventory = Inventory(redis)
     product = ProductId(DRAW.randrange(1_000, 2**31 - 1))
-    await pool.execute(SQL.create_product, product, "a sword", PRICE_CENTS, "USD", stock, None, None, per_user_limit)
+    await pool.execute(
+        SQL.create_product,
+        product,
+        "a sword",
+        PRICE_CENTS,
+        "USD",
+        stock,
+        None,
+        None,
+        per_user_limit,
+        DEFAULT_MAX_QUANTITY,
+    )
     sale = Sale(of, redis, pool, publisher, inventory, SettlementDesk(pool, inventory, publisher), product)
     try:
         await have_read_all(of, ORDER_STAGE_GROUP, ORDERS)

@@ -20,6 +20,28 @@ from .gateway_fixtures import GatewayClient, gateway, gateway_on, settings
 __all__ = ["gateway", "settings"]
 
 
+async def test_an_order_is_of_at_most_the_products_max_quantity(gateway: GatewayClient) -> None:
+    """More is no request that could ever be granted; within it, more than is left is sold out."""
+    few, many = await gateway.product(12), await gateway.product(200_000, max_quantity=150_000)
+    answer = await gateway.buy({"productId": few, "quantity": 11})
+    assert answer.is_problem(400, "invalid_request")
+    assert "at most 10 units" in answer.json["detail"]
+    assert (await gateway.buy({"productId": few, "quantity": 10})).status == 202
+    assert (await gateway.buy({"productId": few, "quantity": 3})).is_problem(409, "sold_out")
+    assert (await gateway.buy({"productId": many, "quantity": 150_000})).status == 202
+    assert (await gateway.buy({"productId": many, "quantity": 150_000})).is_problem(409, "sold_out")
+    assert (await gateway.buy({"productId": many})).status == 202, "one large order makes nobody wait"
+    listed = (await gateway.ask("GET", "/api/products")).json["products"]
+    assert {p["id"]: p["maxQuantity"] for p in listed if p["id"] in (few, many)} == {few: 10, many: 150_000}
+    assert (await gateway.ask("GET", f"/api/products/{many}")).json["maxQuantity"] == 150_000
+
+
+async def test_an_order_of_more_than_may_be_held_is_sold_out_and_not_busy_for_ever(gateway: GatewayClient) -> None:
+    product = await gateway.product(5)
+    await gateway.to.redis.hset(keys.stock(product), "max_held", 7)
+    assert (await gateway.buy({"productId": product, "quantity": 8})).is_problem(409, "sold_out")
+
+
 async def test_an_accepted_order_is_answered_held_and_on_the_log(gateway: GatewayClient) -> None:
     """202 means: units held in Redis, order.placed on the log, the read model there at once."""
     product = await gateway.product(3)

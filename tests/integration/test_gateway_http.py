@@ -58,7 +58,7 @@ async def test_a_product_is_told_with_the_stock_of_this_moment(gateway: GatewayC
     product = await gateway.product(7)
     one = (await gateway.ask("GET", f"/api/products/{product}")).json
     assert one.keys() == {
-        "id", "name", "price", "currency", "stock", "opensAt", "closesAt", "serverTime", "createdAt", "updatedAt"
+        "id", "name", "price", "currency", "stock", "maxQuantity", "opensAt", "closesAt", "serverTime", "createdAt", "updatedAt"
     }  # fmt: skip
     assert (one["id"], one["price"], one["stock"], one["opensAt"]) == (product, "19.99", 7, None)
     assert one["serverTime"].endswith("Z")

@@ -101,8 +101,9 @@ async def test_keys_are_a_users_own(inventory: Inventory, product: ProductId) ->
         ({"run": "0" * 40}, "unverified"),
         ({"state": "paused"}, "paused"),
         ({"per_user_limit": 1}, "user_limit"),
-        ({"max_held": 1}, "busy"),
+        ({"max_held": 1, "held_orders": 1}, "busy"),
         ({"available": 1, "sold": 9}, "sold_out"),
+        ({"available": 1, "sold": 9, "max_held": 1, "held_orders": 1}, "sold_out"),  # which no waiting mends
     ],
 )
 async def test_each_refusal_changes_nothing(
@@ -122,7 +123,7 @@ async def test_each_refusal_changes_nothing(
     assert await redis.dbsize() == names
 
 
-@pytest.mark.parametrize("bound", [{"per_user_limit": 3}, {"max_held": 3}, {"available": 3, "sold": 7}])
+@pytest.mark.parametrize("bound", [{"per_user_limit": 3}, {"available": 3, "sold": 7}])
 async def test_each_bound_is_given_to_its_last_unit(
     redis: Redis, inventory: Inventory, product: ProductId, bound: dict[Any, Any]
 ) -> None:
@@ -132,6 +133,22 @@ async def test_each_bound_is_given_to_its_last_unit(
     assert code(await inventory.reserve(wish(product, quantity=2))) != "held"
     await hold(inventory, wish(product, quantity=1))
     assert code(await inventory.reserve(wish(product, quantity=1))) != "held"
+
+
+async def test_the_bound_on_what_is_held_counts_orders_whatever_their_size(
+    redis: Redis, inventory: Inventory, product: ProductId
+) -> None:
+    """One large order makes a sale busy for nobody else; what is settled makes room."""
+    await redis.hset(keys.stock(product), "max_held", 2)
+    large, small = wish(product, quantity=7), wish(product, quantity=1)
+    await hold(inventory, large)
+    await hold(inventory, small)
+    assert code(await inventory.reserve(wish(product))) == "busy"
+    assert code(await inventory.reserve(wish(product, quantity=3))) == "sold_out"
+    await inventory.settle([(product, large.order_id, Entry.SOLD), (product, large.order_id, Entry.SOLD)])
+    await hold(inventory, wish(product))
+    assert code(await inventory.reserve(wish(product))) == "busy"
+    (await read_books(redis, product)).check()
 
 
 async def test_a_product_without_books_is_unverified_not_unknown(inventory: Inventory, new_product: NewProduct) -> None:
@@ -344,7 +361,7 @@ async def test_prepared_books_are_beside_those_in_force_until_they_are_opened(
     assert await redis.get("key:new") == b"order"
     assert (await read_model(redis, asked.order_id))["status"] == "queued"
     assert await read_model(redis, other) == {"rank": "40", "status": "awaiting_payment"}
-    await open_books(redis, product, 10, epoch=2, held=2)
+    await open_books(redis, product, 10, epoch=2, held=2, held_orders=1)
     after = await read_books(redis, product)
     after.check()
     assert (after.entries, after.buyers) == (before.entries, {3: 2})

@@ -16,6 +16,7 @@ from infra.local.stack import reset, start_servers
 from infra.postgres.pool import connect_postgres, migrate_to_newest
 from infra.postgres.queries import SQL
 from infra.settings import Settings
+from schemas.limits import DEFAULT_MAX_QUANTITY
 
 from .planted import IN_SIMULATION, IN_SQL, Planted, PlantedInSql
 from .seeds import SPAWN
@@ -74,7 +75,7 @@ async def hunt_in_sql(bug: PlantedInSql, pool: asyncpg.Pool, *, planted: bool = 
 
 
 async def _first_problem(pool: asyncpg.Pool, draw: random.Random, product: int) -> str | None:
-    await pool.fetch(SQL.create_product, product, "a thing", 999, "USD", 25, None, None, None)
+    await pool.fetch(SQL.create_product, product, "a thing", 999, "USD", 25, None, None, None, DEFAULT_MAX_QUANTITY)
     ids = [f"0192f000-0000-7000-8000-{product:04x}{n:08x}" for n in range(30)]
     ended: dict[str, str] = {}
     for _ in range(BATCHES):

@@ -14,6 +14,7 @@ from typing import Any
 import asyncpg
 
 from infra.postgres.queries import SQL
+from schemas.limits import DEFAULT_MAX_QUANTITY
 
 from .clock import as_datetime
 
@@ -73,7 +74,8 @@ class PostgresModel:
         self.products[product] = {
             "id": product, "name": f"Product {product}", "price_cents": price_cents, "currency": "USD",
             "initial": initial, "taken": 0, "epoch": 0, "verified_at": None, "opens_at": opens_at, "closes_at": closes_at,
-            "per_user_limit": limit, "sale_state": "open", "sale_action": 0, "created_at": now, "updated_at": now,
+            "per_user_limit": limit, "max_quantity": DEFAULT_MAX_QUANTITY, "sale_state": "open", "sale_action": 0,
+            "created_at": now, "updated_at": now,
         }  # fmt: skip
 
     def _now(self) -> datetime:

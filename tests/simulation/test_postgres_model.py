@@ -7,6 +7,7 @@ from typing import Any
 import asyncpg
 
 from infra.postgres.queries import SQL
+from schemas.limits import DEFAULT_MAX_QUANTITY
 
 from .postgres_model import PostgresModel
 
@@ -37,7 +38,9 @@ async def test_the_model_places_and_settles_as_the_functions_do(pool: asyncpg.Po
     model = PostgresModel(time.time)
     for product in PRODUCTS:
         model.create_product(product, 25, 999, None)
-        await pool.fetch(SQL.create_product, product, f"Product {product}", 999, "USD", 25, None, None, None)
+        await pool.fetch(
+            SQL.create_product, product, f"Product {product}", 999, "USD", 25, None, None, None, DEFAULT_MAX_QUANTITY
+        )
         for _ in range(2):
             await pool.fetch(SQL.draw_epoch, product)
             model.run(SQL.draw_epoch, (product,))

@@ -62,7 +62,10 @@ class Verdict:
         initial, available, held, sold = (int(stock[name]) for name in ("initial", "available", "held", "sold"))
         if initial != available + held + sold or min(available, held, sold) < 0:
             self.violated(f"I1: product {product}: {initial} != {available} + {held} + {sold}")
-        of_entries = sum(int(line.split(" ", 5)[4]) for line in held_entries.values() if line[0] == "h")
+        units = [int(line.split(" ", 5)[4]) for line in held_entries.values() if line[0] == "h"]
+        of_entries, orders = sum(units), sum(quantity > 0 for quantity in units)
+        if orders != int(stock["held_orders"]):
+            self.violated(f"I1: product {product}: {stock['held_orders']} orders are held, entries say {orders}")
         if of_entries != held:
             self.violated(f"I1: product {product}: {held} units held, entries say {of_entries}")
 
