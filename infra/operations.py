@@ -159,6 +159,14 @@ async def create_operator(to: Connections, name: str, email: str, password: str)
     return int(user_id)
 
 
+async def demote_operator(to: Connections, email: str) -> int:
+    """An operator is a user like everybody else from the next request on. Raises Refused where there is no such operator."""
+    user_id = await to.pool.fetchval(SQL.demote_operator, email.strip().lower())
+    if user_id is None:
+        raise Refused(f"there is no operator {email}")
+    return int(user_id)
+
+
 async def bulk_tokens(pool: asyncpg.Pool, users: int, settings: SigningSettings) -> list[str]:
     """Tokens of `users` stable users, who are written where they are missing. Raises Refused outside development."""
     if not settings.development:

@@ -171,6 +171,23 @@ def create_operator(
     run_command(main)
 
 
+@operator_app.command("demote")
+def demote_operator(email: Annotated[str, typer.Option("--email")], as_json: Json = False) -> None:
+    """Take the operator's role from a user, at once: tokens that still name it are refused by the operators' routes.
+
+    Example: thrones operator demote --email ned@winterfell.example
+    """
+    from infra import operations
+    from infra.settings import get_settings
+
+    async def main() -> None:
+        async with operations.connected(get_settings()) as stores:
+            user_id = await operations.demote_operator(stores, email)
+        report({"user_id": user_id, "email": email}, f"user {user_id} is no operator any more: {email}", as_json)
+
+    run_command(main)
+
+
 @app.command()
 def tokens(
     users: Annotated[int, typer.Option("--users", min=1, max=1_000_000, help="How many users.")],

@@ -102,6 +102,9 @@ SELECT id, name, email, role FROM users WHERE id = $1;
 -- name: create_user
 INSERT INTO users (name, email, password_hash, role) VALUES ($1, $2, $3, $4) ON CONFLICT (email) DO NOTHING RETURNING id;
 
+-- name: demote_operator
+UPDATE users SET role = 'user' WHERE email = $1 AND role = 'operator' RETURNING id;
+
 -- name: create_bulk_users
 -- Load-test users number $1 to $2, who cannot log in: stable emails, so that a repetition finds them.
 INSERT INTO users (name, email, password_hash)

@@ -1,6 +1,7 @@
 """A real gateway worker on real servers, in the test's own event loop; products, users and tokens to try it with."""
 
 import asyncio
+import json
 import random
 import socket
 import time
@@ -20,6 +21,7 @@ from gateway.worker import run_worker
 from infra.inventory import keys
 from infra.lifecycle import Stop
 from infra.operations import Connections, NewProduct, connected, create_product
+from infra.postgres.queries import SQL
 from infra.provision import provision
 from infra.settings import SigningSettings
 from infra.tokens import AUDIENCE, ISSUER, sign
@@ -99,6 +101,14 @@ class GatewayClient:
         if key is not None:
             own["Idempotency-Key"] = key
         return await self.ask("POST", "/api/order/buy-flash", headers=own | headers, **options)
+
+    async def operator(self) -> "GatewayClient":
+        """A fresh operator."""
+        operator = self.another_user()
+        row = ("Ned", f"{uuid4().hex}@winterfell.example", "!", "operator")
+        operator.user_id = await self.to.pool.fetchval(SQL.create_user, *row)
+        operator.token = sign(operator.user_id, "operator", self.settings)
+        return operator
 
     async def status(self, order_id: str, query: str = "") -> "Answer":
         return await self.ask("GET", f"/api/order/{order_id}/status{query}", headers=self.bearer)
@@ -193,4 +203,4 @@ def forged(claims: dict[str, Any] | None = None, *, key: str = SECRET, headers: 
     now = int(time.time())
     right = {"sub": "7", "iss": ISSUER, "aud": AUDIENCE, "iat": now, "exp": now + 60, "role": "user"}
     changed = {name: value for name, value in (right | (claims or {})).items() if value is not None}
-    return jwt.encode(changed, key, "HS256", headers=headers)
+    return jwt.PyJWS().encode(json.dumps(changed).encode(), key, "HS256", headers=headers)

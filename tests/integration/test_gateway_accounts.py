@@ -2,6 +2,7 @@
 
 import asyncio
 import base64
+import math
 import time
 from uuid import uuid4
 
@@ -14,6 +15,12 @@ from infra.settings import SigningSettings
 from .gateway_fixtures import SECRET, Answer, GatewayClient, forged, gateway, gateway_on, settings
 
 __all__ = ["gateway", "settings"]
+
+
+NO_TIMES = (
+    10**400, -(10**400), -1, 2**63, 2**53 + 2, 1e300, math.nan, math.inf, -math.inf, "1", "soon", True, [], {}, {"a": {}},
+)  # fmt: skip
+NO_TEXTS = (10**400, -1, 1.5, math.nan, True, [], [7], {}, {"a": []}, "7\n", "７", "\ud800", "")
 
 
 async def register(gateway: GatewayClient, **changes: str) -> Answer:
@@ -166,6 +173,7 @@ async def test_every_bad_token_gets_the_same_answer(gateway: GatewayClient) -> N
         *(
             f"Bearer {forged(changed)}"
             for changed in (
+                {"exp": now - 0.5},
                 {"exp": now - 1},
                 {"exp": None},
                 {"nbf": now + 60},
@@ -184,10 +192,12 @@ async def test_every_bad_token_gets_the_same_answer(gateway: GatewayClient) -> N
                 {"role": None},
                 {"role": "king"},
                 {"role": ["user"]},
+                *({name: value} for name in ("exp", "iat", "nbf") for value in NO_TIMES),
+                *({name: value} for name in ("sub", "role", "iss", "aud") for value in NO_TEXTS),
             )
         ),
         f"Bearer {forged(key='another secret of more than thirty-two bytes')}",
-        *(f"Bearer {forged(headers={name: 'x'})}" for name in ("kid", "jku", "jwk", "x5u")),
+        *(f"Bearer {forged(headers={name: 'x'})}" for name in ("kid", "jku", "jwk", "x5u", "zip", "cty")),
     ]
     bodies = set()
     for header in bad:
@@ -205,6 +215,15 @@ async def test_every_bad_token_gets_the_same_answer(gateway: GatewayClient) -> N
         "POST", "/api/order/buy-flash", json={"productId": product}, headers={"Authorization": f"bearer {good}"}
     )
     assert answer.status == 202
+
+
+@pytest.mark.parametrize("moment", [3, 4.5])
+async def test_a_clock_that_is_a_little_ahead_makes_no_token_invalid(gateway: GatewayClient, moment: float) -> None:
+    """5 s of leeway for `iat` and `nbf`, in whole seconds or not; `exp` is to the second."""
+    ahead = time.time() + moment
+    for changes in ({"iat": int(ahead)}, {"iat": ahead}, {"nbf": ahead}):
+        headers = {"Authorization": f"Bearer {forged(changes)}"}
+        assert (await gateway.ask("GET", "/api/orders", headers=headers)).status == 200, changes
 
 
 async def test_a_remembered_token_still_expires(gateway: GatewayClient) -> None:

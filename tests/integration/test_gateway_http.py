@@ -137,6 +137,45 @@ async def test_a_tunnel_is_refused_and_what_follows_is_answered(gateway: Gateway
     assert b'{"status":"ok"}' in answer
 
 
+async def test_numbers_that_are_none_of_ours_are_refused_wherever_they_come(gateway: GatewayClient) -> None:
+    """Huge, negative, not finite, not ASCII: 400 in bodies and queries, and a stream begins anew."""
+    product = await gateway.product(1)
+    order_id = (await gateway.buy({"productId": product})).json["orderId"]
+    operator = await gateway.operator()
+    numbers = (
+        "9" * 400,
+        "9" * 5_000,
+        "-" + "9" * 400,
+        "1" + "0" * 400 + ".0",
+        "1e400",
+        "1e99999999999999",
+        "NaN",
+        "Infinity",
+    )
+    for number in numbers:
+        for body in (f'{{"productId":{number}}}', f'{{"productId":{product},"quantity":{number}}}'):
+            assert (await gateway.buy(body.encode())).is_problem(400, "invalid_request"), number
+        body = f'{{"action":"restock","why":"more","units":{number}}}'
+        headers = {"Content-Type": "application/json", **operator.bearer}
+        answer = await gateway.ask("POST", f"/api/ops/sales/{product}", data=body.encode(), headers=headers)
+        assert answer.is_problem(400, "invalid_request"), number
+        login = f'{{"email":"a@b.example","password":{number}}}'
+        answer = await gateway.ask("POST", "/api/auth/login", data=login.encode(), headers=headers)
+        assert answer.is_problem(400, "invalid_request"), number
+    for text in (*numbers, "", "%20", "%00", "%ff", "%ED%A0%80", "%EF%BC%91", "+1", "1_0", "0x1"):
+        for path in (f"/api/order/{order_id}/status?wait=", "/api/orders?limit=", "/api/orders?cursor="):
+            answer = await gateway.ask("GET", path + text, headers=gateway.bearer)
+            assert answer.is_problem(400, "invalid_request"), (path, text)
+        assert (await gateway.ask("GET", f"/api/products/{text or '-'}")).is_problem(404, "not_found"), text
+    for seen in (*numbers, f"{'9' * 400}.1", "1." + "9" * 400, "-1.1", "1.1.1", "\N{FULLWIDTH DIGIT ONE}.1"):
+        headers = {"Last-Event-ID": seen, **gateway.bearer}
+        for path in (f"/sse/stock/{product}", f"/sse/order/{order_id}"):
+            async with gateway.session.get(gateway.url + path, headers=headers) as stream:
+                assert stream.status == 200, (path, seen)
+                assert b"data: " in await stream.content.readuntil(b"data: ")
+    assert await gateway.available(product) == 0
+
+
 async def test_clients_that_dawdle_are_cut(gateway: GatewayClient) -> None:
     """Half a request line, half the headers, half a body, nothing at all: closed within 10 s and a little."""
     auth = f"Authorization: {gateway.bearer['Authorization']}\r\n".encode()

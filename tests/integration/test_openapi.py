@@ -182,7 +182,7 @@ async def _target(gateway: GatewayClient) -> Target:
         gateway.url,
         somebody["email"],
         gateway.token,
-        sign(gateway.user_id, "operator", gateway.settings),
+        (await gateway.operator()).token,
         tuple(products),
         (orders[1], UNKNOWN_ORDER, new_order_id()),
     )

@@ -8,16 +8,17 @@ import pytest
 from infra.inventory import keys
 from infra.inventory.inventory import Refused as NotReserved
 from infra.inventory.rebuild import sale_arguments
-from infra.operations import Connections, Refused
+from infra.operations import Connections, Refused, demote_operator
 from infra.postgres.queries import SQL
 from infra.sale_control import Action, KeyReused, SaleOver, UnknownProduct, Wish, control
 from infra.sale_control import sale as read_sale
+from infra.settings import SigningSettings
 from infra.tokens import sign
 from schemas.ids import ProductId
 from schemas.order_state import Status
 
 from .books import Sale, a_sale
-from .gateway_fixtures import GatewayClient, gateway, settings
+from .gateway_fixtures import GatewayClient, gateway, gateway_on, settings
 
 __all__ = ["gateway", "settings"]
 
@@ -192,7 +193,8 @@ async def test_over_http_only_operators_control_sales(gateway: GatewayClient) ->
     """403 for a user, 401 for nobody; a paused sale tells buyers so."""
     product = await gateway.product(1)
     path = f"/api/ops/sales/{product}"
-    operator = {"Authorization": f"Bearer {sign(gateway.user_id, 'operator', gateway.settings)}"}
+    ned = await gateway.operator()
+    operator = ned.bearer
     body = {"action": "pause", "why": "wrong picture"}
     for method, options in ("GET", {}), ("POST", {"json": body}):
         assert (await gateway.ask(method, path, **options)).is_problem(401, "unauthorized")
@@ -214,8 +216,30 @@ async def test_over_http_only_operators_control_sales(gateway: GatewayClient) ->
     assert (await gateway.buy({"productId": product})).is_problem(409, "sale_closed")
     shown = await gateway.ask("GET", path, headers=operator)
     assert [line["action"] for line in shown.json["actions"]] == ["close", "restock", "resume", "pause"]
-    assert {line["who"] for line in shown.json["actions"]} == {f"user {gateway.user_id}"}
+    assert {line["who"] for line in shown.json["actions"]} == {f"user {ned.user_id}"}
     assert (await gateway.ask("POST", path, headers=operator, json=body)).is_problem(409, "sale_closed")
     for bad in {"action": "burn", "why": "x"}, {"action": "pause"}, {"action": "restock", "why": "x"}:
         assert (await gateway.ask("POST", path, headers=operator, json=bad)).is_problem(400, "invalid_request")
     assert (await gateway.ask("GET", "/api/ops/sales/7", headers=operator)).is_problem(404, "not_found")
+
+
+async def test_an_operator_who_is_one_no_longer_controls_nothing(
+    gateway: GatewayClient, settings: SigningSettings
+) -> None:
+    """The token names the role for a day; the database is asked each time, and where it is away nobody is an operator."""
+    path = f"/api/ops/sales/{await gateway.product(1)}"
+    pause = {"action": "pause", "why": "revenge"}
+    ned = await gateway.operator()
+    assert (await gateway.ask("GET", path, headers=ned.bearer)).status == 200
+    async with gateway_on(settings, db_port=9) as without_postgres:
+        answer = await without_postgres.ask("POST", path, headers=ned.bearer, json=pause)
+        assert answer.is_problem(503, "unavailable")
+    email = await gateway.to.pool.fetchval("SELECT email FROM users WHERE id = $1", ned.user_id)
+    assert await demote_operator(gateway.to, email) == ned.user_id
+    for method, options in ("GET", {}), ("POST", {"json": pause}):
+        assert (await gateway.ask(method, path, headers=ned.bearer, **options)).is_problem(403, "forbidden")
+    with pytest.raises(Refused, match="no operator"):
+        await demote_operator(gateway.to, email)
+    nobody = {"Authorization": f"Bearer {sign(10**17, 'operator', settings)}"}
+    assert (await gateway.ask("GET", path, headers=nobody)).is_problem(403, "forbidden")
+    assert (await gateway.buy({"productId": int(path.rpartition("/")[2])})).status == 202

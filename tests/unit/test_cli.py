@@ -22,6 +22,7 @@ REPORTING = (
     "stock rebuild",
     "settle",
     "operator create",
+    "operator demote",
     "tokens",
     "audit",
     "demo",
