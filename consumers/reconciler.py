@@ -25,7 +25,7 @@ from infra.settings import Settings
 from infra.settlement import SettlementDesk, Verdict
 from infra.waits import until_it_works
 from schemas.ids import OrderId
-from schemas.order_state import Status
+from schemas.order_state import TERMINAL, Status
 
 MAX_BATCH = 200  # charges asked about at once
 MAX_ROWS = 5_000  # looked through for ones that are due: those that were asked about lately hold up nobody
@@ -50,8 +50,13 @@ class Reconciler:
         self._forget_all_but(rows)
         due = [row for row in rows if self._is_due(row)][:MAX_BATCH]
         verdicts = [verdict for verdict in await asyncio.gather(*map(self._ask, due)) if verdict is not None]
-        await self._desk.settle(verdicts)
-        return len(verdicts)
+        written = await self._desk.record(verdicts)
+        ended = [row for row in written if row.status in TERMINAL]
+        await self._desk.conclude(ended)
+        for row in written:
+            if row.status not in TERMINAL:
+                self._ask_later(row.id)  # its answer cannot be stored
+        return len(ended)
 
     async def _ask(self, row: OrderRow) -> Verdict | None:
         started = row.charge_started_at_ms or now_ms()

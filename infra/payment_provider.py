@@ -16,12 +16,15 @@ from yarl import URL
 
 from infra import tracing
 from infra.keep_alive_post import BrokenOff, KeepAlivePost, NotConnected, TooLarge
+from infra.text import cleaned, is_storable
 from schemas.codec import TRACE_HEADER
 from schemas.money import to_cents, to_decimal
 
 ATTEMPT_TIMEOUT_S = 5.0
 CONNECT_TIMEOUT_S = 2.0
 ANSWER_MAX_BYTES = 64 * 1024
+CHARGE_ID_MAX = 255  # characters, all printable: a charge is found again by it, so nothing of it may be lost
+REASON_MAX = 100  # characters of a decline's reason: for people, so what is not printable is replaced
 RETRY_AFTER_MAX_S = 60.0
 KEY_LIFETIME = timedelta(hours=24)  # how long the provider remembers a key, from its first use
 ASKED_FOR = KEY_LIFETIME - timedelta(minutes=10)  # from the row's creation: clocks differ, and requests travel
@@ -151,8 +154,8 @@ def _captured(body: bytes, order_id: str, amount_cents: int) -> ChargeOutcome:
         return Unknown("receipt of another order")
     if answered_cents != amount_cents:
         return Unknown("receipt over another amount")
-    if not 0 < len(receipt.charge_id) <= 255:
-        return Unknown("receipt without a charge id")
+    if not is_storable(receipt.charge_id, CHARGE_ID_MAX):
+        return Unknown("receipt without a charge id that can be kept")
     return Captured(receipt.charge_id)
 
 
@@ -163,7 +166,7 @@ def _declined(body: bytes, order_id: str) -> ChargeOutcome:
         return Declined("declined")  # the status alone is definite; a body is only asked whose refusal it is
     if refusal.order_id is not None and refusal.order_id != order_id:
         return Unknown("refusal of another order")
-    return Declined(refusal.error[:100])
+    return Declined(cleaned(refusal.error, REASON_MAX) or "declined")
 
 
 def _seconds(retry_after: str | None) -> float | None:

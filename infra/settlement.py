@@ -6,7 +6,7 @@ half-way, anyone may take all steps again: the row's guard, the entry's version 
 
 import asyncio
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Literal
 
 import asyncpg
@@ -15,12 +15,14 @@ import msgspec
 from infra import tracing
 from infra.inventory.inventory import Inventory, NotVerified, SettledOtherwise, Settlement
 from infra.logs import get_logger
-from infra.metrics.definitions import ORDER_ENDED, ORDERS_SETTLED
-from infra.orders import OrderRow, now_ms, status_event, terminal_event
+from infra.metrics.definitions import ANSWERS_TOO_LATE, ORDER_ENDED, ORDERS_SETTLED, VERDICTS_SET_ASIDE
+from infra.orders import OrderRow, now_ms, read_rows, status_event, terminal_event
+from infra.postgres.batches import store
 from infra.postgres.pool import UNAVAILABLE
 from infra.postgres.queries import SQL
 from infra.publisher import Publisher
 from infra.redis_client import RedisError
+from infra.text import cleaned
 from infra.tracing import Traced
 from infra.waits import until_it_works
 from schemas.codec import encode
@@ -30,7 +32,9 @@ from schemas.order_state import TERMINAL, Status, outcome_of
 from schemas.topics import ORDER_STATUS
 
 BOOKS_AWAY = (NotVerified, RedisError, OSError)
+REASON_MAX = 300  # characters of an error
 _settled, _ended = ORDERS_SETTLED.make(), ORDER_ENDED.make()
+_set_aside, _too_late = VERDICTS_SET_ASIDE.make(), ANSWERS_TOO_LATE.make()
 log = get_logger()
 
 
@@ -45,6 +49,9 @@ class Verdict(msgspec.Struct, frozen=True):
     answered_at_ms: int | None = None
 
 
+Bury = Callable[[Verdict, str], Awaitable[None]]
+
+
 class SettlementDesk:
     """Settles what finished together, together: one SQL function, one pipeline of settle.lua, one send."""
 
@@ -57,12 +64,35 @@ class SettlementDesk:
         """Returns when every verdict's effects are acknowledged. Waits through Postgres, Redis and Kafka being away."""
         await self.conclude(await self.record(verdicts, traced), traced)
 
-    async def record(self, verdicts: Sequence[Verdict], traced: Traced | None = None) -> list[OrderRow]:
-        """The first half of settling: the rows as they stand afterwards, whoever wrote them. `conclude` them."""
-        if not verdicts:
-            return []
+    async def record(
+        self, verdicts: Sequence[Verdict], traced: Traced | None = None, bury: Bury | None = None
+    ) -> list[OrderRow]:
+        """The first half of settling: the rows as they stand afterwards, whoever wrote them. `conclude` them.
+
+        A verdict that Postgres can never store is set aside, alone: `bury` is told, and the order needs reconciliation.
+        """
+
+        async def set_aside(verdict: Verdict, error: Exception) -> list[OrderRow]:
+            reason = f"postgres cannot store the provider's answer: {cleaned(str(error), REASON_MAX)}"
+            log.error("verdict set aside", order_id=verdict.order_id, status=verdict.status, reason=reason)
+            _set_aside.inc()
+            if bury is not None:
+                await bury(verdict, reason)
+            unknown = msgspec.structs.replace(
+                verdict, status=Status.NEEDS_RECONCILIATION, reason=reason, charge_id=None
+            )
+            return await store([unknown], self._record, self._leave)
+
         with tracing.together("postgres settle_orders", traced):
-            return await until_it_works("postgres", UNAVAILABLE, self._record, verdicts)
+            rows = await store(verdicts, self._record, set_aside)
+        _tell_contradictions(verdicts, rows)
+        return rows
+
+    async def _leave(self, verdict: Verdict, error: Exception) -> list[OrderRow]:
+        """Nothing can be written of this order: its row stays as it is, and its units held."""
+        log.error("row left as it is", order_id=verdict.order_id, error=repr(error))
+        rows = await until_it_works("postgres", UNAVAILABLE, read_rows, self._pool, [verdict.order_id])
+        return list(rows.values())
 
     async def conclude(self, rows: Sequence[OrderRow], traced: Traced | None = None) -> None:
         """The second half: units moved, and the news of it acknowledged."""
@@ -120,6 +150,15 @@ class SettlementDesk:
     async def _publish(self, events: Sequence[OrderStatusChanged], traced: Traced | None = None) -> None:
         records = ((ORDER_STATUS, event.order_id, encode(event)) for event in events)
         await self._publisher.publish_all(records, tracing.headers_of(traced))
+
+
+def _tell_contradictions(verdicts: Sequence[Verdict], rows: Sequence[OrderRow]) -> None:
+    """A definite answer for an order that has ended the other way: nothing changes, and a human has to know."""
+    said = {verdict.order_id: verdict.status for verdict in verdicts if verdict.status in TERMINAL}
+    for row in rows:
+        if row.status in TERMINAL and said.get(row.id, row.status) is not row.status:
+            log.error("answered too late", order_id=row.id, answer=said[row.id], ended=row.status)
+            _too_late.labels(said[row.id]).inc()
 
 
 def _unresolved(row: OrderRow) -> OrderStatusChanged:

@@ -54,7 +54,7 @@ class DeadLetters:
             ("source-topic", topic.encode()),
             ("source-partition", str(partition).encode()),
             ("source-offset", str(offset).encode()),
-            ("reason", reason.encode()[:MAX_REASON_BYTES]),
+            ("reason", reason.encode(errors="backslashreplace")[:MAX_REASON_BYTES]),
         )
         key, value = key or b"", value or b""
         if len(key) > MAX_KEY_BYTES or len(value) > MAX_VALUE_BYTES:

@@ -4,6 +4,7 @@
 """
 
 import asyncio
+from collections.abc import Iterable, Sequence
 
 from msgspec import UNSET
 
@@ -14,9 +15,11 @@ from infra.logs import get_logger
 from infra.metrics.definitions import ORDER_STORED, ORDERS_PLACED
 from infra.orders import OrderRow, now_ms, place_rows, read_rows
 from infra.pace import Pace
+from infra.postgres.batches import store
 from infra.postgres.pool import RECORDS_FAULT, UNAVAILABLE
 from infra.postgres.queries import SQL
 from infra.settlement import BOOKS_AWAY
+from infra.text import cleaned
 from infra.waits import until_it_works
 from schemas.codec import encode
 from schemas.events import OrderPlaced, OrderStatusChanged, PaymentRequested, Step, StockOpened
@@ -28,6 +31,7 @@ from .app import Acks, Record, Resources, bury, count_taken, decode_or_bury, hea
 from .inbox import ARRIVAL_S, BUSY_PER_S, Inbox
 from .lanes import Lanes, by_product
 
+REASON_MAX = 300  # characters of an error
 MAX_BATCH = 500  # rows in one statement: about 11 ms of Postgres
 Placement = tuple[Record, OrderPlaced]
 log = get_logger()
@@ -97,23 +101,24 @@ class OrderStage:
         self._traced.clear()
 
     async def _place(self, placements: list[Placement], *, vouched: bool) -> None:
-        """Insert, then do what each outcome owes. A batch that fails for good is halved, down to the row that does."""
+        """Insert, then do what each outcome owes. What can never be placed is set aside, alone."""
         if not placements:
             return
-        try:
-            with tracing.together("postgres place_orders", None if vouched else self._traced):
-                outcomes = await until_it_works("postgres", UNAVAILABLE, self._insert, placements, vouched)
-        except RECORDS_FAULT as error:
-            if len(placements) == 1:
-                await self._bury_and_fail(placements[0], f"postgres: {error}", vouched=vouched)
-                return
-            half = len(placements) // 2
-            await self._place(placements[:half], vouched=vouched)
-            await self._place(placements[half:], vouched=vouched)
-            return
+
+        async def insert(some: Sequence[Placement]) -> Iterable[tuple[str, tuple[str, str | None]]]:
+            return (await self._insert(some, vouched)).items()
+
+        async def set_aside(placement: Placement, error: Exception) -> tuple[()]:
+            await self._bury_and_fail(placement, f"postgres: {cleaned(str(error), REASON_MAX)}", vouched=vouched)
+            return ()
+
+        with tracing.together("postgres place_orders", None if vouched else self._traced):
+            outcomes = dict(await store(placements, insert, set_aside))
         by_outcome: dict[str, list[Placement]] = {"new": [], "known": [], "stale": [], "no_product": []}
         refused: set[int] = set()
         for placement in placements:
+            if placement[1].order_id not in outcomes:
+                continue  # set aside
             outcome, status = outcomes[placement[1].order_id]
             by_outcome[outcome].append(placement)
             if outcome == "new" and status == Status.FAILED:
@@ -156,7 +161,7 @@ class OrderStage:
         self._in_lanes.difference_update(records)
         self._acks.finish(records)
 
-    async def _insert(self, placements: list[Placement], vouched: bool) -> dict[str, tuple[str, str | None]]:
+    async def _insert(self, placements: Sequence[Placement], vouched: bool) -> dict[str, tuple[str, str | None]]:
         records = await place_rows(self._pool, [event for _, event in placements], vouched=vouched)
         return {record["order_id"]: (record["outcome"], record["status"]) for record in records}
 

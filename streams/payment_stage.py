@@ -7,6 +7,7 @@ import asyncio
 from collections.abc import Iterable
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import assert_never
 
 from infra import tracing
@@ -150,12 +151,19 @@ class PaymentStage:
             finished = await self._finished.take(MAX_BATCH)
             unwritten = one_each(finished)
             verdicts = [item.verdict for item in unwritten.values() if item.verdict is not None]
-            recorded = await self._desk.record(verdicts, None if tracing.on is None else traced_of(finished))
+            recorded = await self._desk.record(
+                verdicts, None if tracing.on is None else traced_of(finished), partial(self._bury, unwritten)
+            )
             ends = [(row, unwritten.pop(row.id)) for row in recorded]
             ends += [(item.row, item) for item in finished if item.row is not None]
             for item in unwritten.values():  # of rows that are not there
                 self._done(item.records)
             await self._lanes.put(group, by_product(ends, lambda end: end[0].product_id))
+
+    async def _bury(self, unwritten: dict[OrderId, Finished], verdict: Verdict, reason: str) -> None:
+        """Of the requests whose answer Postgres can never store; they are acknowledged with the others."""
+        for record in unwritten[verdict.order_id].records:
+            await bury(record, self._dead_letters, reason)
 
     async def _conclude(self, ends: list[End]) -> None:
         finished = [item for _, item in ends]

@@ -124,6 +124,19 @@ ORDERS_SETTLED = CounterOf(
     meaning="Rows that got or had this status when an answer was settled; a repetition counts again.",
     labels=("status",),
 )
+VERDICTS_SET_ASIDE = CounterOf(
+    name="thrones_verdicts_set_aside_total",
+    unit="orders",
+    meaning="Answers of the provider that Postgres can never store; the order needs reconciliation.",
+    to_do="The log says why (`verdict set aside`); past the key's lifetime `thrones settle`.",
+)
+ANSWERS_TOO_LATE = CounterOf(
+    name="thrones_answers_too_late_total",
+    unit="orders",
+    meaning="Definite answers, by what they said, for orders that had ended the other way; nothing was changed.",
+    to_do="`confirmed`: the order was charged and is not sold. Refund it: the log names it (`answered too late`).",
+    labels=("answer",),
+)
 ORDER_ENDED = DelaysOf(
     name="thrones_order_ended_seconds",
     unit="seconds",

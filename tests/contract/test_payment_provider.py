@@ -218,6 +218,11 @@ NONSENSE = {
     "amount null": http("200 OK", receipt(amount="null")),
     "charge id empty": http("200 OK", receipt(charge_id='""')),
     "charge id a number": http("200 OK", receipt(charge_id="7")),
+    "charge id with nul": http("200 OK", receipt(charge_id='"ch_\\u0000"')),
+    "charge id with a lone surrogate": http("200 OK", receipt(charge_id='"ch_\\ud800"')),
+    "charge id with a control": http("200 OK", receipt(charge_id='"ch_\\u001b[2J"')),
+    "charge id with a bidi override": http("200 OK", receipt(charge_id='"ch_\\u202e1"')),
+    "charge id too long": http("200 OK", receipt(charge_id=f'"{"c" * 256}"')),
     "empty": http("200 OK"),
     "html": http("200 OK", b"<html>Welcome to the hotel wifi</html>"),
     "a list": http("200 OK", b"[" + receipt() + b"]"),
@@ -262,6 +267,22 @@ async def test_an_honest_receipt_is_captured(amount: str) -> None:
 async def test_a_402_is_a_decline_whatever_it_says_unless_it_names_another_order(body: bytes) -> None:
     async with client_of(http("402 Payment Required", body)) as (provider, _):
         assert await provider.charge(ORDER, CENTS, CURRENCY) == Declined("declined")
+
+
+@pytest.mark.parametrize(
+    ("said", "kept"),
+    [
+        (rb"no\u0000funds", "no\ufffdfunds"),
+        (rb"no\r\nfunds", "no\ufffd\ufffdfunds"),
+        (b"x" * 10_000, "x" * 100),
+        (b"", "declined"),
+        (rb"\ud800", "declined"),
+    ],
+)
+async def test_the_reason_of_a_decline_can_be_stored_whatever_was_said(said: bytes, kept: str) -> None:
+    """The status is definite; the text is for people."""
+    async with client_of(http("402 Payment Required", b'{"error":"%s"}' % said)) as (provider, _):
+        assert await provider.charge(ORDER, CENTS, CURRENCY) == Declined(kept)
 
 
 @pytest.mark.parametrize(

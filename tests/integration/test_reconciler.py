@@ -87,6 +87,19 @@ async def test_a_definite_answer_ends_an_order_and_an_unknown_one_leaves_it(desk
     assert (books.available, books.held, books.sold) == (8, 1, 1)
 
 
+async def test_an_answer_that_cannot_be_stored_keeps_no_other_waiting_and_is_asked_for_again_later(desk: Desk) -> None:
+    """Its order stays what it is; the round goes on, and so does the next."""
+    ids = await desk.unknown_payments(3)
+    rows = await desk.rows(ids)
+    desk.provider.answers = {ids[0]: Captured("ch_1"), ids[1]: Captured("ch_\0"), ids[2]: Declined("no\0funds")}
+    assert await desk.reconciler.reconcile(rows) == 1
+    assert await desk.reconciler.reconcile(rows[1:]) == 0
+    statuses = [row.status for row in await desk.rows(ids)]
+    assert statuses == [Status.CONFIRMED, Status.NEEDS_RECONCILIATION, Status.NEEDS_RECONCILIATION]
+    assert [desk.provider.asked[id_] for id_ in ids] == [1, 1, 1]
+    assert (await read_books(desk.inventory.redis, desk.product)).held == 2
+
+
 async def test_an_unknown_order_is_asked_about_again_later_not_at_once(desk: Desk) -> None:
     rows = await desk.rows(await desk.unknown_payments(1))
     for _ in range(3):
