@@ -15,6 +15,7 @@ from aiokafka.errors import KafkaError
 
 from infra.inventory import keys
 from infra.inventory.rebuild import RebuildImpossible, in_force, rebuild_if_needed
+from infra.inventory.run import present_run
 from infra.kafka import create_topics
 from infra.logs import get_logger
 from infra.metrics.definitions import RELAY_CLOSED, RELAY_REBUILD_FAILURES, RELAY_REBUILDS
@@ -87,7 +88,7 @@ class Keeper:
     async def turn(self) -> None:
         """Read how things stand and start what rebuilds are due. Raises when a store cannot be read."""
         self._reap()
-        run = str((await self.redis.info("server"))["run_id"])
+        run = await present_run(self.redis)
         products = await self._read_products()
         self.in_force = {p.id: p.books_epoch for p in products if p.fault(run) is None}
         _closed.set(sum(p.fault(run) is not None and not p.fresh for p in products))

@@ -13,6 +13,7 @@ from aiohttp import web
 
 from infra.inventory import keys
 from infra.inventory.pipeliner import Pipeliner
+from infra.inventory.run import SECTION, run_in
 from infra.postgres.pool import UNAVAILABLE
 from infra.postgres.queries import SQL
 from infra.redis_client import RedisError
@@ -95,12 +96,12 @@ class OrderReader:
 
     async def _books_are_of_this_run(self) -> bool:
         try:
-            verified, server = await asyncio.gather(
-                self._reads.command("GET", keys.BOOKS_RUN), self._reads.command("INFO", "server")
+            verified, replication = await asyncio.gather(
+                self._reads.command("GET", keys.BOOKS_RUN), self._reads.command("INFO", SECTION)
             )
         except RedisError:
             return False
-        return verified is not None and b"run_id:%s\r\n" % verified in server
+        return verified is not None and verified.decode() == run_in(replication)
 
 
 class OrderStatus:

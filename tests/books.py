@@ -7,6 +7,7 @@ from infra.inventory import keys
 from infra.inventory.entry import HeldEntry, parse
 from infra.inventory.inventory import Held, Inventory, Known, Refused, Reservation
 from infra.inventory.pipeliner import SCRIPTS
+from infra.inventory.run import present_run
 from infra.redis_client import Redis
 from schemas.events import OrderStatusChanged
 from schemas.ids import OrderId, ProductId, UserId, new_order_id
@@ -28,7 +29,7 @@ async def open_books(
     **fields: int,
 ) -> bytes:
     """Put books in force for the present Redis run; returns open.lua's answer. `fields` go into the stock hash as they are."""
-    run = str((await redis.info("server"))["run_id"])
+    run = await present_run(redis)
     names = [keys.stock(product), keys.held(product), keys.due(product), keys.buyers(product)]
     books = {
         "state": "open",

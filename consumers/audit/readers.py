@@ -11,6 +11,7 @@ from aiokafka import TopicPartition
 
 from infra.inventory import keys
 from infra.inventory.entry import parse
+from infra.inventory.run import SECTION, run_of
 from infra.kafka import Offsets, make_consumer
 from infra.postgres.queries import SQL
 from infra.redis_client import Redis
@@ -37,15 +38,15 @@ async def read_redis(redis: Redis, product: ProductId) -> RedisBook | None:
         pipe.hgetall(keys.stock(product))
         pipe.hgetall(keys.held(product))
         pipe.hgetall(keys.buyers(product))
-        pipe.info("server")
-        stock, held, buyers, server = await pipe.execute()
+        pipe.info(SECTION)
+        stock, held, buyers, replication = await pipe.execute()
     if b"initial" not in stock:
         return None
     epoch, version, initial, available, units_held, sold = (
         int(stock[field]) for field in (b"epoch", b"version", b"initial", b"available", b"held", b"sold")
     )
     return RedisBook(
-        in_force=stock.get(b"run") == str(server["run_id"]).encode() and stock.get(b"state") != b"closed",
+        in_force=stock.get(b"run", b"").decode() == run_of(replication) and stock.get(b"state") != b"closed",
         epoch=epoch,
         version=version,
         initial=initial,

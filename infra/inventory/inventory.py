@@ -18,6 +18,7 @@ from schemas.order_state import RANK, TERMINAL, Entry
 
 from . import entry, keys
 from .pipeliner import Pipeliner
+from .run import present_run
 
 KEY_LIFETIME_MS = 24 * 3_600_000  # acceptances are remembered this long
 FIRST_LOOK_MS = 2_000  # a gateway killed between reserving and publishing is noticed after this
@@ -184,8 +185,8 @@ class Inventory:
         key, *arguments = sale
         return bool(await self._scripts.call("sale", (key,), *arguments) != b"unverified")
 
-    async def run_id(self) -> str:
-        return str((await self.redis.info("server"))["run_id"])
+    async def run(self) -> str:
+        return await present_run(self.redis)
 
 
 def _reserve_answer(wish: Reservation, head: bytes, reply: list[Any]) -> Held | Known | Refused:

@@ -2,14 +2,15 @@
 -- The last write of a rebuild: put the prepared books in force, all at once, for the Redis run they were made for.
 --
 -- KEYS[1] stock:{p}  KEYS[2] held:{p}  KEYS[3] due:{p}  KEYS[4] buyers:{p}  KEYS[5..7] the prepared held, due and buyers
--- ARGV[1] run id seen at the start   ARGV[2] epoch   ARGV[3..] field, value, ... of the stock hash
+-- ARGV[1] run seen at the start (see run.py)   ARGV[2] epoch   ARGV[3..] field, value, ... of the stock hash
 --
 -- A rebuild writes its epoch into the stock hash (field `building`) before it reads anything, so of two that run at once,
 -- because one lost its lock unnoticed, only the later one opens: the earlier had read before the later one closed.
 --
--- Returns 'opened', 'other_run' (Redis started anew meanwhile) or 'stale' (these or newer books are in force, or being made).
+-- Returns 'opened', 'other_run' (Redis started anew or took its data from elsewhere meanwhile) or 'stale' (these or newer books are in force, or being made).
 
-if string.match(redis.call('INFO', 'server'), 'run_id:(%x+)') ~= ARGV[1] then return 'other_run' end
+local run = string.match(redis.call('INFO', 'replication'), 'role:master.-master_replid:(%x+)')
+if run ~= ARGV[1] then return 'other_run' end
 if tonumber(redis.call('HGET', KEYS[1], 'epoch') or 0) >= tonumber(ARGV[2]) then return 'stale' end
 local building = redis.call('HGET', KEYS[1], 'building')
 if building and building ~= ARGV[2] then return 'stale' end

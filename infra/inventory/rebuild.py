@@ -36,6 +36,7 @@ from .inventory import KEY_LIFETIME_MS
 from .pipeliner import SCRIPTS
 from .rebuild_books import PreparedBooks, head_of
 from .rebuild_sources import CHUNK, placed_since, rows_in_chunks, survivors
+from .run import present_run
 
 LOCK_SPACE = 0x7412  # pg_advisory_lock(LOCK_SPACE, product id)
 LOCK_TIMEOUT_S = 30
@@ -83,9 +84,9 @@ async def rebuild_if_needed(
 
 async def in_force(redis: Redis, product: ProductId, epoch: int | None) -> bool:
     """The product's books were made for this Redis run, are not closed, and are the newest that were ever begun."""
-    run = str((await redis.info("server"))["run_id"]).encode()
+    run = await present_run(redis)
     of_run, state, of_epoch = await redis.hmget(keys.stock(product), ["run", "state", "epoch"])
-    return of_run == run and state != b"closed" and epoch is not None and of_epoch == str(epoch).encode()
+    return of_run == run.encode() and state != b"closed" and epoch is not None and of_epoch == str(epoch).encode()
 
 
 @asynccontextmanager
@@ -147,7 +148,7 @@ class _Rebuild:
         raise RebuildImpossible(f"product {self._product}: overtaken {ATTEMPTS} times, it stays closed")
 
     async def _attempt(self, offsets: Offsets) -> StockOpened:
-        run = str((await self._redis.info("server"))["run_id"])
+        run = await present_run(self._redis)
         started_at: datetime = await self._connection.fetchval("SELECT clock_timestamp()")
         # From here on a record of older books needs an entry to be believed, and no batch of the order stage that read
         # the old epoch is still under way: both lock the product's row.

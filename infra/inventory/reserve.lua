@@ -23,7 +23,7 @@
 
 local stock = redis.call('HMGET', KEYS[1], 'run', 'state', 'epoch', 'version', 'available', 'opens_at_ms', 'closes_at_ms',
   'per_user_limit', 'max_held', 'held_orders')
-local run = string.match(redis.call('INFO', 'server'), 'run_id:(%x+)')
+local run = string.match(redis.call('INFO', 'replication'), 'role:master.-master_replid:(%x+)')
 if stock[1] ~= run or stock[2] == 'closed' then return {'unverified'} end
 
 if KEYS[6] == KEYS[5] then

@@ -8,7 +8,7 @@
 -- Returns 'applied', 'stale' (a newer action is known) or 'unverified' (the books are closed, or of another Redis run).
 
 local stock = redis.call('HMGET', KEYS[1], 'run', 'state', 'sale_action')
-local run = string.match(redis.call('INFO', 'server'), 'run_id:(%x+)')
+local run = string.match(redis.call('INFO', 'replication'), 'role:master.-master_replid:(%x+)')
 if stock[1] ~= run or stock[2] == 'closed' then return 'unverified' end
 if tonumber(stock[3] or 0) > tonumber(ARGV[1]) then return 'stale' end
 redis.call('HSET', KEYS[1], 'state', ARGV[2], 'sale_action', ARGV[1])

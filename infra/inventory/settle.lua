@@ -13,7 +13,7 @@
 --   {'conflict', 's' or 'r'}                           it was settled the other way
 
 local stock = redis.call('HMGET', KEYS[1], 'run', 'state', 'epoch')
-local run = string.match(redis.call('INFO', 'server'), 'run_id:(%x+)')
+local run = string.match(redis.call('INFO', 'replication'), 'role:master.-master_replid:(%x+)')
 if stock[1] ~= run or stock[2] == 'closed' then return {'unverified'} end
 
 local entry = redis.call('HGET', KEYS[2], ARGV[1])

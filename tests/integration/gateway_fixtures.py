@@ -19,6 +19,7 @@ from pydantic import SecretStr
 
 from gateway.worker import run_worker
 from infra.inventory import keys
+from infra.inventory.run import present_run
 from infra.lifecycle import Stop
 from infra.operations import Connections, NewProduct, connected, create_product
 from infra.postgres.queries import SQL
@@ -128,7 +129,7 @@ class GatewayClient:
 
     async def verify_books(self) -> None:
         """What the relay does once every product's books are of this Redis run."""
-        await self.to.redis.set(keys.BOOKS_RUN, (await self.to.redis.info("server"))["run_id"])
+        await self.to.redis.set(keys.BOOKS_RUN, await present_run(self.to.redis))
 
 
 class Answer:

@@ -120,7 +120,7 @@ async def test_a_redis_that_restarts_during_a_rebuild_is_noticed(monkeypatch: py
         monkeypatch.setattr(sale.publisher, "publish", publish_and_kill)
         opened = await sale.rebuild()
         assert opened.epoch == 3  # the second was drawn for the run that ended
-        assert (await sale.stock())["run"] == await sale.inventory.run_id()
+        assert (await sale.stock())["run"] == await sale.inventory.run()
         assert await sale.units() == (10, 8, 2, 0)
 
 
@@ -130,7 +130,7 @@ async def test_of_two_rebuilds_at_once_the_one_that_read_first_does_not_open() -
         await sale.redis.hset(keys.stock(sale.product), mapping={"state": "closed", "building": 9})
         all_keys = [keys.stock(sale.product)] + [f"{name}:{{p{sale.product}}}" for name in ("held", "due", "buyers")]
         prepared = [keys.prepared(key, 8) for key in all_keys[1:]]
-        answer = await sale.redis.eval(SCRIPTS["open"], 7, *all_keys, *prepared, await sale.inventory.run_id(), "8")
+        answer = await sale.redis.eval(SCRIPTS["open"], 7, *all_keys, *prepared, await sale.inventory.run(), "8")
         assert answer == b"stale"
         assert (await sale.stock())["state"] == "closed"
 

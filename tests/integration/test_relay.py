@@ -149,7 +149,7 @@ async def test_after_a_restart_of_redis_the_product_is_sold_again_and_nothing_is
     async with a_sale(10) as sale, a_relay(sale):
         await sale.reserve(1, 2)
         await kill_redis()
-        run = await sale.inventory.run_id()
+        run = await sale.inventory.run()
 
         async def verified() -> bool:
             return (await sale.stock()).get("run") == run and await sale.redis.get(keys.BOOKS_RUN) == run.encode()

@@ -110,7 +110,7 @@ class Striker:
         self._world.note(f"{what} away")
 
     def _restart_redis(self, _: Actor) -> None:
-        self._world.redis.restart(self._world.run_id())
+        self._world.redis.restart(self._world.run_name())
         self._world.note("redis restarts")
 
     def _wipe_redis(self, _: Actor) -> None:
@@ -166,7 +166,7 @@ class Striker:
         """Redis believes in units that do not exist; then the database must refuse, and the books be made anew."""
         product = self._random.choice(self._world.products)
         stock = self._world.redis.data.get(keys.stock(product), {})
-        if stock.get("run") == self._world.redis.run_id and stock["state"] != "closed" and product not in self.too_high:
+        if stock.get("run") == self._world.redis.run and stock["state"] != "closed" and product not in self.too_high:
             for name in ("initial", "available"):
                 stock[name] = str(int(stock[name]) + 3)
             self.too_high[product] = int(stock["epoch"])
@@ -198,7 +198,7 @@ class Striker:
 
     def _lose(self, copy: Copy) -> None:
         with self._losing():
-            self._world.redis.restart(self._world.run_id(), copy)
+            self._world.redis.restart(self._world.run_name(), copy)
 
     def _losing(self) -> "_Losing":
         return _Losing(self)

@@ -35,21 +35,25 @@ def _copied(data: dict[str, Value]) -> dict[str, Value]:
 
 
 class RedisModel:
-    """One server. `run_id` and `clock_ms` are given; `restart` forgets scripts, and data if told to."""
+    """One server. `run` (its replication id) and `clock_ms` are given; `restart` forgets scripts, and data if told to."""
 
-    def __init__(self, clock_ms: Callable[[], int], run_id: str = "a" * 40) -> None:
+    def __init__(self, clock_ms: Callable[[], int], run: str = "a" * 40) -> None:
         self.clock_ms = clock_ms
-        self.run_id = run_id
+        self.run = self.process = run
         self.data: dict[str, Value] = {}
         self.expires_ms: dict[str, int] = {}
         self._scripts: dict[str, str] = {}
         self._look_at_ms = 0
 
-    def restart(self, run_id: str, copy: "Copy | None" = None) -> None:
-        self.run_id = run_id
+    def restart(self, run: str, copy: "Copy | None" = None) -> None:
+        self.process = run
         self._scripts.clear()
-        if copy is not None:
-            self.data, self.expires_ms = _copied(copy[0]), dict(copy[1])
+        self.become(run, self.snapshot() if copy is None else copy)
+
+    def become(self, run: str, copy: "Copy") -> None:
+        """A primary with another's data, while the process and its connections live on."""
+        self.run = run
+        self.data, self.expires_ms = _copied(copy[0]), dict(copy[1])
 
     def snapshot(self) -> "Copy":
         return _copied(self.data), dict(self.expires_ms)
@@ -104,7 +108,7 @@ class RedisModel:
             del self.data[key]
 
     def _do_info(self, *_: str) -> str:
-        return f"# Server\r\nrun_id:{self.run_id}\r\n"
+        return f"# Replication\r\nrole:master\r\nconnected_slaves:0\r\nmaster_replid:{self.run}\r\n"
 
     def _do_time(self) -> list[str]:
         now = self.clock_ms()

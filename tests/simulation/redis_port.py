@@ -43,10 +43,10 @@ class RedisPort(Port):
 
     async def ask_all(self, commands: Sequence[tuple[Any, ...]]) -> list[Any]:
         await self.travel()
-        run = self.world.redis.run_id
+        process = self.world.redis.process
         replies: list[Any] = []
         for command in commands:
-            if self.world.away("redis") or self.world.redis.run_id != run:
+            if self.world.away("redis") or self.world.redis.process != process:
                 raise RedisConnectionError("connection lost")
             if self.world.chance(self.world.chances.late_redis):  # it times out here, and runs there yet
                 self.world.later(lambda command=command: self._execute(command))

@@ -8,6 +8,7 @@ from typing import Any
 import msgspec
 
 from infra.inventory.pipeliner import SCRIPTS
+from infra.inventory.run import present_run
 from infra.redis_client import Redis
 
 from .redis_model import RedisModel
@@ -30,9 +31,9 @@ def _masked(reply: Any) -> Any:
 class _Calls:
     """Script calls at random, most of them sensible."""
 
-    def __init__(self, seed: int, run_id: str) -> None:
+    def __init__(self, seed: int, run: str) -> None:
         self._random = random.Random(seed)
-        self._run_id = run_id
+        self._run = run
         self._epoch = 0
         self._ids = [f"0192f000-0000-7000-8000-{n:012x}" for n in range(40)]
 
@@ -72,7 +73,7 @@ class _Calls:
         return "prepare", tuple(f"{key}:new:{self._epoch}" for key in IN_FORCE[1:]), (chunk,)
 
     def _open(self) -> tuple[str, tuple[str, ...], tuple[Any, ...]]:
-        run = self._run_id if self._random.random() < 0.9 else "b" * 40
+        run = self._run if self._random.random() < 0.9 else "b" * 40
         books = ("state", "open", "initial", 30, "available", 30, "held", 0, "sold", 0, "max_held", 20)
         limit = ("per_user_limit", 8) if self._random.random() < 0.5 else ()
         prepared = tuple(f"{key}:new:{self._epoch}" for key in IN_FORCE[1:])
@@ -83,11 +84,11 @@ class _Calls:
 
 
 async def test_the_model_answers_and_keeps_what_the_server_does(redis: Redis) -> None:
-    run_id = str((await redis.info("server"))["run_id"])
+    run = await present_run(redis)
     for seed in range(3):
         await redis.flushdb()
-        model = RedisModel(lambda: time.time_ns() // 1_000_000, run_id)
-        calls = _Calls(seed, run_id)
+        model = RedisModel(lambda: time.time_ns() // 1_000_000, run)
+        calls = _Calls(seed, run)
         answers: set[str] = set()
         for call in [calls.opening(), *(calls.draw() for _ in range(CALLS))]:
             script, script_keys, args = call

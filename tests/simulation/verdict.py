@@ -48,7 +48,7 @@ class Verdict:
         rows, data = self._world.postgres.orders, self._world.redis.data
         for product in self._world.products:
             stock = data.get(keys.stock(product), {})
-            if stock.get("run") == self._world.redis.run_id and stock.get("state") != "closed":
+            if stock.get("run") == self._world.redis.run and stock.get("state") != "closed":
                 self._check_books(product, stock, data.get(keys.held(product), {}))
         charged: Counter[int] = Counter()
         for order_id, *_ in self._world.provider.captures:
@@ -205,7 +205,7 @@ class Verdict:
         held = self._world.redis.data.get(keys.held(product), {})
         buyers = self._world.redis.data.get(keys.buyers(product), {})
         return RedisBook(
-            in_force=stock.get("run") == self._world.redis.run_id and stock.get("state") != "closed",
+            in_force=stock.get("run") == self._world.redis.run and stock.get("state") != "closed",
             **numbers,
             entries={id_: entry.parse(OrderId(id_), line.encode()) for id_, line in held.items()},
             buyers={int(user): int(units) for user, units in buyers.items()},

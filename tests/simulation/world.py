@@ -41,7 +41,7 @@ class World:
         self.loop = SimulatedLoop()
         self.loop.set_task_factory(task_factory)  # type: ignore[arg-type]  # a Protocol of 3.12
         self.loop.set_exception_handler(self._on_unhandled)
-        self.redis = RedisModel(self.now_ms, self.run_id())
+        self.redis = RedisModel(self.now_ms, self.run_name())
         self.log = LogModel(self.now_ms)
         self.postgres = PostgresModel(self.wall_s)
         self.provider = ProviderModel(self.wall_s)
@@ -86,7 +86,7 @@ class World:
     def log_answers(self) -> bool:
         return self.log.exists and not self.away("kafka")
 
-    def run_id(self) -> str:
+    def run_name(self) -> str:
         return f"{self.random.getrandbits(160):040x}"
 
     def order_id(self) -> OrderId:
