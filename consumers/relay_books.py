@@ -14,6 +14,7 @@ import asyncpg
 from aiokafka.errors import KafkaError
 
 from infra.inventory import keys
+from infra.inventory.pipeliner import SCRIPTS
 from infra.inventory.rebuild import RebuildImpossible, in_force, rebuild_if_needed
 from infra.inventory.run import present_run
 from infra.kafka import create_topics
@@ -34,6 +35,7 @@ GRACE_S = 5.0  # who creates a product opens its stock; afterwards it is ours to
 BACKOFF_FIRST_S = 0.5
 BACKOFF_MOST_S = 10.0
 AT_ONCE = 4
+WENT_BACK = "books went back"
 REBUILD_MAX_S = 300.0  # a million orders take about one; one that hangs is given up and begun anew
 FAILURES = (*UNAVAILABLE, *RECORDS_FAULT, RedisError, KafkaError, RebuildImpossible)
 
@@ -54,12 +56,14 @@ class Product:
     version: int = 0
     opened_ms: int = 0
 
-    def fault(self, run: str) -> str | None:
-        """Why the books are not in force, in words for the log; None where they are."""
+    def fault(self, run: str, seen: tuple[int, int] = (0, 0)) -> str | None:
+        """Why the books are not in force, in words for the log; None where they are. `seen`: epoch and version, before."""
         if self.run is None:
             return "no books"
         if self.run != run:
             return "new redis run"
+        if (self.books_epoch, self.version) < seen:
+            return WENT_BACK
         if self.state == "closed":
             return "closed"
         return None if self.books_epoch == self.epoch else "a newer rebuild was begun"
@@ -83,19 +87,22 @@ class Keeper:
     _announced: dict[ProductId, int] = field(default_factory=dict)  # epoch whose stock.opened was seen on the log
     _rebuilding: dict[ProductId, asyncio.Task[None]] = field(default_factory=dict)
     _failures: dict[ProductId, tuple[int, float]] = field(default_factory=dict)  # how many, not again before
+    _seen: dict[ProductId, tuple[int, int]] = field(default_factory=dict)  # newest epoch and version of the books
     _slots: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(AT_ONCE))
 
     async def turn(self) -> None:
         """Read how things stand and start what rebuilds are due. Raises when a store cannot be read."""
         self._reap()
-        run = await present_run(self.redis)
+        run, seen = await present_run(self.redis), dict(self._seen)  # before the look: only what is read later counts
         products = await self._read_products()
-        self.in_force = {p.id: p.books_epoch for p in products if p.fault(run) is None}
-        _closed.set(sum(p.fault(run) is not None and not p.fresh for p in products))
-        for product in products:
-            fault = product.fault(run)
-            if fault is not None and not product.fresh:
-                self._start_rebuild(product.id, fault)
+        faults = {p.id: fault for p in products if (fault := p.fault(run, seen.get(p.id, (0, 0)))) is not None}
+        self.in_force = {p.id: p.books_epoch for p in products if p.id not in faults}
+        overdue = [p for p in products if p.id in faults and not p.fresh]
+        _closed.set(len(overdue))
+        for product in overdue:
+            if faults[product.id] == WENT_BACK and product.state != "closed":
+                await self._close(product.id)
+            self._start_rebuild(product.id, faults[product.id])
         if len(self.in_force) == len(products) and await self.redis.get(keys.BOOKS_RUN) != run.encode():
             await self.redis.set(keys.BOOKS_RUN, run)
         await self._check_quiet(products)
@@ -113,7 +120,7 @@ class Keeper:
             if not await self.log.has_opening(product.id, epoch, product.opened_ms):
                 if self.in_force.get(product.id) == epoch:  # and not rebuilt while we searched
                     log.error("stock.opened is not on the log: closing", product=product.id, epoch=epoch)
-                    await self.redis.hset(keys.stock(product.id), "state", "closed")
+                    await self._close(product.id)
             else:
                 self._announced[product.id] = epoch
 
@@ -131,7 +138,17 @@ class Keeper:
         hashes = await self.redis.replies(
             [("HMGET", keys.stock(row.id), "run", "state", "epoch", "version", "opened_ms") for row in self._rows]
         )
-        return [_with_books(row, fields) for row, fields in zip(self._rows, hashes, strict=True)]
+        products = [_with_books(row, fields) for row, fields in zip(self._rows, hashes, strict=True)]
+        self._see(products)
+        return products
+
+    def _see(self, products: Iterable[Product]) -> None:
+        for product in products:
+            self._seen[product.id] = max(self._seen.get(product.id, (0, 0)), (product.books_epoch, product.version))
+
+    async def _close(self, product: ProductId) -> None:
+        """So that a rebuild is needed: no script takes these books for good ones."""
+        await self.redis.eval(SCRIPTS["close"], 1, keys.stock(product), "")
 
     def _reap(self) -> None:
         for product, task in list(self._rebuilding.items()):

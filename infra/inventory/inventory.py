@@ -23,6 +23,7 @@ from .run import present_run
 KEY_LIFETIME_MS = 24 * 3_600_000  # acceptances are remembered this long
 FIRST_LOOK_MS = 2_000  # a gateway killed between reserving and publishing is noticed after this
 NEXT_LOOK_MS = 2_000
+NOTHING_SEEN = (0, 0)
 TERMINAL_LIFETIME_MS = 24 * 3_600_000  # afterwards the status is read from Postgres
 
 
@@ -97,11 +98,15 @@ class SettledOtherwise(Exception):
 
 
 class Inventory:
-    """All writes to a product's books outside a rebuild. `pace` is the Pipeliner's."""
+    """All writes to a product's books outside a rebuild. `pace` is the Pipeliner's.
+
+    Every call says how far it has seen the books go: whatever put older ones in their place, they are refused and closed.
+    """
 
     def __init__(self, redis: Redis, pace: Pace | None = None) -> None:
         self.redis = redis
         self._scripts = Pipeliner(redis, pace)
+        self._seen: dict[ProductId, tuple[int, int]] = {}  # newest epoch and version
 
     async def reserve(self, wish: Reservation) -> Held | Known | Refused:
         """Take units or say why not. Idempotent by key. Raises RedisError: then whether units were taken is unknown."""
@@ -140,8 +145,12 @@ class Inventory:
             FIRST_LOOK_MS,
             product,
             int(wish.accepted_before),
+            *self._seen.get(product, NOTHING_SEEN),
         )
-        return _reserve_answer(wish, head, reply)
+        answer = _reserve_answer(wish, head, reply)
+        if not isinstance(answer, Known):
+            self._see(product, answer.epoch, answer.version)
+        return answer
 
     async def settle(self, orders: Sequence[tuple[ProductId, OrderId, Entry]]) -> list[Settlement | None]:
         """Move the units of terminal orders to SOLD or RELEASED; None where no entry is left (announced before).
@@ -154,12 +163,16 @@ class Inventory:
             [
                 (
                     (keys.stock(product), keys.held(product), keys.due(product), keys.buyers(product)),
-                    (order_id, entry.LETTERS[outcome], NEXT_LOOK_MS),
+                    (order_id, entry.LETTERS[outcome], NEXT_LOOK_MS, *self._seen.get(product, NOTHING_SEEN)),
                 )
                 for product, order_id, outcome in orders
             ],
         )
-        return [_settle_answer(reply, order_id) for reply, (_, order_id, _) in zip(replies, orders, strict=True)]
+        settlements = [_settle_answer(reply, order_id) for reply, (_, order_id, _) in zip(replies, orders, strict=True)]
+        for settled, (product, *_) in zip(settlements, orders, strict=True):
+            if settled is not None:
+                self._see(product, settled.epoch, settled.version)
+        return settlements
 
     async def project(self, events: Sequence[OrderStatusChanged]) -> None:
         """Write statuses into the read model; delete the settled entries whose announcement these events are."""
@@ -184,6 +197,10 @@ class Inventory:
         """Put an operator's newest action in force (`rebuild.sale_arguments` of the row); False where no books are."""
         key, *arguments = sale
         return bool(await self._scripts.call("sale", (key,), *arguments) != b"unverified")
+
+    def _see(self, product: ProductId, epoch: int, version: int) -> None:
+        """Replies may come in another order than the scripts ran in."""
+        self._seen[product] = max(self._seen.get(product, NOTHING_SEEN), (epoch, version))
 
     async def run(self) -> str:
         return await present_run(self.redis)

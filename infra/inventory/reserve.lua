@@ -13,11 +13,13 @@
 -- ARGV[5] order.placed without its last fields and closing brace   ARGV[6] unit price (cents)   ARGV[7] currency
 -- ARGV[8] key record lifetime (ms)   ARGV[9] delay of the relay's first look (ms)   ARGV[10] product id
 -- ARGV[11] '1': accepted before, and lost with older books; a pause is for new wishes only
+-- ARGV[12], ARGV[13] the newest epoch and version of these books that the caller has seen
 --
 -- Returns one of
 --   {'held', epoch, version, available, now_ms}       units taken
 --   {'known', order id, body}                         this key was accepted before
---   {'unverified'}                                    the books were not made for this Redis run, or are being rebuilt
+--   {'unverified'}                                    the books were not made for this Redis run, are being rebuilt, or
+--                                                     are older than the caller has seen them: then they are closed too
 --   {'paused'} {'not_open', opens_at_ms} {'closed'} {'user_limit'}
 --   {'sold_out', epoch, version} {'busy'}
 
@@ -25,6 +27,11 @@ local stock = redis.call('HMGET', KEYS[1], 'run', 'state', 'epoch', 'version', '
   'per_user_limit', 'max_held', 'held_orders')
 local run = string.match(redis.call('INFO', 'replication'), 'role:master.-master_replid:(%x+)')
 if stock[1] ~= run or stock[2] == 'closed' then return {'unverified'} end
+local behind = tonumber(stock[3]) - tonumber(ARGV[12])
+if behind < 0 or (behind == 0 and tonumber(stock[4]) < tonumber(ARGV[13])) then
+  redis.call('HSET', KEYS[1], 'state', 'closed')
+  return {'unverified'}
+end
 
 if KEYS[6] == KEYS[5] then
   local known = redis.call('HMGET', KEYS[5], 'user', 'body')

@@ -5,6 +5,7 @@
 --
 -- KEYS[1] stock:{p}   KEYS[2] held:{p}   KEYS[3] due:{p}   KEYS[4] buyers:{p}
 -- ARGV[1] order id    ARGV[2] 's' (sold) or 'r' (released)   ARGV[3] delay of the relay's next look (ms)
+-- ARGV[4], ARGV[5] the newest epoch and version of these books that the caller has seen: older ones are closed
 --
 -- Returns one of
 --   {'settled', epoch, version, available, returned}   returned: units that went back on sale
@@ -12,9 +13,14 @@
 --   {'unverified'}                                     wait: the books are not in force
 --   {'conflict', 's' or 'r'}                           it was settled the other way
 
-local stock = redis.call('HMGET', KEYS[1], 'run', 'state', 'epoch')
+local stock = redis.call('HMGET', KEYS[1], 'run', 'state', 'epoch', 'version')
 local run = string.match(redis.call('INFO', 'replication'), 'role:master.-master_replid:(%x+)')
 if stock[1] ~= run or stock[2] == 'closed' then return {'unverified'} end
+local behind = tonumber(stock[3]) - tonumber(ARGV[4])
+if behind < 0 or (behind == 0 and tonumber(stock[4]) < tonumber(ARGV[5])) then
+  redis.call('HSET', KEYS[1], 'state', 'closed')
+  return {'unverified'}
+end
 
 local entry = redis.call('HGET', KEYS[2], ARGV[1])
 if not entry then return {'none'} end

@@ -215,7 +215,8 @@ RELAY_REBUILDS = CounterOf(
     name="thrones_relay_rebuilds_total",
     unit="products",
     meaning="Books made anew by the relay.",
-    to_do="One a product and Redis run. `closed` means the books disagreed: read the relay's log.",
+    to_do="One a product and Redis run. `closed` means the books disagreed, `books went back` that older ones took their place: "
+    "read the relay's log.",
     labels=("reason",),
 )
 RELAY_REBUILD_FAILURES = CounterOf(

@@ -58,6 +58,7 @@ class Striker:
             (1, self._wipe_redis),
             (2, self._old_copy),
             (2, self._cut_redis),
+            (2, self._go_back),
             (1, self._power_cut),
             (1, self._wipe_kafka),
             (2, self._poison),
@@ -123,6 +124,13 @@ class Striker:
             self._lose(self._random.choice(self._copies))
         else:
             self._copies.append(self._world.redis.snapshot())
+
+    def _go_back(self, _: Actor) -> None:
+        """A replica that had stopped following is put in force on the live primary: its process knows of no change."""
+        if self._copies:
+            self._world.note("redis goes back to an old copy, its process lives on")
+            with self._losing():
+                self._world.redis.become(self._world.run_name(), self._random.choice(self._copies))
 
     def _cut_redis(self, _: Actor) -> None:
         """The tail of its file is lost, down to the log's height: of what is not on the log yet, Redis knows nothing."""

@@ -14,6 +14,7 @@ from unittest.mock import patch
 from asyncpg import InterfaceError, PostgresError
 from msgspec import structs
 
+from consumers.relay_books import Keeper
 from consumers.relay_pushes import Pusher
 from gateway import orders
 from gateway.orders import Orders, decode_wish
@@ -31,6 +32,7 @@ from infra.settlement import SettlementDesk
 
 from .faults import CALM, Chances, Striker
 from .kafka_ports import ConsumerPort
+from .redis_model import RedisModel
 from .world import Violation, World
 
 Plant = Callable[[], AbstractContextManager[Any]]
@@ -297,6 +299,21 @@ def passing_states_are_the_records_fault() -> AbstractContextManager[Any]:
 
 
 @contextmanager
+def run_of_the_process_alone() -> Iterator[None]:
+    """`run_id`, which stays when other data is put in force; and nobody says how far the books have gone."""
+
+    def info(self: RedisModel, *_: str) -> str:
+        return f"# Replication\r\nrole:master\r\nmaster_replid:{self.process}\r\n"
+
+    with (
+        patch.object(RedisModel, "_do_info", info),
+        patch.object(Inventory, "_see", lambda *_: None),
+        patch.object(Keeper, "_see", lambda *_: None),
+    ):
+        yield
+
+
+@contextmanager
 def end_not_waited_for() -> Iterator[None]:
     async def publish(self: Any, *_: Any) -> None:
         return None
@@ -337,6 +354,7 @@ IN_SIMULATION = [
     Planted("dead letter without a row", dead_letter_without_a_row),
     Planted("passing states are the record's fault", passing_states_are_the_records_fault),
     Planted("reserve without asking for the run", reserve_without_asking_for_the_run),
+    Planted("the run of the process alone", run_of_the_process_alone),
     Planted("end not waited for", end_not_waited_for),
     Planted("rebuild forgets what Redis holds", rebuild_forgets_what_redis_holds),
 ]

@@ -51,11 +51,15 @@ class _Calls:
         head = f'{{"type":"order.placed","order_id":"{id_}"'
         body = f"{PRODUCT}:{quantity}"
         again = self._random.randint(0, 1)
-        args = (id_, user, quantity, body, head, 999, "USD", 60_000, 2_000, PRODUCT, again)
+        args = (id_, user, quantity, body, head, 999, "USD", 60_000, 2_000, PRODUCT, again, *self._seen())
         return "reserve", (*IN_FORCE, f"order:{id_}", key), args
 
     def _settle(self) -> tuple[str, tuple[str, ...], tuple[Any, ...]]:
-        return "settle", IN_FORCE, (self._random.choice(self._ids), self._random.choice("sr"), 2_000)
+        return "settle", IN_FORCE, (self._random.choice(self._ids), self._random.choice("sr"), 2_000, *self._seen())
+
+    def _seen(self) -> tuple[int, int]:
+        """Newer than the books, now and then."""
+        return self._epoch - 1 + (self._random.random() < 0.03), self._random.randint(0, 9)
 
     def _project(self) -> tuple[str, tuple[str, ...], tuple[Any, ...]]:
         id_, rank = self._random.choice(self._ids), self._random.choice((20, 40, 100))
