@@ -44,7 +44,10 @@ class OrderPlaced(Event, frozen=True, kw_only=True, tag="order.placed"):
 
 
 class StockOpened(Event, frozen=True, kw_only=True, tag="stock.opened"):
-    """A product's books were written anew under `epoch`. Topic `orders`, key product id; initial = available + held + sold."""
+    """A product's books were written anew under `epoch`. Topic `orders`, key product id; initial = available + held + sold.
+
+    `held` includes the units of confirmed orders whose end is to be announced (again) in this epoch: with it they are sold.
+    """
 
     product_id: ProductNumber
     epoch: Positive

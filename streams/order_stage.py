@@ -236,15 +236,17 @@ class OrderStage:
             case Held(value=value):
                 await self._publisher.publish(ORDERS, event.order_id, value)  # comes back here under the new epoch
             case Known(order_id=other) if other != order_id:
-                await self._fail(event, f"its key was used again for order {other} after the books were lost")
+                await self._fail(
+                    event, f"its key was used again for order {other} after the books were lost", key_lost=True
+                )
             case Known() if order_id in await until_it_works(
                 "redis", BOOKS_AWAY, self._inventory.entries, product, [order_id]
             ):
                 await self._place([(record, event)], vouched=True)  # the rebuild we waited for has taken it in
             case Known():
-                await self._fail(event, "its reservation was lost with the books")
+                await self._fail(event, "its reservation was lost with the books", key_lost=False)
             case Refused(reason=reason):
-                await self._fail(event, f"its reservation was lost with the books, and then: {reason}")
+                await self._fail(event, f"its reservation was lost with the books, and then: {reason}", key_lost=True)
 
     async def _reserve(self, event: OrderPlaced) -> Held | Known | Refused:
         answer = await self._inventory.reserve(
@@ -269,19 +271,22 @@ class OrderStage:
         record, event = placement
         await bury(record, self._dead_letters, reason)
         try:
-            await self._record_failed(event, reason)
+            await self._record_failed(event, reason, key_lost=False)
         except RECORDS_FAULT as error:
             log.error("neither placed nor failed: its units stay held", order=event.order_id, error=str(error))
         else:
             await self._go_on_with([placement], vouched=vouched)
 
-    async def _fail(self, event: OrderPlaced, reason: str) -> None:
-        """Uncharged and without units; the row first, so that a second reading of the record announces it again."""
-        await self._record_failed(event, reason)
+    async def _fail(self, event: OrderPlaced, reason: str, *, key_lost: bool) -> None:
+        """Uncharged and without units; the row first, so that a second reading of the record announces it again.
+
+        `key_lost`: Redis does not answer its Idempotency-Key with this order; another has it, or may get it.
+        """
+        await self._record_failed(event, reason, key_lost=key_lost)
         # The row may be another's: a new owner of the partition has read the same record, and found room for it.
         await self._advance_known([event])
 
-    async def _record_failed(self, event: OrderPlaced, reason: str) -> None:
+    async def _record_failed(self, event: OrderPlaced, reason: str, *, key_lost: bool) -> None:
         await until_it_works(
             "postgres",
             UNAVAILABLE,
@@ -297,6 +302,7 @@ class OrderStage:
             event.available,
             None if event.key_hash is UNSET else event.key_hash,
             event.placed_at_ms,
+            key_lost,
         )
 
 

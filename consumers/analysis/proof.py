@@ -103,12 +103,11 @@ def _epoch(book: LogBook, opening: StockOpened) -> EpochProof:
     last = max(uses, default=0)
     held, sold = opening.held, opening.sold
     for use in uses.values():
-        if use.kind != ENDED:
-            held -= use.change
-            continue
-        end = book.ended[use.order_id]
-        held -= end.quantity
-        sold += end.quantity if end.status is Status.CONFIRMED else 0
+        end = book.ended[use.order_id] if use.kind == ENDED else None
+        if end is not None and end.status is Status.CONFIRMED:
+            held, sold = held - end.quantity, sold + end.quantity
+        else:
+            held -= use.change  # an end that is announced again gives nothing back: it had before this epoch was opened
     available = uses[last].available if uses else opening.available
     return EpochProof(
         epoch=opening.epoch,

@@ -173,11 +173,10 @@ class _Rebuild:
             row = await self._connection.fetchrow(SQL.product, self._product)
             doubles = await self._doubles(unrowed)
         if doubles:
-            await self._fail(doubles, KEY_USED_AGAIN)
+            await self._fail(doubles, KEY_USED_AGAIN, key_lost=True)
             raise _Overtaken(f"the keys of {len(doubles)} orders were used again while only an old copy knew of them")
-        sold = totals.confirmed - books.confirmed_units
-        await self._take_in(books, unrowed, totals.initial - sold - books.held_units)
-        return await self._open(books, run, epoch, row, sold, totals)
+        await self._take_in(books, unrowed, totals.initial - totals.confirmed - books.held_units)
+        return await self._open(books, run, epoch, row, totals)
 
     async def _read_rows(self, books: PreparedBooks, started_at: datetime) -> _Totals:
         product = await self._connection.fetchrow(SQL.product, self._product)
@@ -269,13 +268,13 @@ class _Rebuild:
             else:
                 excess.append(entry)
         if excess:
-            await self._fail(excess, NO_STOCK_LEFT)
+            await self._fail(excess, NO_STOCK_LEFT, key_lost=False)
             raise _Overtaken(f"{len(excess)} orders were accepted twice over and have been failed")
         for first in range(0, len(fitting), CHUNK):
             await books.add_unrowed(fitting[first : first + CHUNK])
         await books.written()
 
-    async def _fail(self, entries: list[HeldEntry], reason: str) -> None:
+    async def _fail(self, entries: list[HeldEntry], reason: str, *, key_lost: bool) -> None:
         """Uncharged; each keeps an entry of no units in the next attempt, through which its end is announced."""
         async with self._pool.acquire() as connection, connection.transaction():
             for entry in entries:
@@ -292,25 +291,27 @@ class _Rebuild:
                     entry.available,
                     head.key_hash or None,
                     entry.at_ms,
+                    key_lost,
                 )
 
     async def _open(
-        self, books: PreparedBooks, run: str, epoch: int, product: asyncpg.Record, sold: int, totals: _Totals
+        self, books: PreparedBooks, run: str, epoch: int, product: asyncpg.Record, totals: _Totals
     ) -> StockOpened:
+        # The log sells a unit with the news of it: there, what is yet to be announced is held, in Redis it is sold.
         opened = StockOpened(
             product_id=self._product,
             epoch=epoch,
             initial=totals.initial,
-            available=totals.initial - books.held_units - sold,
-            held=books.held_units,
-            sold=sold,
+            available=totals.initial - totals.confirmed - books.held_units,
+            held=books.held_units + books.unannounced_units,
+            sold=totals.confirmed - books.unannounced_units,
             opened_at_ms=time.time_ns() // 1_000_000,
             reason=self._reason,
         )
         # First on the log, then in force: no version of this epoch can be there without its opening.
         sent = self._publisher.publish(topics.ORDERS, str(self._product), encode(opened))
         await asyncio.wait_for(asyncio.shield(sent), PUBLISH_TIMEOUT_S)
-        fields = stock_fields(opened, product, self._settings.max_held, books.held_orders)
+        fields = stock_fields(opened, product, self._settings.max_held, books, sold=totals.confirmed)
         answer = await self._redis.eval(SCRIPTS["open"], 7, *books.script_keys, run, str(epoch), *fields)
         if answer != b"opened":
             raise _Overtaken(answer.decode())
@@ -325,23 +326,23 @@ class _Rebuild:
             epoch=epoch,
             reason=self._reason,
             available=opened.available,
-            held=opened.held,
-            sold=sold,
+            held=books.held_units,
+            sold=totals.confirmed,
             orders=books.entries,
         )
         return opened
 
 
-def stock_fields(opened: StockOpened, product: Any, max_held: int, held_orders: int) -> list[str]:
+def stock_fields(opened: StockOpened, product: Any, max_held: int, books: PreparedBooks, *, sold: int) -> list[str]:
     """The stock hash as field, value, ...; run, epoch and version are open.lua's. An absent field means none."""
     fields: dict[str, object] = {
         "state": product["sale_state"],
         "sale_action": product["sale_action"],
         "initial": opened.initial,
         "available": opened.available,
-        "held": opened.held,
-        "held_orders": held_orders,
-        "sold": opened.sold,
+        "held": books.held_units,
+        "held_orders": books.held_orders,
+        "sold": sold,
         "name": product["name"],
         "price_cents": product["price_cents"],
         "currency": product["currency"],

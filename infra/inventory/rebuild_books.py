@@ -32,8 +32,8 @@ _head_decoder = msgspec.json.Decoder(PlacedHead)
 def entry_of_row(row: asyncpg.Record) -> HeldEntry:
     """A row as a held entry.
 
-    An order that did not keep its units (failed, payment_failed) gets a quantity of 0: Postgres has given them back
-    already, they may even be sold again; settling it then draws a version and moves nothing.
+    An order that has ended gets a quantity of 0: its units are sold or on sale already, and released ones may even be
+    sold again. Settling it draws a version and moves nothing; its entry stands for the announcement alone.
     """
     head = PlacedHead(
         order_id=row["id"],
@@ -50,7 +50,7 @@ def entry_of_row(row: asyncpg.Record) -> HeldEntry:
         epoch=row["epoch"],
         version=row["version"],
         available=row["available"],
-        quantity=0 if row["status"] in (Status.FAILED, Status.PAYMENT_FAILED) else row["quantity"],
+        quantity=0 if row["status"] in TERMINAL else row["quantity"],
         user_id=UserId(row["user_id"]),
         at_ms=row["placed_at_ms"],
         placed_head=placed_head(head),
@@ -88,7 +88,7 @@ class PreparedBooks:
         self._under_way: list[asyncio.Task[None]] = []
         self.held_units = 0
         self.held_orders = 0  # that hold some of them
-        self.confirmed_units = 0  # of the held ones, those of confirmed orders: they are not counted as sold yet
+        self.unannounced_units = 0  # of confirmed orders that have an entry: sold, and the log is yet to say so
         self.entries = 0
 
     @property
@@ -109,7 +109,7 @@ class PreparedBooks:
         self._add(chunk, [entry_of_row(row) for row in rows])
         for row in rows:
             if row["status"] == Status.CONFIRMED:
-                self.confirmed_units += row["quantity"]
+                self.unannounced_units += row["quantity"]
             if row["status"] not in TERMINAL:
                 chunk.read_models.append(_read_model_of_row(row))
         await self._write(chunk)

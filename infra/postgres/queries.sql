@@ -7,8 +7,8 @@ FROM place_orders($1, $2, $3, $4, $5, $6, $7, $8, $9, $10);
 -- name: fail_order
 -- A reservation that no books vouch for and that could not be made again: recorded, never charged.
 INSERT INTO orders (id, product_id, user_id, quantity, unit_price_cents, currency, status, reason, epoch, version, available,
-    key_hash, placed_at_ms)
-SELECT $1, p.id, $3, $4, p.price_cents, p.currency, 'failed', $5, $6, $7, $8, $9, $10 FROM products p WHERE p.id = $2
+    key_hash, placed_at_ms, key_lost)
+SELECT $1, p.id, $3, $4, p.price_cents, p.currency, 'failed', $5, $6, $7, $8, $9, $10, $11 FROM products p WHERE p.id = $2
 ON CONFLICT (id) DO NOTHING;
 
 -- name: settle_orders
@@ -75,15 +75,16 @@ SELECT o.id::text, o.product_id, o.user_id, o.quantity, o.unit_price_cents, o.cu
 FROM orders o WHERE o.id = ANY ($1);
 
 -- name: rebuild_keys
--- Acceptances that an Idempotency-Key must still find; $2 is the oldest placed_at_ms.
+-- Acceptances that an Idempotency-Key must still find; $2 is the oldest placed_at_ms. An order keeps its key however it
+-- ended, unless the key was lost with the books and may have gone to another. `orders_of_keys` is the same rule.
 SELECT id::text, user_id, key_hash, quantity, placed_at_ms FROM orders
-WHERE product_id = $1 AND key_hash IS NOT NULL AND placed_at_ms > $2;
+WHERE product_id = $1 AND key_hash IS NOT NULL AND NOT key_lost AND placed_at_ms > $2;
 
 -- name: orders_of_keys
--- Orders that hold one of these Idempotency-Keys (users and hashes by position); what failed holds none any more.
+-- Orders that hold one of these Idempotency-Keys (users and hashes by position): the rule of `rebuild_keys`.
 SELECT o.id::text, o.user_id, o.key_hash FROM unnest($1::bigint[], $2::text[]) AS k (user_id, key_hash)
 JOIN orders o ON o.user_id = k.user_id AND o.key_hash = k.key_hash
-WHERE o.status <> 'failed' AND o.placed_at_ms > $3;
+WHERE NOT o.key_lost AND o.placed_at_ms > $3;
 
 -- name: units_by_user
 -- Units of live and confirmed orders, for the per-user limit.

@@ -44,7 +44,9 @@ class Desk:
         """An order whose row is `failed` and whose units are back."""
         wish, held = await self.sale.reserve(7, quantity)
         head = (wish.order_id, wish.product_id, wish.user_id, quantity, "a fault of ours")
-        await self.sale.pool.execute(SQL.fail_order, *head, held.epoch, held.version, held.available, None, held.at_ms)
+        await self.sale.pool.execute(
+            SQL.fail_order, *head, held.epoch, held.version, held.available, None, held.at_ms, False
+        )
         await self.sale.settle_and_project([wish.order_id])
         await self.bury(ORDERS, wish.order_id, held.value, "postgres: a fault of ours")
         return wish, held

@@ -202,7 +202,9 @@ async def test_an_order_that_no_books_vouch_for_is_failed_once_and_uncharged(poo
     live, lost = placed(PRODUCT, 1), placed(PRODUCT, 2)
     await place(pool, [live])
     for order in (live, lost, lost):
-        await pool.execute(SQL.fail_order, order.order_id, PRODUCT, 1, 1, "lost", 1, order.version, 0, None, 1_000)
+        await pool.execute(
+            SQL.fail_order, order.order_id, PRODUCT, 1, 1, "lost", 1, order.version, 0, None, 1_000, False
+        )
     statuses = {row["id"]: row["status"] for row in await pool.fetch("SELECT id::text, status FROM orders")}
     assert statuses == {live.order_id: Status.AWAITING_PAYMENT, lost.order_id: Status.FAILED}
     assert await taken(pool, PRODUCT) == 1

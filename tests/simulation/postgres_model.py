@@ -92,7 +92,7 @@ class PostgresModel:
         self.orders[fields["id"]] = {
             "charge_id": None, "charge_started_at_ms": None, "charge_answered_at_ms": None, "created_at": now,
             "updated_at": now, "product_id": product, "unit_price_cents": self.products[product]["price_cents"],
-            "currency": self.products[product]["currency"],
+            "currency": self.products[product]["currency"], "key_lost": False,
         } | fields  # fmt: skip
 
     def _place_orders(self, *columns: list[Any]) -> list[Row]:
@@ -145,12 +145,12 @@ class PostgresModel:
         return self._orders_by_id(columns[0])
 
     def _fail_order(self, order_id: str, product: int, user: int, quantity: int, reason: str, *rest: Any) -> list[Row]:
-        epoch, version, available, key_hash, placed_at_ms = rest
+        epoch, version, available, key_hash, placed_at_ms, key_lost = rest
         if order_id not in self.orders:
             self._insert(product, {
                 "id": order_id, "user_id": user, "quantity": quantity, "status": "failed", "reason": reason,
                 "epoch": epoch, "version": version, "available": available, "key_hash": key_hash,
-                "placed_at_ms": placed_at_ms,
+                "placed_at_ms": placed_at_ms, "key_lost": key_lost,
             })  # fmt: skip
         return []
 
@@ -193,16 +193,15 @@ class PostgresModel:
         return [self.orders[id_] for id_ in ids if id_ in self.orders]
 
     def _rebuild_keys(self, product: int, oldest_ms: int) -> list[Row]:
-        return [row for row in self._of(product) if row["key_hash"] and row["placed_at_ms"] > oldest_ms]
+        rows = [row for row in self._of(product) if row["placed_at_ms"] > oldest_ms]
+        return [row for row in rows if row["key_hash"] and not row["key_lost"]]
 
     def _orders_of_keys(self, users: list[int], hashes: list[str], oldest_ms: int) -> list[Row]:
         wanted = set(zip(users, hashes, strict=True))
         return [
             row
             for row in self.orders.values()
-            if (row["user_id"], row["key_hash"]) in wanted
-            and row["status"] != "failed"
-            and row["placed_at_ms"] > oldest_ms
+            if (row["user_id"], row["key_hash"]) in wanted and not row["key_lost"] and row["placed_at_ms"] > oldest_ms
         ]
 
     def _units_by_user(self, product: int) -> list[Row]:
@@ -255,7 +254,7 @@ class PostgresModel:
         return [row for row in self.orders.values() if row["product_id"] == product]
 
 
-_HIDDEN = frozenset({"epoch", "version", "available", "key_hash", "charge_id"})
+_HIDDEN = frozenset({"epoch", "version", "available", "key_hash", "key_lost", "charge_id"})
 
 
 def _as_selected(row: Row) -> Row:

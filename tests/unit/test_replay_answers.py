@@ -23,8 +23,9 @@ from consumers.replay.output import output
 from consumers.replay.reader import ReplayError
 from consumers.replay.table import SCHEMA, to_table
 from schemas.codec import encode
-from schemas.events import AnyEvent, OrderPlaced, OrderStatusChanged
+from schemas.events import AnyEvent, OrderPlaced, OrderStatusChanged, StockOpened
 from schemas.order_state import Status
+from schemas.topics import ORDER_STATUS, ORDERS
 from tests.events import events
 
 from .log_history import NOON_MS, PRODUCT, FakeRecord, History, a_small_sale
@@ -156,6 +157,32 @@ def test_the_log_of_a_right_sale_is_a_proof() -> None:
     [epoch] = proof.epochs
     assert (epoch.versions, epoch.missing, epoch.lowest, epoch.ended_with) == (7, 0, 0, (3, 2, 3))
     assert "PROVED: never oversold." in show(proof)
+
+
+def test_ends_that_are_announced_again_after_a_rebuild_add_up() -> None:
+    """A confirmed order is sold by its news, as in every epoch; what was given back before gives nothing back again."""
+    history = History(10)
+    history.end(history.place(2), Status.CONFIRMED)
+    history.end(history.place(3), Status.PAYMENT_FAILED)
+    ends = [event for _, event in history.events if isinstance(event, OrderStatusChanged)]
+    opened = StockOpened(
+        product_id=PRODUCT,
+        epoch=2,
+        initial=10,
+        available=8,
+        held=2,
+        sold=0,
+        opened_at_ms=NOON_MS,
+        reason="new redis run",
+    )
+    again = [
+        msgspec.structs.replace(end, epoch=2, version=version, available=8, returned=0)
+        for version, end in enumerate(ends, start=1)
+    ]
+    history.events += [(ORDERS.name, opened), *((ORDER_STATUS.name, event) for event in again)]
+    proof = proof_of(PRODUCT, book_of(history))
+    assert proof.problems == []
+    assert proof.epochs[-1].ended_with == (8, 0, 2)
 
 
 def oversells(history: History) -> None:
