@@ -14,10 +14,12 @@ from typing import Annotated, Any
 import typer
 
 from consumers.cli import app as consumers_app
+from infra.cli import Commands
 from infra.local.cli import app as local_app
 from infra.operator_cli import app as operator_app
 
 app = typer.Typer(
+    cls=Commands,
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,  # its tracebacks print local variables, secrets among them

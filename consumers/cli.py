@@ -9,7 +9,9 @@ import typer
 from consumers.analysis.cli import app as analysis_app
 from consumers.dead_letter_desk.cli import app as dlq_app
 from consumers.replay.cli import app as replay_app
-from infra.cli import Json, fail, raise_file_limit, report, run_command
+from infra import options
+from infra.cli import Json, Server, fail, raise_file_limit, report, run_command
+from infra.local.cli import StageName
 
 app = typer.Typer(no_args_is_help=True)
 app.add_typer(replay_app)
@@ -19,8 +21,12 @@ app.add_typer(dlq_app, name="dlq")
 
 @app.command()
 def audit(
-    product: Annotated[int | None, typer.Option("--product", min=1, help="Only this one.", metavar="ID")] = None,
-    wait: Annotated[float, typer.Option("--wait", min=0, help="How long to wait for quiet, in seconds.")] = 60.0,
+    product: Annotated[
+        int | None, typer.Option("--product", min=1, max=options.LARGEST_INTEGER, help="Only this one.", metavar="ID")
+    ] = None,
+    wait: Annotated[
+        float, typer.Option("--wait", min=0, max=86_400, help="How long to wait for quiet, in seconds.")
+    ] = 60.0,
     client_log: Annotated[
         Path | None,
         typer.Option(
@@ -62,7 +68,7 @@ def lag(
         bool, typer.Option("--live", "-f", help="Go on, with drain times and members; Ctrl-C ends it.")
     ] = False,
     every: Annotated[float, typer.Option("--every", min=0.2, max=3600, help="Seconds between two looks.")] = 2.0,
-    looks: Annotated[int, typer.Option("--looks", min=0, help="End after so many; 0: never.")] = 0,
+    looks: Annotated[int, typer.Option("--looks", min=0, max=1_000_000_000, help="End after so many; 0: never.")] = 0,
     as_json: Json = False,
 ) -> None:
     """How many records each consumer group has still to process, by partition.
@@ -75,7 +81,7 @@ def lag(
     from infra.settings import get_settings
 
     if not live:
-        by_group = run_command(lambda: read_lags(get_settings()))
+        by_group = run_command(lambda: read_lags(get_settings()), asks=[Server.KAFKA])
         report(by_group, show(by_group), as_json)
         return
 
@@ -90,18 +96,19 @@ def lag(
             if seen == looks:
                 return
 
-    run_command(main)
+    run_command(main, asks=[Server.KAFKA])
 
 
 @app.command()
 def autoscale(
     stages: Annotated[
-        list[str] | None, typer.Argument(metavar="STAGE...", help="order-stage, payment-stage; else both.")
+        list[StageName] | None, typer.Argument(metavar="STAGE...", help="order-stage, payment-stage; else both.")
     ] = None,
     every: Annotated[float, typer.Option("--every", min=0.2, max=3600, help="Seconds between two looks.")] = 5.0,
-    looks: Annotated[int, typer.Option("--looks", min=0, help="End after so many; 0: never.")] = 0,
+    looks: Annotated[int, typer.Option("--looks", min=0, max=1_000_000_000, help="End after so many; 0: never.")] = 0,
     lag_per_member: Annotated[
-        int | None, typer.Option("--lag-per-member", min=1, help="Records of lag that are worth a member.")
+        int | None,
+        typer.Option("--lag-per-member", min=1, max=1_000_000_000, help="Records of lag that are worth a member."),
     ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be done.")] = False,
     as_json: Json = False,
@@ -113,13 +120,10 @@ def autoscale(
     Example: thrones autoscale payment-stage --lag-per-member 5000
     """
     from consumers import autoscale as autoscaling
-    from infra.local.scaling import must_be_stage
     from infra.settings import get_settings
 
     async def main() -> None:
         chosen = list(dict.fromkeys(stages or autoscaling.STAGES))
-        for stage in chosen:
-            must_be_stage(stage)
         seen = 0
         looking = autoscaling.autoscale(
             get_settings(), chosen, every_s=every, per_member=lag_per_member, dry_run=dry_run
@@ -130,7 +134,7 @@ def autoscale(
             if seen == looks * len(chosen) and looks:
                 return
 
-    run_command(main)
+    run_command(main, asks=[])  # it lives through a Kafka that is away
 
 
 @app.command()

@@ -7,7 +7,7 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Literal
 
 import asyncpg
@@ -54,6 +54,11 @@ class NewProduct:
     max_quantity: int = DEFAULT_MAX_QUANTITY
     opens_at: datetime | None = None
     closes_at: datetime | None = None
+
+    @property
+    def largest_order(self) -> int:
+        """Units."""
+        return min(self.max_quantity, self.per_user_limit or self.max_quantity)
 
 
 REFERENCE_PRODUCT = NewProduct(ProductId(1), "iPhone 15 Pro - Flash Sale", 99_999, 1_000)
@@ -167,10 +172,15 @@ async def demote_operator(to: Connections, email: str) -> int:
     return int(user_id)
 
 
-async def bulk_tokens(pool: asyncpg.Pool, users: int, settings: SigningSettings) -> list[str]:
-    """Tokens of `users` stable users, who are written where they are missing. Raises Refused outside development."""
+def must_be_development(settings: Settings) -> None:
+    """Raises Refused."""
     if not settings.development:
         raise Refused("bulk users exist in the development profile only (THRONES_PROFILE=development)")
+
+
+async def bulk_tokens(pool: asyncpg.Pool, users: int, settings: SigningSettings) -> list[str]:
+    """Tokens of `users` stable users, who are written where they are missing. Raises Refused outside development."""
+    must_be_development(settings)
     ids: list[int] = []
     for first in range(1, users + 1, USERS_PER_STATEMENT):
         last = min(first + USERS_PER_STATEMENT - 1, users)
@@ -183,6 +193,38 @@ def describe(opened: StockOpened, product: NewProduct | None = None) -> str:
     """One line for people."""
     name = f' "{product.name}" at {to_decimal(product.price_cents)} {product.currency}' if product else ""
     return (
-        f"product {opened.product_id}{name}: {opened.available} of {opened.initial} on sale, "
+        f"product {opened.product_id}{name}: {opened.available} of {opened.initial} on sale{_terms(product)}, "
         f"{opened.held} held, {opened.sold} sold (epoch {opened.epoch})"
     )
+
+
+def _terms(product: NewProduct | None) -> str:
+    """The window and the limits, where there are any but the default."""
+    if product is None:
+        return ""
+    opens = f" from {iso(product.opens_at)}" if product.opens_at else ""
+    closes = f" until {iso(product.closes_at)}" if product.closes_at else ""
+    limit = f", at most {product.per_user_limit} a user" if product.per_user_limit else ""
+    size = f", at most {product.max_quantity} an order" if product.max_quantity != DEFAULT_MAX_QUANTITY else ""
+    return f"{opens}{closes}{limit}{size}"
+
+
+def created(opened: StockOpened, product: NewProduct) -> dict[str, object]:
+    """What was created, for machines."""
+    return {
+        "product_id": product.id,
+        "epoch": opened.epoch,
+        "name": product.name,
+        "price": to_decimal(product.price_cents),
+        "currency": product.currency,
+        "stock": product.stock,
+        "per_user_limit": product.per_user_limit,
+        "max_quantity": product.max_quantity,
+        "opens_at": product.opens_at and iso(product.opens_at),
+        "closes_at": product.closes_at and iso(product.closes_at),
+    }
+
+
+def iso(at: datetime) -> str:
+    """In UTC; to the second where it is one."""
+    return at.astimezone(UTC).isoformat().replace("+00:00", "Z")

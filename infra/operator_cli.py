@@ -1,13 +1,14 @@
 """The operator's commands: `deploy`, `product create`, `stock rebuild`, `sale ...`, `settle`, `operator create`, `tokens`."""
 
-from datetime import UTC, datetime
+from datetime import datetime
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
-from infra.cli import Json, fail, report, run_command
+from infra import options
+from infra.cli import Json, Server, report, run_command
 from infra.sale_cli import app as sale_app
 from schemas.limits import DEFAULT_MAX_QUANTITY
 
@@ -20,7 +21,11 @@ app.add_typer(stock_app, name="stock")
 app.add_typer(operator_app, name="operator")
 app.add_typer(sale_app, name="sale")
 
-ProductArgument = Annotated[int, typer.Argument(min=1, max=2**31 - 1, metavar="ID")]
+ProductArgument = Annotated[int, typer.Argument(min=1, max=options.LARGEST_INTEGER, metavar="ID")]
+
+
+def _moment(option: str) -> Any:
+    return typer.Option(option, parser=options.moment, metavar="TIME", help="ISO 8601; UTC where no zone is given.")
 
 
 class Outcome(StrEnum):
@@ -53,17 +58,21 @@ def deploy(as_json: Json = False) -> None:
 
 @product_app.command("create")
 def create_product(
-    id: Annotated[int, typer.Option("--id", min=1, max=2**31 - 1, help="A new product's id.")],
-    name: Annotated[str, typer.Option("--name")],
-    price: Annotated[str, typer.Option("--price", help="A decimal amount, like 9.99.")],
-    stock: Annotated[int, typer.Option("--stock", min=0, max=2**31 - 1, help="Units on sale.")],
-    currency: Annotated[str, typer.Option("--currency", help="ISO 4217, like USD.")] = "USD",
-    per_user_limit: Annotated[int | None, typer.Option("--per-user-limit", min=1, help="Units a user.")] = None,
+    id: Annotated[int, typer.Option("--id", min=1, max=options.LARGEST_INTEGER, help="A new product's id.")],
+    name: Annotated[str, typer.Option("--name", parser=options.product_name, metavar="TEXT")],
+    price: Annotated[int, typer.Option("--price", parser=options.price, metavar="AMOUNT", help="Like 9.99.")],
+    stock: Annotated[int, typer.Option("--stock", min=0, max=options.LARGEST_INTEGER, help="Units on sale.")],
+    currency: Annotated[
+        str, typer.Option("--currency", parser=options.currency, metavar="CODE", help="ISO 4217, like USD.")
+    ] = "USD",
+    per_user_limit: Annotated[
+        int | None, typer.Option("--per-user-limit", min=1, max=options.LARGEST_INTEGER, help="Units a user.")
+    ] = None,
     max_quantity: Annotated[
-        int, typer.Option("--max-quantity", min=1, max=2**31 - 1, help="Units an order.")
+        int, typer.Option("--max-quantity", min=1, max=options.LARGEST_INTEGER, help="Units an order.")
     ] = DEFAULT_MAX_QUANTITY,
-    opens_at: Annotated[str | None, typer.Option("--opens-at", help="ISO 8601; UTC where no zone is given.")] = None,
-    closes_at: Annotated[str | None, typer.Option("--closes-at", help="ISO 8601; UTC where no zone is given.")] = None,
+    opens_at: Annotated[datetime | None, _moment("--opens-at")] = None,
+    closes_at: Annotated[datetime | None, _moment("--closes-at")] = None,
     as_json: Json = False,
 ) -> None:
     """A new product, buyable on every worker when this returns. An id that exists is refused.
@@ -73,25 +82,29 @@ def create_product(
     from infra import operations
     from infra.settings import get_settings
     from schemas.ids import ProductId
+    from schemas.money import MOST_CENTS, to_decimal
 
     product = operations.NewProduct(
         id=ProductId(id),
-        name=_name(name),
-        price_cents=_price(price),
+        name=name,
+        price_cents=price,
         stock=stock,
-        currency=_currency(currency),
+        currency=currency,
         per_user_limit=per_user_limit,
         max_quantity=max_quantity,
-        opens_at=_time(opens_at),
-        closes_at=_time(closes_at),
+        opens_at=opens_at,
+        closes_at=closes_at,
     )
-    if product.opens_at and product.closes_at and product.opens_at >= product.closes_at:
-        fail("--opens-at must be before --closes-at")
+    if price * product.largest_order > MOST_CENTS:
+        most = f"an order of {product.largest_order} would cost more than {to_decimal(MOST_CENTS)}"
+        raise typer.BadParameter(f"{to_decimal(price)} is too much: {most}", param_hint="'--price'")
+    if opens_at and closes_at and opens_at >= closes_at:
+        raise typer.BadParameter("it must be before --closes-at", param_hint="'--opens-at'")
 
     async def main() -> None:
         async with operations.connected(get_settings()) as stores:
             opened = await operations.create_product(stores, product)
-        report({"product_id": product.id, "epoch": opened.epoch}, operations.describe(opened, product), as_json)
+        report(operations.created(opened, product), operations.describe(opened, product), as_json)
 
     run_command(main)
 
@@ -116,9 +129,9 @@ def rebuild(product: ProductArgument, as_json: Json = False) -> None:
 
 @app.command()
 def settle(
-    order: Annotated[str, typer.Argument(metavar="ORDER")],
+    order: Annotated[str, typer.Argument(parser=options.order_id, metavar="ORDER")],
     outcome: Annotated[Outcome, typer.Option("--as", help="What the provider says has become of the charge.")],
-    why: Annotated[str, typer.Option("--why", help="Kept with the order.")],
+    why: Annotated[str, typer.Option("--why", parser=options.why, metavar="TEXT", help="Kept with the order.")],
     as_json: Json = False,
 ) -> None:
     """Settle an order by hand, once the provider has answered a person and can no longer answer the reconciler.
@@ -127,21 +140,15 @@ def settle(
     """
     from infra import operations
     from infra.settings import get_settings
-    from schemas.ids import parse_order_id
+    from schemas.ids import OrderId
     from schemas.order_state import Status
 
-    order_id = parse_order_id(order)
-    if order_id is None:
-        fail(f"not an order id: {order}")
-    if not why.strip():
-        fail("--why must say why")
     wanted: operations.Outcome = Status.CONFIRMED if outcome is Outcome.CONFIRMED else Status.PAYMENT_FAILED
 
     async def main() -> None:
-        assert order_id is not None
         async with operations.connected(get_settings()) as stores:
-            status = await operations.settle(stores, order_id, wanted, why.strip())
-        report({"order_id": order_id, "status": status}, f"order {order_id} is {status}", as_json)
+            status = await operations.settle(stores, OrderId(order), wanted, why)
+        report({"order_id": order, "status": status}, f"order {order} is {status}", as_json)
 
     run_command(main)
 
@@ -202,10 +209,13 @@ def tokens(
 
     from infra import operations
     from infra.postgres.pool import connect_postgres
+    from infra.reach import must_answer
     from infra.settings import get_signing_settings
 
     async def main() -> None:
         settings = get_signing_settings()
+        operations.must_be_development(settings)
+        await must_answer(settings, [Server.POSTGRES])
         pool = await connect_postgres(settings)
         try:
             made = await operations.bulk_tokens(pool, users, settings)
@@ -216,38 +226,4 @@ def tokens(
         out.write_bytes(msgspec.json.encode(made))
         report({"users": users, "out": str(out)}, f"{users} tokens in {out}", as_json)
 
-    run_command(main)
-
-
-def _name(text: str) -> str:
-    if not text.strip() or len(text) > 200 or not text.isprintable():
-        fail("--name must have 1 to 200 printable characters")
-    return text.strip()
-
-
-def _price(text: str) -> int:
-    from schemas.money import to_cents
-
-    try:
-        cents = to_cents(text)
-    except ValueError as error:
-        fail(f"--price: {error}")
-    if cents == 0:
-        fail("--price must be above zero: the provider charges no less than a cent")
-    return cents
-
-
-def _currency(text: str) -> str:
-    if len(text) != 3 or not (text.isascii() and text.isalpha() and text.isupper()):
-        fail(f"--currency: not an ISO 4217 code: {text}")
-    return text
-
-
-def _time(text: str | None) -> datetime | None:
-    if text is None:
-        return None
-    try:
-        moment = datetime.fromisoformat(text)
-    except ValueError:
-        fail(f"not a time: {text} (like 2026-12-24T18:00:00Z)")
-    return moment if moment.tzinfo else moment.replace(tzinfo=UTC)
+    run_command(main, asks=[])  # it asks itself, once it knows that it may

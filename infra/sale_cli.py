@@ -5,12 +5,13 @@ from typing import Annotated
 
 import typer
 
-from infra.cli import Json, report, run_command
+from infra import options
+from infra.cli import Json, Server, report, run_command
 
 app = typer.Typer(no_args_is_help=True, help="Sales under way: who did what to them, when and why is kept.")
 
-ProductArgument = Annotated[int, typer.Argument(min=1, max=2**31 - 1, metavar="PRODUCT")]
-Why = Annotated[str, typer.Option("--why", help="Kept in the audit trail.")]
+ProductArgument = Annotated[int, typer.Argument(min=1, max=options.LARGEST_INTEGER, metavar="PRODUCT")]
+Why = Annotated[str, typer.Option("--why", parser=options.why, metavar="TEXT", help="Kept in the audit trail.")]
 Who = Annotated[str, typer.Option("--who", help="Your name in the audit trail; else the system's name for you.")]
 
 Key = Annotated[
@@ -39,7 +40,7 @@ def show(product: ProductArgument, as_json: Json = False) -> None:
         finally:
             await pool.close()
 
-    found = run_command(main)
+    found = run_command(main, asks=[Server.POSTGRES])
     report(found, describe(found), as_json)
 
 
@@ -73,7 +74,7 @@ def close(product: ProductArgument, why: Why, who: Who = "", key: Key = "", as_j
 @app.command()
 def restock(
     product: ProductArgument,
-    units: Annotated[int, typer.Option("--units", min=1, max=2**31 - 1, help="Units to add.")],
+    units: Annotated[int, typer.Option("--units", min=1, max=options.LARGEST_INTEGER, help="Units to add.")],
     why: Why,
     who: Who = "",
     key: Key = "",

@@ -2,7 +2,8 @@
 
 import re
 
-_PRICE = re.compile(r"(\d{1,9})(?:\.(\d{1,2}))?")
+MOST_CENTS = 2**53  # that every JSON reader and Lua hold exactly; an order's total is at most this
+_PRICE = re.compile(r"([0-9]{1,14})(?:\.([0-9]{1,2}))?")
 
 
 def to_decimal(cents: int) -> str:
@@ -11,9 +12,12 @@ def to_decimal(cents: int) -> str:
 
 
 def to_cents(text: str) -> int:
-    """'9.9' -> 990. Raises ValueError for anything but a non-negative amount with at most two decimals."""
+    """'9.9' -> 990. Raises ValueError for anything but an amount of 0 to MOST_CENTS with at most two decimals."""
     match = _PRICE.fullmatch(text)
     if match is None:
         raise ValueError(f"not an amount: {text!r} (like 9.99)")
     whole, part = match.groups()
-    return int(whole) * 100 + int((part or "").ljust(2, "0"))
+    cents = int(whole) * 100 + int((part or "").ljust(2, "0"))
+    if cents > MOST_CENTS:
+        raise ValueError(f"{text} is too much: at most {to_decimal(MOST_CENTS)}")
+    return cents

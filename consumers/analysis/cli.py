@@ -8,8 +8,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from consumers.replay.cli import From, To
-from infra.cli import Json, fail, run_command
+from consumers.replay.cli import From, To, give_up
+from consumers.replay.when import Bound
+from infra import options
+from infra.cli import Json, Server, fail, run_command
 from infra.cli import report as print_report
 
 if TYPE_CHECKING:
@@ -20,6 +22,10 @@ app = typer.Typer(no_args_is_help=True)
 Data = Annotated[
     list[Path] | None,
     typer.Option("--data", help="Files or directories of `thrones replay`; without it the topics are read."),
+]
+OneProduct = Annotated[
+    int | None,
+    typer.Option("--product", min=1, max=options.LARGEST_INTEGER, metavar="ID", help="Only this one."),
 ]
 
 
@@ -54,29 +60,29 @@ def sql(
 
 @contextmanager
 def _lake(
-    data: list[Path] | None, start: str | None, end: str | None, *, quiet: bool
+    data: list[Path] | None, start: Bound | None, end: Bound | None, *, quiet: bool
 ) -> "Iterator[duckdb.DuckDBPyConnection]":
     """The views over files, or over the topics as they are now. What cannot be read is said, exit 1."""
     from consumers.replay.reader import ReplayError
-    from consumers.replay.replay import bound
     from consumers.replay.show import saying
     from infra.settings import get_settings
 
     from .lake import open_lake, replay_into, scratch
 
     if data and (start or end):
-        fail("--from and --to are for topics; in SQL: WHERE appended_at >= ...")
+        raise typer.BadParameter(
+            "it is for topics; with --data in SQL: WHERE appended_at >= ...", param_hint="--from, --to"
+        )
     try:
         if data:
             yield open_lake(data)
             return
         with scratch() as path:
-            since, until = bound(start), bound(end)
             with saying(quiet=quiet) as say:
-                run_command(lambda: replay_into(get_settings(), path, since, until, say))
+                run_command(lambda: replay_into(get_settings(), path, start, end, say), asks=[Server.KAFKA])
             yield open_lake([path])
     except ReplayError as error:
-        fail(str(error))
+        give_up(error)
 
 
 def _statements() -> Iterator[str]:
@@ -105,7 +111,7 @@ def _next_line(prompt: str) -> str | None:
 
 
 @app.command()
-def prove(product: Annotated[int, typer.Argument(min=1)], as_json: Json = False) -> None:
+def prove(product: Annotated[int, typer.Argument(min=1, max=options.LARGEST_INTEGER)], as_json: Json = False) -> None:
     """Prove from the log alone that a product was never oversold; no store is asked. Exit 0 only if it is proved.
 
     Example: thrones prove 1
@@ -116,7 +122,7 @@ def prove(product: Annotated[int, typer.Argument(min=1)], as_json: Json = False)
     from . import proof
 
     try:
-        found = run_command(lambda: proof.prove(get_settings(), ProductId(product)))
+        found = run_command(lambda: proof.prove(get_settings(), ProductId(product)), asks=[Server.KAFKA])
     except proof.NoSuchProduct as error:
         fail(str(error))
     print_report(found, proof.show(found), as_json)
@@ -125,7 +131,7 @@ def prove(product: Annotated[int, typer.Argument(min=1)], as_json: Json = False)
 
 @app.command()
 def rewind(
-    product: Annotated[int | None, typer.Option("--product", min=1, metavar="ID", help="Only this one.")] = None,
+    product: OneProduct = None,
     as_json: Json = False,
 ) -> None:
     """Replay the log into an empty database, compare it with the live one, drop it. Exit 0 only if they are equal.
@@ -140,7 +146,9 @@ def rewind(
 
     try:
         with saying(quiet=as_json) as say:
-            found = run_command(lambda: rewinding.rewind(get_settings(), product, say))
+            found = run_command(
+                lambda: rewinding.rewind(get_settings(), product, say), asks=[Server.KAFKA, Server.POSTGRES]
+            )
     except (ReplayError, rewinding.RewindImpossible) as error:
         fail(str(error))
     print_report(found, rewinding.show(found), as_json)
@@ -150,7 +158,7 @@ def rewind(
 @app.command()
 def report(
     out: Annotated[Path, typer.Option("--out", help="The page; its pictures are written beside it as PNGs.")],
-    product: Annotated[int | None, typer.Option("--product", min=1, metavar="ID", help="Only this one.")] = None,
+    product: OneProduct = None,
     data: Data = None,
     client_log: Annotated[
         Path | None,
@@ -177,6 +185,6 @@ def report(
                 take_in_clients(lake, client_log)
             files = reporting.write(reporting.make_report(lake, product), out, force=force)
     except ReplayError as error:
-        fail(str(error))
+        give_up(error)
     written = [str(file) for file in files]
     print_report(written, "\n".join(written), as_json)

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import duckdb
 
-from consumers.replay.reader import ReplayError
+from consumers.replay.reader import ReplayError, Unmeant
 from schemas.money import to_decimal
 
 from . import pictures
@@ -217,7 +217,7 @@ def write(report: Report, out: Path, *, force: bool) -> list[Path]:
 def check_place(out: Path, *, force: bool) -> None:
     """Raises ReplayError where `out` cannot be."""
     if out.suffix != ".html":
-        raise ReplayError(f"--out {out}: a page ends in .html")
+        raise Unmeant(f"--out {out}: a page ends in .html")
     if not out.absolute().parent.is_dir():
         raise ReplayError(f"there is no directory {out.parent}")
     for path in (out, *(_beside(out, name) for name in PICTURES)):

@@ -2,18 +2,21 @@
 
 import sys
 from enum import StrEnum
-from typing import Annotated
+from typing import Annotated, Any, NoReturn
 
 import typer
 
-from infra.cli import Json, fail, raise_file_limit, run_command
+from infra.cli import Json, Server, fail, raise_file_limit, run_command
+
+from .when import bound
 
 app = typer.Typer(no_args_is_help=True)
 
 From = Annotated[
-    str | None, typer.Option("--from", metavar="TIME|OFFSET", help="Begin here. A time is the broker's append time.")
+    Any,  # Bound | None: typer knows no unions
+    typer.Option("--from", parser=bound, metavar="TIME|OFFSET", help="Begin here. A time is the broker's append time."),
 ]
-To = Annotated[str | None, typer.Option("--to", metavar="TIME|OFFSET", help="End before this.")]
+To = Annotated[Any, typer.Option("--to", parser=bound, metavar="TIME|OFFSET", help="End before this.")]
 
 
 class PartitionBy(StrEnum):
@@ -43,19 +46,20 @@ def replay(
     """
     from infra.settings import get_settings
 
-    from .output import STDOUT, EnoughRead
+    from .output import STDOUT, EnoughRead, format_of
     from .reader import ReplayError
-    from .replay import Request, bound, show
+    from .replay import Request, show
     from .replay import replay as copy
     from .show import saying
 
     try:
         raise_file_limit()  # by date there are as many files as days and topics
-        request = Request(tuple(topics), out, bound(start), bound(end), key, partition_by is not None, force)
+        format_of(out, partition_by is not None)  # before anybody is asked
+        request = Request(tuple(topics), out, start, end, key, partition_by is not None, force)
         with saying(quiet=as_json) as say:
-            summary = run_command(lambda: copy(get_settings(), request, say))
+            summary = run_command(lambda: copy(get_settings(), request, say), asks=[Server.KAFKA])
     except ReplayError as error:
-        fail(str(error))
+        give_up(error)
     except EnoughRead:
         _end_quietly()
     import msgspec
@@ -63,6 +67,15 @@ def replay(
     text = msgspec.json.encode(summary).decode() if as_json else show(summary)
     # The rows have standard output to themselves.
     typer.echo(text, err=out == STDOUT or not as_json)
+
+
+def give_up(error: Exception) -> NoReturn:
+    """A ReplayError: a fault of usage (exit 2), or something that is not there (exit 1)."""
+    from .reader import Unmeant
+
+    if isinstance(error, Unmeant):
+        raise typer.BadParameter(str(error)) from None
+    fail(str(error))
 
 
 def _end_quietly() -> None:

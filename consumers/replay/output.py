@@ -16,7 +16,7 @@ import pyarrow.compute as pc
 import pyarrow.csv
 import pyarrow.parquet as pq
 
-from .reader import ReplayError
+from .reader import ReplayError, Unmeant
 from .table import SCHEMA, Aside
 
 STDOUT = "-"
@@ -158,10 +158,10 @@ def aside_of(path: Path, by_date: bool) -> Path:
 
 
 def format_of(out: str, by_date: bool) -> Format:
-    """Raises ReplayError for an ending that means no format."""
+    """Raises Unmeant for an ending that means no format."""
     if out == STDOUT:
         if by_date:
-            raise ReplayError("--partition-by writes a directory: give --out a name")
+            raise Unmeant("--partition-by writes a directory: give --out a name")
         return Format.JSONL
     ending = Path(out).suffix.removeprefix(".")
     if not ending and by_date:
@@ -170,7 +170,7 @@ def format_of(out: str, by_date: bool) -> Format:
         return Format(ending)
     except ValueError:
         endings = ", ".join(f".{kind}" for kind in Format)
-        raise ReplayError(f"--out {out}: its ending must be one of {endings}, or - for standard output") from None
+        raise Unmeant(f"--out {out}: its ending must be one of {endings}, or - for standard output") from None
 
 
 @contextmanager

@@ -4,6 +4,7 @@ What is read is fixed at the start (`Span` by partition), so a replay of a livin
 """
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -11,7 +12,8 @@ from typing import Any
 
 from aiokafka import AIOKafkaConsumer, TopicPartition
 
-from infra.kafka import make_consumer
+from infra.kafka import CLOSE_TIMEOUT_S, make_consumer
+from infra.lifecycle import leave_behind
 from infra.settings import Settings
 
 from .when import Bound, Moment, Offset, show_ms
@@ -19,11 +21,16 @@ from .when import Bound, Moment, Offset, show_ms
 RECORDS_AT_ONCE = 20_000
 PARTITION_FETCH_BYTES = 2 * 1024 * 1024
 WAIT_MS = 500
+STALLED_S = 10.0  # a broker that answers at all sends something by then
 Record = Any  # aiokafka's ConsumerRecord
 
 
 class ReplayError(Exception):
     """What was asked for cannot be read; the text is for whoever asked."""
+
+
+class Unmeant(ReplayError):
+    """What was asked for makes no sense, whatever there is: a fault of usage."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,8 +133,12 @@ class TopicReader:
         self._consumer.assign(list(unread))
         for tp in unread:
             self._consumer.seek(tp, spans[tp].start)
+        moved_at = time.monotonic()
         while unread:
             batches = await self._consumer.getmany(timeout_ms=WAIT_MS, max_records=RECORDS_AT_ONCE)
+            moved_at = time.monotonic() if batches else moved_at
+            if time.monotonic() - moved_at > STALLED_S:
+                raise TimeoutError(f"Kafka has sent nothing for {STALLED_S:.0f} s, {len(unread)} partitions to go")
             for tp, records in batches.items():
                 end = spans[tp].end
                 wanted = records if records[-1].offset < end else [r for r in records if r.offset < end]
@@ -155,4 +166,4 @@ async def topic_reader(settings: Settings) -> AsyncIterator[TopicReader]:
         await asyncio.sleep(0)  # lets its tasks begin: aiokafka's stop() fails on one that never did
         yield TopicReader(consumer)
     finally:
-        await consumer.stop()
+        await leave_behind(consumer.stop(), CLOSE_TIMEOUT_S)

@@ -4,7 +4,6 @@ import asyncio
 import resource
 import time
 from collections.abc import Callable, Sequence
-from datetime import UTC, datetime
 from pathlib import Path
 
 import msgspec
@@ -14,7 +13,7 @@ from infra.settings import Settings
 from .output import STDOUT, Output, aside_of, output, size_of
 from .reader import Progress, Record, ReplayError, TopicReader, topic_reader
 from .table import to_table
-from .when import Bound, parse_bound, show_ms
+from .when import Bound, show_ms
 
 ROWS_AT_ONCE = 50_000  # of one row group: bounds memory, and still compresses well
 SAY_EVERY_S = 0.5
@@ -73,14 +72,6 @@ class Request(msgspec.Struct, frozen=True):
     key: str | None = None
     by_date: bool = False
     force: bool = False
-
-
-def bound(text: str | None) -> Bound | None:
-    """Raises ReplayError for text that is neither an offset nor a time."""
-    try:
-        return None if text is None else parse_bound(text, datetime.now(UTC))
-    except ValueError as error:
-        raise ReplayError(str(error)) from None
 
 
 async def replay(settings: Settings, request: Request, say: Say | None = None) -> Summary:

@@ -7,16 +7,25 @@ import asyncio
 import json
 import logging
 import time
-from typing import Annotated, NoReturn
+from enum import StrEnum
+from typing import Annotated
 
 import typer
 
 from infra import registry
+from infra.cli import Json, fail
 from infra.local.place import default_state_dir
 from infra.local.ports import StackError, load_config
+from schemas.topics import ORDER_STAGE_GROUP, PAYMENT_STAGE_GROUP
 
 app = typer.Typer(no_args_is_help=True, help="The local stack: real servers and every process, without Docker.")
-Json = Annotated[bool, typer.Option("--json", help="Machine-readable output.")]
+
+
+class StageName(StrEnum):
+    """What can have more members or fewer."""
+
+    ORDER_STAGE = ORDER_STAGE_GROUP
+    PAYMENT_STAGE = PAYMENT_STAGE_GROUP
 
 
 @app.command(rich_help_panel="Local stack")
@@ -35,7 +44,7 @@ def setup() -> None:
         fetch_kafka(typer.echo)
         warm_up(typer.echo)
     except StackError as error:
-        _fail(error)
+        fail(str(error))
 
 
 @app.command(rich_help_panel="Local stack")
@@ -66,7 +75,7 @@ def up(
         else:
             say("the servers are up: `thrones env` says where")
     except StackError as error:
-        _fail(error)
+        fail(str(error))
 
 
 @app.command(rich_help_panel="Local stack")
@@ -115,7 +124,7 @@ def status(as_json: Json = False) -> None:
 
 @app.command(rich_help_panel="Local stack")
 def scale(
-    stage: Annotated[str, typer.Argument(metavar="STAGE", help="order-stage or payment-stage.")],
+    stage: Annotated[StageName, typer.Argument(metavar="STAGE", help="order-stage or payment-stage.")],
     members: Annotated[int, typer.Argument(metavar="N", min=0, max=32, help="How many members it shall have.")],
     as_json: Json = False,
 ) -> None:
@@ -123,14 +132,13 @@ def scale(
 
     Example: thrones scale payment-stage 4
     """
-    from infra.local.scaling import must_be_stage, remark
+    from infra.local.scaling import remark
     from infra.local.scaling import scale as resize
 
     try:
-        must_be_stage(stage)
         rows = resize(default_state_dir(), stage, members)
     except StackError as error:
-        _fail(error)
+        fail(str(error))
     told = remark(stage, members)
     if as_json:
         typer.echo(json.dumps({"stage": stage, "members": rows, "remark": told or None}))
@@ -148,7 +156,7 @@ def env(as_json: Json = False) -> None:
 
     config = load_config(default_state_dir())
     if config is None:
-        _fail(StackError("there is no stack here; start one with `make up`"))
+        fail("there is no stack here; start one with `make up`")
     values = stack_env(config)
     typer.echo(json.dumps(values) if as_json else "\n".join(f"{key}={value}" for key, value in values.items()))
 
@@ -157,7 +165,9 @@ def env(as_json: Json = False) -> None:
 def logs(
     role: Annotated[str | None, typer.Argument(help="A role or one member: kafka, order-stage, gateway-2.")] = None,
     following: Annotated[bool, typer.Option("--follow", "-f", help="Go on with what is written.")] = False,
-    lines: Annotated[int, typer.Option("--lines", "-n", help="Lines of each log to begin with.")] = 20,
+    lines: Annotated[
+        int, typer.Option("--lines", "-n", min=0, max=100_000, help="Lines of each log to begin with.")
+    ] = 20,
 ) -> None:
     """The processes' logs.
 
@@ -169,7 +179,7 @@ def logs(
     files = log_files(state_dir, role)
     if not files:
         known = ", ".join(sorted({log.stem.rpartition("-")[0] for log in log_files(state_dir, None)}))
-        _fail(StackError(f"no log of {role or 'any process'}; there are: {known or 'none'}"))
+        fail(f"no log of {role or 'any process'}; there are: {known or 'none'}")
     for line in last_lines(files, lines):
         typer.echo(line)
     try:
@@ -197,8 +207,3 @@ def doctor(as_json: Json = False) -> None:
             if not finding.ok and finding.remedy:
                 typer.echo(f"     -> {finding.remedy}")
     raise typer.Exit(0 if all(finding.ok for finding in findings) else 1)
-
-
-def _fail(error: StackError) -> NoReturn:
-    typer.echo(f"thrones: {error}", err=True)
-    raise typer.Exit(1)

@@ -11,6 +11,8 @@ import msgspec
 import psutil
 
 DEFAULT_PORT = 8080
+LARGEST_PORT = 65_535
+MOST_BROKERS = 3
 LOOPBACK = "127.0.0.1"
 # Below Linux's ephemeral range (32768 up): a server that is restarting cannot lose its port to an outgoing connection.
 SERVER_PORTS = range(20_000, 32_000)
@@ -75,11 +77,21 @@ def make_config(brokers: int) -> StackConfig:
     )
 
 
+def number_from_env(name: str, most: int) -> int | None:
+    """None where it is not set. Raises StackError."""
+    text = os.environ.get(name, "")
+    if not text:
+        return None
+    if not (text.isascii() and text.isdecimal() and int(text) <= most):
+        raise StackError(f"{name}={text!r} is no number of 0 to {most}")
+    return int(text)
+
+
 def named_ports(brokers: int) -> dict[str, int]:
     """Ports that the environment asks for by the settings' own names."""
     named: dict[str, int] = {}
-    if os.environ.get("DB_PORT"):
-        named["postgres"] = int(os.environ["DB_PORT"])
+    if port := number_from_env("DB_PORT", LARGEST_PORT):
+        named["postgres"] = port
     for key, role in (
         ("REDIS_URL", "redis"),
         ("PAYMENT_GATEWAY_URL", "payment-gateway"),

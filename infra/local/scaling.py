@@ -52,12 +52,6 @@ def must_run(state_dir: Path) -> None:
         raise StackError("no stack runs here, or not all of it; `make up` starts one")
 
 
-def must_be_stage(name: str) -> None:
-    """Raises StackError naming the stages there are."""
-    if name not in STAGES:
-        raise StackError(f"no stage {name!r}; there are: {', '.join(STAGES)}")
-
-
 def remark(role: str, members: int) -> str:
     """What an operator should know of that number; empty where it is a good one."""
     topic = CONSUMED_BY[role]

@@ -17,6 +17,8 @@ from infra.local.lock import lock_holder
 from infra.local.phase import SERVERS_ONLY, TIED, Phase, read_phase, write_phase
 from infra.local.place import REPOSITORY, default_state_dir
 from infra.local.ports import (
+    LARGEST_PORT,
+    MOST_BROKERS,
     StackConfig,
     StackError,
     free_ports,
@@ -25,6 +27,7 @@ from infra.local.ports import (
     load_config,
     make_config,
     named_ports,
+    number_from_env,
     owner_of,
 )
 from infra.local.process import python, tail
@@ -107,7 +110,7 @@ def supervisor_pid(state_dir: Path) -> int | None:
 
 
 def _settle_config(state_dir: Path, servers_only: bool, say: Say) -> StackConfig:
-    brokers = int(os.environ.get("BROKERS") or 0)
+    brokers = number_from_env("BROKERS", MOST_BROKERS) or 0
     config = load_config(state_dir) or make_config(brokers or 1)
     if brokers and brokers != config.brokers:
         raise StackError(f"this state has {config.brokers} broker(s), not {brokers}; `make reset` first")
@@ -140,11 +143,11 @@ def _replacement(port: int, asked_for: bool, say: Say) -> int:
 
 def _settle_port(config: StackConfig) -> None:
     """PORT if given (0: a free one), else the remembered one. Raises StackError naming who has it."""
-    asked = os.environ.get("PORT")
-    if asked == "0":
+    asked = number_from_env("PORT", LARGEST_PORT)
+    if asked == 0:
         config.port = config.port if config.port >= 20_000 and is_free(config.port) else free_ports(1)[0]
     elif asked:
-        config.port = int(asked)
+        config.port = asked
     listen(config.port).close()
 
 

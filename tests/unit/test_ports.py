@@ -47,3 +47,10 @@ def test_an_unreadable_memory_is_said_not_guessed(tmp_path: Path) -> None:
     (tmp_path / "stack.json").write_text("{")
     with pytest.raises(StackError, match="make reset"):
         load_config(tmp_path)
+
+
+@pytest.mark.parametrize("text", ["x", "-1", "65536", "٨٠٨٠", "1e3"])
+def test_a_port_that_is_none_is_named(monkeypatch: pytest.MonkeyPatch, text: str) -> None:
+    monkeypatch.setenv("DB_PORT", text)
+    with pytest.raises(StackError, match=r"DB_PORT=.* is no number of 0 to 65535"):
+        make_config(brokers=1)

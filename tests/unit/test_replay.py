@@ -45,11 +45,39 @@ def test_a_bound_is_an_offset_or_a_moment(text: str, bound: Bound) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["", "yesterday", "2026-13-01", "25:00", "-5", "1e3", "12:00:99", "9" * 30 + "d", "1900-01-01"]
+    "text", ["", "yesterday", "2026-13-01", "25:00", "-5", "1e3", "12:00:99", "١٥", "١٥m", "offset:", "offset:x"]
 )
 def test_what_is_neither_is_refused_with_examples(text: str) -> None:
     with pytest.raises(ValueError, match="write an offset"):
         parse_bound(text, NOW)
+
+
+@pytest.mark.parametrize("text", ["9" * 30 + "d", "1900-01-01", "0001-01-01T00:00+14:00", "9999-12-31T23:59-14:00"])
+def test_a_time_that_no_record_can_have_is_called_that(text: str) -> None:
+    with pytest.raises(ValueError, match="records have times of 1970 to 9999"):
+        parse_bound(text, NOW)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("1795708431", "in seconds: write 2026-11-26T15:53:51.000Z"),
+        ("1795708431893", "in milliseconds: write 2026-11-26T15:53:51.893Z"),
+        ("1795708431893000", "in microseconds: write 2026-11-26T15:53:51.893Z"),
+        ("1795708431893000000", "in nanoseconds: write 2026-11-26T15:53:51.893Z"),
+    ],
+)
+def test_a_unix_time_is_not_taken_for_an_offset(text: str, said: str) -> None:
+    """Neither is a number so large that it can only have been meant as one, unless it is said to be an offset."""
+    with pytest.raises(ValueError, match="looks like a Unix time") as refused:
+        parse_bound(text, NOW)
+    assert said in str(refused.value)
+    assert parse_bound(f"offset:{text}", NOW) == Offset(int(text))
+
+
+def test_no_offset_is_larger_than_a_brokers() -> None:
+    with pytest.raises(ValueError, match="no offset is above"):
+        parse_bound("9" * 19, NOW)
 
 
 def test_a_moment_is_shown_as_it_is_read() -> None:

@@ -1,0 +1,77 @@
+"""What was typed after an option in, a value that every store can hold out; anything else is a fault of usage that names the option.
+
+For `typer.Option(parser=...)`. Numbers need none of this: typer's `min` and `max` are their range, and both are always given.
+"""
+
+from datetime import UTC, datetime
+
+import typer
+
+EARLIEST = datetime(1970, 1, 1, tzinfo=UTC)
+LATEST = datetime(9999, 12, 31, 23, 59, 59, tzinfo=UTC)
+LARGEST_INTEGER = 2**31 - 1  # of Postgres' integer: product ids, units
+LONGEST_NAME = 200
+LONGEST_WHY = 500
+
+
+def product_name(text: str) -> str:
+    if not text.strip() or len(text) > LONGEST_NAME or not text.isprintable():
+        raise typer.BadParameter(f"1 to {LONGEST_NAME} printable characters")
+    return text.strip()
+
+
+def why(text: str) -> str:
+    if not text.strip() or len(text) > LONGEST_WHY or not text.isprintable():
+        raise typer.BadParameter(f"1 to {LONGEST_WHY} printable characters that say why")
+    return text.strip()
+
+
+def price(text: str) -> int:
+    """In minor units."""
+    from schemas.money import to_cents
+
+    try:
+        cents = to_cents(text)
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from None
+    if cents == 0:
+        raise typer.BadParameter("it must be above zero: the provider charges no less than a cent")
+    return cents
+
+
+def currency(text: str) -> str:
+    """A code of ISO 4217 that money is counted in: metals and codes for tests have no minor unit."""
+    from iso4217 import Currency
+
+    try:
+        known = Currency(text)
+    except ValueError:
+        raise typer.BadParameter(f"{text!r} is no code of ISO 4217, like USD") from None
+    if known.exponent is None:
+        raise typer.BadParameter(f"nobody pays in {text} ({known.currency_name})")
+    return text
+
+
+def moment(text: str) -> datetime:
+    """UTC where no zone is given."""
+    try:
+        at = datetime.fromisoformat(text)
+        at = (at if at.tzinfo else at.replace(tzinfo=UTC)).astimezone(UTC)
+    except ValueError:
+        raise typer.BadParameter(f"{text!r} is not a time (like 2026-12-24T18:00:00Z)") from None
+    except OverflowError:  # the year 0 or 10000 in UTC
+        at = None
+    if at is None or not EARLIEST <= at <= LATEST:
+        raise typer.BadParameter(
+            f"{text!r} is out of range: {EARLIEST:%Y-%m-%dT%H:%M:%SZ} to {LATEST:%Y-%m-%dT%H:%M:%SZ}"
+        )
+    return at
+
+
+def order_id(text: str) -> str:
+    from schemas.ids import parse_order_id
+
+    found = parse_order_id(text)
+    if found is None:
+        raise typer.BadParameter(f"{text!r} is not an order id")
+    return found
