@@ -14,6 +14,7 @@ import asyncpg
 
 from infra.inventory import keys
 from infra.inventory.inventory import Held, Inventory, Known, Refused, Reservation
+from infra.kafka import Offsets
 from infra.orders import read_rows
 from infra.postgres.queries import SQL
 from infra.publisher import Publisher
@@ -59,6 +60,7 @@ class Redrive:
     ) -> None:
         self._settings, self._pool, self._inventory, self._publisher = settings, pool, inventory, publisher
         self._who = who
+        self._ends: dict[int, int] = {}  # of the dead letters, before anything was sent: what comes after has come back
 
     async def run(self, letters: Sequence[Letter], *, rate: float, dry_run: bool) -> AsyncIterator[Fate]:
         """At most `rate` letters a second. Raises DlqError where another redrive is under way, or what the stores raise."""
@@ -68,6 +70,7 @@ class Redrive:
             return
         loop = asyncio.get_running_loop()
         async with self._alone():
+            self._ends = await self._ends_of_letters()
             next_at = loop.time()
             for letter in letters:
                 await asyncio.sleep(max(0.0, next_at - loop.time()))
@@ -83,6 +86,13 @@ class Redrive:
             yield
         finally:
             await connection.close(timeout=5.0)
+
+    async def _ends_of_letters(self) -> dict[int, int]:
+        offsets = Offsets(self._settings)
+        try:
+            return await offsets.ends(DEAD_LETTERS)
+        finally:
+            await offsets.close()
 
     async def _plan(self, letter: Letter) -> _Plan:
         topic = SOURCES.get(letter.topic)
@@ -135,8 +145,8 @@ class Redrive:
         await asyncio.wait_for(asyncio.shield(sent), ACKNOWLEDGED_WITHIN_S)
 
     async def _mark(self, letter: Letter, order_id: str | None, new_id: str | None) -> None:
-        where = (letter.partition, letter.offset, letter.at_ms)
-        await self._pool.execute(SQL.mark_redriven, *where, self._who, order_id, new_id)
+        ended_at = self._ends.get(letter.partition)
+        await self._pool.execute(SQL.mark_redriven, *letter.place, self._who, order_id, new_id, ended_at)
 
 
 def _again(failed: OrderPlaced, new_id: OrderId) -> Reservation:

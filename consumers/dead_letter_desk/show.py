@@ -1,6 +1,7 @@
 """Letters and their fates in, text and plain values for machines out."""
 
 import json
+from collections.abc import Iterator
 from datetime import UTC, datetime
 from typing import Any
 
@@ -22,6 +23,11 @@ def as_row(letter: Letter) -> dict[str, Any]:
         "redriven_at": _time(letter.redriven.at_ms) if letter.redriven else None,
         "redriven_by": letter.redriven.who if letter.redriven else None,
         "new_order_id": letter.redriven.new_order_id if letter.redriven else None,
+        "came_back_from": letter.came_back_from,
+        "order_ended": letter.ended,
+        "resolved_at": _time(letter.resolved.at_ms) if letter.resolved else None,
+        "resolved_by": letter.resolved.who if letter.resolved else None,
+        "resolved_why": letter.resolved.why if letter.resolved else None,
     }
 
 
@@ -32,7 +38,7 @@ def as_page(letter: Letter) -> dict[str, Any]:
 
 def listing(letters: list[Letter]) -> str:
     if not letters:
-        return "no dead letters"
+        return "no dead letters that need anybody (--all: also redriven, resolved, and of orders that have ended)"
     return "\n".join(_line(letter) for letter in letters)
 
 
@@ -48,11 +54,26 @@ def fate(fate: Fate) -> str:
     return f"{fate.letter:<8} {fate.done:<12} {fate.topic}: {fate.detail}{new}"
 
 
+def comeback(letter: Letter) -> str:
+    return f"{letter.came_back_from} came back as {letter.name}: {letter.reason}"
+
+
 def _line(letter: Letter) -> str:
     source = f"{letter.topic}/{letter.source_partition}/{letter.source_offset}"
-    redriven = "  (redriven)" if letter.redriven else ""
     reason = "".join(c if c.isprintable() else "?" for c in letter.reason)[:100]
-    return f"{letter.name:<8} {_time(letter.at_ms)}  {source:<18} {letter.field('type'):<18} {reason}{redriven}"
+    marks = "".join(f"  ({mark})" for mark in _marks(letter))
+    return f"{letter.name:<8} {_time(letter.at_ms)}  {source:<18} {letter.field('type'):<18} {reason}{marks}"
+
+
+def _marks(letter: Letter) -> Iterator[str]:
+    if letter.came_back_from:
+        yield f"came back: {letter.came_back_from} was redriven"
+    if letter.redriven:
+        yield "redriven"
+    if letter.ended:
+        yield f"its order is {letter.ended}"
+    if letter.resolved:
+        yield f"resolved: {letter.resolved.why}"
 
 
 def _value(value: bytes) -> Any:

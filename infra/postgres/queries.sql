@@ -160,12 +160,20 @@ WHERE published_at IS NULL ORDER BY id LIMIT $1;
 UPDATE sale_actions SET published_at = clock_timestamp() WHERE id = ANY ($1);
 
 -- name: redriven_letters
-SELECT partition, "offset", appended_at_ms, who, order_id::text, new_order_id::text, at FROM redriven_letters;
+SELECT partition, "offset", appended_at_ms, who, order_id::text, new_order_id::text, ended_at_offset, at FROM redriven_letters;
 
 -- name: redriven_order
 -- The order made in place of a failed one.
 SELECT new_order_id::text FROM redriven_letters WHERE order_id = $1 AND new_order_id IS NOT NULL LIMIT 1;
 
 -- name: mark_redriven
-INSERT INTO redriven_letters (partition, "offset", appended_at_ms, who, order_id, new_order_id)
-VALUES ($1, $2, $3, $4, $5, $6) ON CONFLICT DO NOTHING;
+INSERT INTO redriven_letters (partition, "offset", appended_at_ms, who, order_id, new_order_id, ended_at_offset)
+VALUES ($1, $2, $3, $4, $5, $6, $7) ON CONFLICT DO NOTHING;
+
+-- name: resolved_letters
+SELECT partition, "offset", appended_at_ms, who, why, at FROM resolved_letters;
+
+-- name: resolve_letter
+-- The first one's reason stands.
+INSERT INTO resolved_letters (partition, "offset", appended_at_ms, who, why) VALUES ($1, $2, $3, $4, $5)
+ON CONFLICT DO NOTHING;
