@@ -3,6 +3,7 @@
 import subprocess
 import sys
 from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,11 @@ import typer.main
 from click.testing import Result
 from typer.testing import CliRunner
 
+from infra.operations import NewProduct, created, describe
 from infra.settings import SigningSettings, get_settings, get_signing_settings
 from infra.tokens import ALGORITHM, AUDIENCE, ISSUER, sign, sign_all
+from schemas.events import StockOpened
+from schemas.ids import ProductId
 from thrones import app
 
 RUN = CliRunner()
@@ -118,6 +122,7 @@ def test_version() -> None:
         (["--opens-at", "9999-12-31T23:59:59-14:00"], "out of range: 1970-01-01T00:00:00Z to 9999-12-31T23:59:59Z"),
         (["--opens-at", "0001-01-01T00:00+14:00"], "out of range"),
         (["--closes-at", "1969-12-31"], "out of range"),
+        (["--price", "90071992547409.92", "--max-quantity", "2"], "an order of 2"),
         (["--per-user-limit", "999999999999"], "less than or equal to 2147483647"),
         (["--stock", "2147483648"], "less than or equal to 2147483647"),
         (["--opens-at", "2026-12-24T18:00:00Z", "--closes-at", "2026-12-24T17:00:00Z"], "before --closes-at"),
@@ -266,3 +271,21 @@ def test_help_loads_no_room_and_no_client_library() -> None:
     code = "import sys, thrones; print(*sorted(sys.modules))"
     loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
     assert not {"aiokafka", "asyncpg", "redis", "aiohttp", "faust", "pydantic_settings"} & set(loaded)
+
+
+def test_what_was_created_is_echoed_with_its_window() -> None:
+    opened = StockOpened(
+        product_id=7, epoch=1, initial=5, available=5, held=0, sold=0, opened_at_ms=0, reason="product created"
+    )
+    begin, end = (
+        datetime(2026, 12, 24, 18, tzinfo=UTC),
+        datetime(2026, 12, 24, 19, tzinfo=timezone(timedelta(hours=-1))),
+    )
+    product = NewProduct(ProductId(7), "Ice", 999, 5, per_user_limit=2, max_quantity=3, opens_at=begin, closes_at=end)
+    assert describe(opened, product) == (
+        'product 7 "Ice" at 9.99 USD: 5 of 5 on sale from 2026-12-24T18:00:00Z until 2026-12-24T20:00:00Z, '
+        "at most 2 a user, at most 3 an order, 0 held, 0 sold (epoch 1)"
+    )
+    told = created(opened, product)
+    assert (told["opens_at"], told["closes_at"]) == ("2026-12-24T18:00:00Z", "2026-12-24T20:00:00Z")
+    assert (told["price"], told["currency"], told["stock"], told["max_quantity"]) == ("9.99", "USD", 5, 3)

@@ -1,5 +1,5 @@
 -- dead letters that an operator has closed with a reason, and what tells that a redriven one came back
--- depends: 20261201_06_sale_keys
+-- depends: 20261201_04_max_quantity 20261201_06_sale_keys
 
 -- migrate: apply
 
