@@ -18,6 +18,7 @@ from .identity import Identity
 from .login_attempts import LoginAttempts
 from .passwords import Passwords, check_password
 from .problems import Problem
+from .slow_bodies import SlowBodies
 from .wire import answer, read_members
 
 NAME_MAX_CHARACTERS = 100
@@ -45,20 +46,23 @@ class Accounts:
         self,
         settings: SigningSettings,
         identity: Identity,
+        addresses: Addresses,
+        bodies: SlowBodies,
         pool: asyncpg.Pool,
         passwords: Passwords,
         attempts: LoginAttempts,
     ) -> None:
         self._settings = settings
         self._identity = identity
+        self._addresses = addresses
+        self._bodies = bodies
         self._pool = pool
         self._passwords = passwords
         self._attempts = attempts
-        self._addresses = Addresses(settings.trusted_proxies)
         self._log = get_logger()
 
     async def register(self, request: web.Request) -> web.Response:
-        wish = await read_members(request, Registration)
+        wish = await read_members(request, self._bodies, Registration)
         name, email = _check_name(wish.name), _check_email(wish.email)
         hashed = await self._passwords.hash(check_password(wish.password))
         try:
@@ -71,7 +75,7 @@ class Accounts:
 
     async def login(self, request: web.Request) -> web.Response:
         """An unknown user costs the same work and gets the same bytes as a wrong password."""
-        wish = await read_members(request, Login)
+        wish = await read_members(request, self._bodies, Login)
         email, secret = _check_email(wish.email), check_password(wish.password, minimum=0)
         address = self._addresses.of(request)
         attempt = await self._attempts.begin(email, address)

@@ -19,6 +19,7 @@ from infra.settings import SigningSettings
 
 from . import api_docs
 from .accounts import Accounts
+from .addresses import Addresses
 from .catalogue import Catalogue
 from .health import Health
 from .identity import Identity
@@ -31,6 +32,7 @@ from .orders import Orders
 from .passwords import Passwords
 from .problems import Problem
 from .products import Products
+from .slow_bodies import SlowBodies
 from .stock_stream import StockHub, StockStream
 from .tickets import Tickets
 from .traced_orders import TracedOrders
@@ -66,6 +68,8 @@ def make_gateway(
     """
     reads = Pipeliner(reads_redis)
     identity = Identity(settings)
+    addresses = Addresses(settings.trusted_proxies)
+    bodies = SlowBodies(addresses)
     catalogue = Catalogue(reads, pool)
     passwords = Passwords(settings.bcrypt_cost)
     updates = OrderUpdates(settings)
@@ -75,11 +79,13 @@ def make_gateway(
     tickets = Tickets(identity, reads_redis)
     # What travels to Redis together shares a flush of its log and is published together: the publisher's linger, taken here.
     inventory = Inventory(redis, Pace(BUSY_PER_S, LINGER_S))
-    orders = (Orders if tracing.on is None else TracedOrders)(settings, identity, catalogue, inventory, publisher)
-    accounts = Accounts(settings, identity, pool, passwords, LoginAttempts(reads_redis))
+    orders = (Orders if tracing.on is None else TracedOrders)(
+        settings, identity, bodies, catalogue, inventory, publisher
+    )
+    accounts = Accounts(settings, identity, addresses, bodies, pool, passwords, LoginAttempts(reads_redis))
     products = Products(catalogue, reads, pool)
     status = OrderStatus(identity, catalogue, reader, pool, updates)
-    ops = Ops(settings, identity, pool, publisher)
+    ops = Ops(settings, identity, bodies, pool, publisher)
     api_docs.document()  # converted now, not while buyers wait
     app = web.Application(middlewares=[_problems(health)])
     routes: list[tuple[str, str, Handler]] = [

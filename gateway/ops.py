@@ -33,6 +33,7 @@ from .catalogue import parse_product_id
 from .identity import Identity, User
 from .orders import idempotency_key
 from .problems import Problem
+from .slow_bodies import SlowBodies
 from .wire import REPLAYED, answer, iso, read_members
 
 OPERATOR = "operator"
@@ -49,9 +50,12 @@ class Control(msgspec.Struct, forbid_unknown_fields=True):
 
 
 class Ops:
-    def __init__(self, settings: Settings, identity: Identity, pool: asyncpg.Pool, publisher: Publisher) -> None:
+    def __init__(
+        self, settings: Settings, identity: Identity, bodies: SlowBodies, pool: asyncpg.Pool, publisher: Publisher
+    ) -> None:
         self._settings = settings
         self._identity = identity
+        self._bodies = bodies
         self._pool = pool
         self._publisher = publisher
 
@@ -70,7 +74,7 @@ class Ops:
         operator = await self._operator(request)
         key = idempotency_key(request)
         product = parse_product_id(request.match_info["id"])
-        body = await read_members(request, Control)
+        body = await read_members(request, self._bodies, Control, operator.id)
         units = None if body.units is UNSET else body.units
         wish = Wish(body.action, f"user {operator.id}", body.why, units, keys.key_hash(key) if key else None)
         try:

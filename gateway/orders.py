@@ -34,6 +34,7 @@ from .admission import Overload, Rates, SoldOutMemory, UnderWay
 from .catalogue import Catalogue, Product
 from .identity import Identity
 from .problems import Problem
+from .slow_bodies import SlowBodies
 from .wire import REPLAYED, answer_bytes, iso_ms, read_json, reason
 
 PUBLISH_WAIT_S = 0.25
@@ -99,11 +100,13 @@ class Orders:
         self,
         settings: Settings,
         identity: Identity,
+        bodies: SlowBodies,
         catalogue: Catalogue,
         inventory: Inventory,
         publisher: Publisher,
     ) -> None:
         self._identity = identity
+        self._bodies = bodies
         self._catalogue = catalogue
         self._inventory = inventory
         self._publisher = publisher
@@ -117,13 +120,6 @@ class Orders:
         self._kafka_slow = False  # the last publish has timed out: not awaited until one is acknowledged again
 
     async def buy(self, request: web.Request) -> web.Response:
-        try:
-            with self._under_way.one():
-                return await self._buy(request)
-        except Overload:
-            raise Problem("busy") from None
-
-    async def _buy(self, request: web.Request) -> web.Response:
         started = time.perf_counter()
         user = self._identity.user_of(request)
         if not self._rates.take(user.id):
@@ -131,7 +127,7 @@ class Orders:
         if self._address_rates and not self._address_rates.take(self._addresses.of(request)):
             raise Problem("rate_limited")
         key = idempotency_key(request)
-        product_id, quantity = decode_wish(await read_json(request))
+        product_id, quantity = decode_wish(await read_json(request, self._bodies, user.id))
         product = self._catalogue.cached(product_id) or await self._catalogue.find(product_id)
         if quantity > product.max_quantity:
             raise Problem("invalid_request", f"One order is of at most {product.max_quantity} units of this product.")
@@ -148,7 +144,11 @@ class Orders:
             currency=product.currency,
             hashed_key=None if key is None else keys.key_hash(key),
         )
-        order_id = await self._place(wish)
+        try:
+            with self._under_way.one():  # only now: until all of it had come it depended on the client
+                order_id = await self._place(wish)
+        except Overload:
+            raise Problem("busy") from None
         _accepted.inc()
         _acknowledged.observe(time.perf_counter() - started)
         return accepted(product, order_id, replayed=order_id != wish.order_id)

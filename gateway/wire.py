@@ -1,6 +1,5 @@
 """Bodies in under limits of size, time and type; JSON answers and times out in the one spelling clients see."""
 
-import asyncio
 import json
 from collections.abc import Mapping
 from datetime import UTC, datetime
@@ -11,10 +10,11 @@ import orjson
 from aiohttp import web
 from aiohttp.web_protocol import RequestPayloadError
 
-from .problems import Problem
+from schemas.ids import UserId
 
-BODY_MAX_BYTES = 16 * 1024
-BODY_TIMEOUT_S = 8.0  # and 2 s of lingering: cut within 10 s
+from .problems import Problem
+from .slow_bodies import BODY_MAX_BYTES, SlowBodies
+
 JSON = "application/json"
 _HEADERS = {"Content-Type": f"{JSON}; charset=utf-8", "Server": "thrones", "Cache-Control": "no-store"}
 NO_MORE: Mapping[str, str] = {}
@@ -32,8 +32,8 @@ def answer_bytes(body: bytes, status: int = 200, more: Mapping[str, str] = NO_MO
     return web.Response(status=status, body=body, headers={**_HEADERS, **more})
 
 
-async def read_json(request: web.Request) -> bytes:
-    """The body as it came. Raises Problem 415, 413 (and closes) or 400."""
+async def read_json(request: web.Request, slow: SlowBodies, user: UserId | None = None) -> bytes:
+    """The body as it came; `user` is who asks, where that is known. Raises Problem 415, 413 (and closes), 400, 429 or 503."""
     _check_type(request)
     length = request.content_length
     if length is not None and length > BODY_MAX_BYTES:
@@ -43,7 +43,7 @@ async def read_json(request: web.Request) -> bytes:
         if content.is_eof():  # it came with the headers, as nearly always: no timer
             body = content.read_nowait(-1) if content.total_bytes else b""
         else:
-            body = await _read_slowly(content)
+            body = await slow.read(request, user)
     except TimeoutError:
         raise Problem("invalid_request", "The body did not arrive in time.", close=True) from None
     except (web.RequestPayloadError, RequestPayloadError, ConnectionError):
@@ -51,18 +51,6 @@ async def read_json(request: web.Request) -> bytes:
     if len(body) > BODY_MAX_BYTES:
         raise Problem("too_large", close=True)
     return body
-
-
-async def _read_slowly(content: Any) -> bytes:
-    parts: list[bytes] = []
-    size = 0
-    async with asyncio.timeout(BODY_TIMEOUT_S):
-        while part := await content.readany():
-            parts.append(part)
-            size += len(part)
-            if size > BODY_MAX_BYTES:
-                raise Problem("too_large", close=True)
-    return b"".join(parts)
 
 
 def _check_type(request: web.Request) -> None:
@@ -76,9 +64,9 @@ def _check_type(request: web.Request) -> None:
         raise Problem("unsupported_media_type")
 
 
-async def read_members(request: web.Request, kind: type[T]) -> T:
+async def read_members(request: web.Request, slow: SlowBodies, kind: type[T], user: UserId | None = None) -> T:
     """A JSON object of exactly the members of `kind`, none twice. For routes that are not on the hot path."""
-    body = await read_json(request)
+    body = await read_json(request, slow, user)
     try:
         value = msgspec.json.decode(body, type=kind)
         json.loads(body, object_pairs_hook=_refuse_repeats)

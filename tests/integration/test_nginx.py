@@ -3,6 +3,7 @@
 import asyncio
 import re
 import time
+from contextlib import AsyncExitStack
 from pathlib import Path
 
 import orjson
@@ -110,6 +111,23 @@ async def test_reading_is_answered_by_another_gateway_when_one_hangs(nginx_binar
     ):
         replies = await asyncio.gather(*(ask(nginx.port, "GET", "/api/products") for _ in range(6)))
         assert {reply.status for reply in replies} == {200}
+
+
+async def test_a_gateway_is_asked_only_when_the_whole_body_has_come(nginx_binary: Path, tmp_path: Path) -> None:
+    """Whoever sends a body slowly, or never, takes nothing from a gateway; buyers beside him are served."""
+    start = f"POST {BUY} HTTP/1.1\r\nHost: x\r\nContent-Length: {len(BODY)}\r\n\r\n{{".encode()
+    async with (
+        fake_gateways(send(202)) as [fake],
+        nginx_on(nginx_binary, tmp_path, [fake.port]) as nginx,
+        AsyncExitStack() as stack,
+    ):
+        slow = [await stack.enter_async_context(Raw.to(nginx.port)) for _ in range(20)]
+        for raw in slow:
+            raw.writer.write(start)
+        assert [(await ask(nginx.port, "POST", BUY, body=BODY)).status for _ in range(5)] == [202] * 5
+        assert (len(fake.heads), fake.accepted) == (5, 1), "a connection or a request for a body that has not come"
+        slow[0].writer.write(BODY[1:])
+        assert (await slow[0].reply("POST")).status == 202
 
 
 async def test_what_a_gateway_refuses_passes_as_it_is(nginx_binary: Path, tmp_path: Path) -> None:

@@ -6,10 +6,12 @@ from collections.abc import Callable
 from typing import Any
 
 from consumers import projector, reconciler, relay
+from gateway.addresses import Addresses
 from gateway.admission import Rates
 from gateway.catalogue import make_product
 from gateway.identity import User
 from gateway.orders import Orders
+from gateway.slow_bodies import SlowBodies
 from gateway.stock_stream import StockHub
 from infra.inventory.inventory import Inventory
 from infra.inventory.pipeliner import Pipeliner
@@ -126,8 +128,8 @@ class Processes:
     async def _gateway(self, actor: Actor) -> None:
         redis: Any = RedisPort(self._world)
         publisher: Any = PublisherPort(self._world)
-        inventory = Inventory(redis)
-        orders = Orders(SETTINGS, _Identity(), _Catalogue(), inventory, publisher)  # type: ignore[arg-type]
+        inventory, bodies = Inventory(redis), SlowBodies(Addresses(()))
+        orders = Orders(SETTINGS, _Identity(), bodies, _Catalogue(), inventory, publisher)  # type: ignore[arg-type]
         orders._rates = Rates(1_000)  # of a few users, who are many
         self.gateways[actor] = orders
         self.hubs[actor] = StockHub(SETTINGS, Pipeliner(redis))
