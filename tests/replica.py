@@ -32,7 +32,7 @@ class Replica:
         """As far as the primary is at this moment. A first replica gives the primary another replication id."""
         await self.redis.replicaof(LOOPBACK, str(self.primary_port))
         await _linked(self.redis)
-        assert await self.primary.wait(1, int(SYNCED_WITHIN_S * 1000)) == 1
+        assert await self.primary.wait(1, 5_000) == 1
 
     async def stop_following(self) -> None:
         await self.redis.replicaof("NO", "ONE")

@@ -5,6 +5,7 @@ import json
 import os
 import shutil
 import signal
+import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -14,6 +15,7 @@ import asyncpg
 
 from infra.redis_client import connect_redis
 from infra.registry import Row as ProcessRow
+from tests.replica import a_replica
 
 from .ground import APPLICATIONS, SERVERS
 from .rows import CALM, Faults
@@ -242,6 +244,23 @@ async def older_redis(trial: Trial) -> None:
         shutil.copytree(copy, trial.ground.append_only)
 
     await _touch_data(trial, "redis", "killed, back as an older copy of itself", go_back)
+
+
+async def stale_replica(trial: Trial) -> None:
+    """A replica stops following for some seconds of the sale and is then put in force: redis's process lives on."""
+    with tempfile.TemporaryDirectory(prefix="thrones-replica-") as home:
+        async with a_replica(trial.ground.settings(), Path(home)) as replica:
+            fault = trial.begin("redis gets its first replica")
+            await replica.follow()
+            trial.heal(fault)
+            await asyncio.sleep(trial.seconds * trial.dice.uniform(0.2, 0.3))
+            await replica.stop_following()
+            stale_s = min(5.0, trial.seconds / 4)
+            await asyncio.sleep(stale_s)
+            fault = trial.begin(f"redis takes the data of a replica that stopped following {stale_s:.0f} s ago")
+            await replica.put_in_force()
+            trial.heal(fault)
+            await asyncio.sleep(max(0.0, trial.left_s))
 
 
 async def fill_redis(trial: Trial) -> None:

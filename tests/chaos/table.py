@@ -277,6 +277,18 @@ ROWS = (
         after_s=12.0,
     ),
     Row(
+        "redis-went-back",
+        "a replica that stopped following for 5 s is put in force on the primary, whose process lives on",
+        "I1-I9 I11",
+        faults.stale_replica,
+        figures=(
+            Figure("failed, with units to sell", "orders", orders("failed"), at_most=0),
+            sells_within(10),
+            QUIET,
+        ),
+        after_s=12.0,
+    ),
+    Row(
         "redis-full",
         "redis out of memory, then read-only",
         "I1-I9 I11",
