@@ -259,7 +259,7 @@ class OrderStage:
                 currency=event.currency,
                 hashed_key=None if event.key_hash is UNSET else event.key_hash,
                 redriven_from=None if event.redriven_from is UNSET else OrderId(event.redriven_from),
-                accepted_before=True,
+                accepted_at_ms=event.placed_at_ms,
             )
         )
         if isinstance(answer, Refused) and answer.reason in ("unverified", "busy"):

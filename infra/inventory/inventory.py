@@ -30,7 +30,7 @@ TERMINAL_LIFETIME_MS = 24 * 3_600_000  # afterwards the status is read from Post
 class Reservation(msgspec.Struct, frozen=True):
     """One wish to buy. `hashed_key` is None where the order id itself is the key.
 
-    `accepted_before`: made again for an order whose reservation was lost with older books, even while the sale is paused.
+    `accepted_at_ms`: made again for an order whose reservation was lost with older books, also where the sale is paused or over.
     """
 
     order_id: OrderId
@@ -41,7 +41,7 @@ class Reservation(msgspec.Struct, frozen=True):
     currency: str
     hashed_key: str | None = None
     redriven_from: OrderId | None = None
-    accepted_before: bool = False
+    accepted_at_ms: int | None = None
 
     @property
     def body(self) -> str:
@@ -144,7 +144,7 @@ class Inventory:
             KEY_LIFETIME_MS,
             FIRST_LOOK_MS,
             product,
-            int(wish.accepted_before),
+            "" if wish.accepted_at_ms is None else wish.accepted_at_ms,
             *self._seen.get(product, NOTHING_SEEN),
         )
         answer = _reserve_answer(wish, head, reply)

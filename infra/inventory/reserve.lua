@@ -12,11 +12,11 @@
 -- ARGV[1] order id   ARGV[2] user id   ARGV[3] quantity   ARGV[4] body ("product:quantity")
 -- ARGV[5] order.placed without its last fields and closing brace   ARGV[6] unit price (cents)   ARGV[7] currency
 -- ARGV[8] key record lifetime (ms)   ARGV[9] delay of the relay's first look (ms)   ARGV[10] product id
--- ARGV[11] '1': accepted before, and lost with older books; a pause is for new wishes only
+-- ARGV[11] when it was accepted before (ms) and then lost with older books, else '': pause and window are for new wishes
 -- ARGV[12], ARGV[13] the newest epoch and version of these books that the caller has seen
 --
 -- Returns one of
---   {'held', epoch, version, available, now_ms}       units taken
+--   {'held', epoch, version, available, placed (ms)}  units taken
 --   {'known', order id, body}                         this key was accepted before
 --   {'unverified'}                                    the books were not made for this Redis run, are being rebuilt, or
 --                                                     are older than the caller has seen them: then they are closed too
@@ -44,13 +44,16 @@ end
 -- Also once its key record has expired: an order takes its units once.
 if redis.call('HEXISTS', KEYS[2], ARGV[1]) == 1 then return {'known', ARGV[1], ARGV[4]} end
 
-if stock[2] == 'paused' and ARGV[11] ~= '1' then return {'paused'} end
 local time = redis.call('TIME')
 local now = tonumber(time[1]) * 1000 + math.floor(tonumber(time[2]) / 1000)
-local now_text = string.format('%.0f', now)
-local opens, closes = tonumber(stock[6] or ''), tonumber(stock[7] or '')
-if opens and now < opens then return {'not_open', opens} end
-if closes and now >= closes then return {'closed'} end
+if ARGV[11] == '' then
+  local opens, closes = tonumber(stock[6] or ''), tonumber(stock[7] or '')
+  if stock[2] == 'paused' then return {'paused'} end
+  if opens and now < opens then return {'not_open', opens} end
+  if closes and now >= closes then return {'closed'} end
+end
+local placed = tonumber(ARGV[11]) or now
+local placed_text = string.format('%.0f', placed)
 
 local quantity = tonumber(ARGV[3])
 local limit = tonumber(stock[8] or '')
@@ -64,10 +67,10 @@ redis.call('HINCRBY', KEYS[1], 'held', quantity)
 redis.call('HINCRBY', KEYS[1], 'held_orders', 1)
 local version = redis.call('HINCRBY', KEYS[1], 'version', 1)
 redis.call('HSET', KEYS[2], ARGV[1],
-  'h ' .. stock[3] .. ' ' .. version .. ' ' .. available .. ' ' .. ARGV[3] .. ' ' .. ARGV[2] .. ' ' .. now_text .. ' ' .. ARGV[5])
+  'h ' .. stock[3] .. ' ' .. version .. ' ' .. available .. ' ' .. ARGV[3] .. ' ' .. ARGV[2] .. ' ' .. placed_text .. ' ' .. ARGV[5])
 redis.call('ZADD', KEYS[3], now + tonumber(ARGV[9]), ARGV[1])
 redis.call('HINCRBY', KEYS[4], ARGV[2], quantity)
 redis.call('HSET', KEYS[5], 'user', ARGV[2], 'product', ARGV[10], 'quantity', ARGV[3], 'price', ARGV[6], 'currency', ARGV[7],
-  'status', 'queued', 'rank', 10, 'placed', now_text, 'updated', now_text, 'steps', 'queued@' .. now_text, 'body', ARGV[4])
+  'status', 'queued', 'rank', 10, 'placed', placed_text, 'updated', placed_text, 'steps', 'queued@' .. placed_text, 'body', ARGV[4])
 if KEYS[6] ~= KEYS[5] then redis.call('SET', KEYS[6], ARGV[1] .. ' ' .. ARGV[4], 'PX', ARGV[8]) end
-return {'held', tonumber(stock[3]), version, available, now}
+return {'held', tonumber(stock[3]), version, available, placed}

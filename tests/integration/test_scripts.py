@@ -123,6 +123,20 @@ async def test_each_refusal_changes_nothing(
     assert await redis.dbsize() == names
 
 
+@pytest.mark.parametrize("over", [{"state": "paused"}, {"closes_at_ms": 1}, {"opens_at_ms": 2**50}])
+async def test_what_was_accepted_before_is_made_again_after_the_sale_and_keeps_its_time(
+    redis: Redis, inventory: Inventory, product: ProductId, over: dict[Any, Any]
+) -> None:
+    """Its books were lost, its 202 was not: a new wish is refused, this one has its units."""
+    await redis.hset(keys.stock(product), mapping=over)
+    asked = wish(product)
+    assert isinstance(await inventory.reserve(asked), Refused)
+    held = await hold(inventory, msgspec.structs.replace(asked, accepted_at_ms=1_800_000_000_000))
+    assert held.at_ms == 1_800_000_000_000
+    assert b'"placed_at_ms":1800000000000,' in held.value
+    assert (await read_model(redis, asked.order_id))["placed"] == "1800000000000"
+
+
 @pytest.mark.parametrize("bound", [{"per_user_limit": 3}, {"available": 3, "sold": 7}])
 async def test_each_bound_is_given_to_its_last_unit(
     redis: Redis, inventory: Inventory, product: ProductId, bound: dict[Any, Any]

@@ -50,7 +50,7 @@ class _Calls:
         key = f"key:{{u{user}}}:{self._random.randint(1, 4)}" if self._random.random() < 0.5 else f"order:{id_}"
         head = f'{{"type":"order.placed","order_id":"{id_}"'
         body = f"{PRODUCT}:{quantity}"
-        again = self._random.randint(0, 1)
+        again = self._random.choice(("", 1_800_000_000_000))
         args = (id_, user, quantity, body, head, 999, "USD", 60_000, 2_000, PRODUCT, again, *self._seen())
         return "reserve", (*IN_FORCE, f"order:{id_}", key), args
 
