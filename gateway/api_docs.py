@@ -3,9 +3,11 @@
 The files are read when they are first asked for: a worker that nobody asks keeps none of them.
 """
 
+from collections.abc import Iterator
 from functools import cache
 from importlib.resources import files
 from importlib.resources.abc import Traversable
+from typing import Any
 
 import orjson
 import yaml
@@ -22,6 +24,7 @@ CONTENT_TYPES = {
     ".png": "image/png",
 }
 OWN = ("docs.js", "docs.css")
+SHARED = ("site.css",)  # of the other pages
 BUNDLED = ("swagger-ui-bundle.js", "swagger-ui.css", "favicon-32x32.png")
 # Nothing but files of ours; Swagger UI's icons are data: images.
 POLICY = (
@@ -41,7 +44,19 @@ HEADERS = {
 def document() -> bytes:
     """The OpenAPI document as JSON."""
     text = files("schemas").joinpath("openapi.yaml").read_text("utf-8")
-    return orjson.dumps(yaml.load(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader)))  # noqa: S506 - both are safe
+    described = yaml.load(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))  # noqa: S506 - both are safe
+    for response in _responses(described):
+        response.setdefault("headers", {})["X-Request-Id"] = {"$ref": "#/components/headers/RequestId"}
+    return orjson.dumps(described)
+
+
+def _responses(described: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """Every response that is written out. What all of them carry is not written beside each."""
+    yield from described["components"]["responses"].values()
+    for item in described["paths"].values():
+        for operation in item.values():
+            if isinstance(operation, dict):
+                yield from (response for response in operation["responses"].values() if "$ref" not in response)
 
 
 async def openapi(_request: web.Request) -> web.Response:
@@ -49,23 +64,24 @@ async def openapi(_request: web.Request) -> web.Response:
 
 
 async def page(_request: web.Request) -> web.Response:
-    return _file("docs.html")
+    return file("docs.html")
 
 
 async def page_file(request: web.Request) -> web.Response:
     """A file of the page: only those named above, so no path can lead elsewhere."""
     name = request.match_info["file"]
-    if name not in OWN and name not in BUNDLED:
+    if name not in OWN and name not in SHARED and name not in BUNDLED:
         raise Problem("not_found")
-    return _file(name)
+    return file(name)
 
 
-def _file(name: str) -> web.Response:
+def file(name: str) -> web.Response:
+    """A file of ours, with the headers of a page."""
     content_type = CONTENT_TYPES[name[name.rindex(".") :]]
-    return web.Response(body=_read(name), headers={**HEADERS, "Content-Type": content_type})
+    return web.Response(body=read(name), headers={**HEADERS, "Content-Type": content_type})
 
 
 @cache
-def _read(name: str) -> bytes:
+def read(name: str) -> bytes:
     folder: Traversable = swagger_ui.static_path if name in BUNDLED else files("gateway") / "pages"
     return folder.joinpath(name).read_bytes()

@@ -17,10 +17,11 @@ from infra.publisher import BUSY_PER_S, LINGER_S, Publisher
 from infra.redis_client import Redis
 from infra.settings import SigningSettings
 
-from . import api_docs
+from . import api_docs, request_ids, site
 from .accounts import Accounts
 from .addresses import Addresses
 from .catalogue import Catalogue
+from .cors import Cors
 from .health import Health
 from .identity import Identity
 from .login_attempts import LoginAttempts
@@ -37,6 +38,7 @@ from .stock_stream import StockHub, StockStream
 from .tickets import Tickets
 from .traced_orders import TracedOrders
 
+OF_STREAMS = ("/sse/", "/health", "/metrics")  # all that a worker of `thrones sse` serves
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 _refused = GATEWAY_REFUSED.make()
 log = get_logger()
@@ -87,7 +89,9 @@ def make_gateway(
     status = OrderStatus(identity, catalogue, reader, pool, updates)
     ops = Ops(settings, identity, bodies, pool, publisher)
     api_docs.document()  # converted now, not while buyers wait
-    app = web.Application(middlewares=[_problems(health)])
+    cors = Cors(settings.cors_origins)
+    app = web.Application(middlewares=[_problems(health, cors)])
+    app.on_response_prepare.append(_mark(cors))
     routes: list[tuple[str, str, Handler]] = [
         ("POST", "/api/auth/register", accounts.register),
         ("POST", "/api/auth/login", accounts.login),
@@ -97,6 +101,7 @@ def make_gateway(
         ("GET", "/api/products/{id}", products.one),
         ("POST", "/api/order/buy-flash", orders.buy),
         ("GET", "/api/order/{id}/status", status.one),
+        ("GET", "/order/{id}/status", status.one),
         ("GET", "/api/orders", status.mine),
         ("GET", "/api/ops/sales/{id}", ops.show),
         ("POST", "/api/ops/sales/{id}", ops.control),
@@ -107,11 +112,15 @@ def make_gateway(
         ("GET", "/health/ready", health.ready),
         ("GET", "/metrics", health.metrics),
         ("GET", "/openapi.json", api_docs.openapi),
+        ("GET", "/", site.landing),
+        ("GET", "/favicon.ico", site.icon),
+        ("GET", "/problems/{code}", site.problem),
         ("GET", "/docs", api_docs.page),
+        ("GET", "/docs/", api_docs.page),
         ("GET", "/docs/{file}", api_docs.page_file),
     ]
     for method, path, handler in routes:
-        if streams_only and path.startswith(("/api/", "/docs", "/openapi.json")):
+        if streams_only and not path.startswith(OF_STREAMS):
             continue
         resource = app.router.add_resource(path)
         resource.add_route(method, handler, expect_handler=_expect)
@@ -120,13 +129,26 @@ def make_gateway(
     return Gateway(app, health, hub, updates, passwords)
 
 
-def _problems(health: Health) -> Middleware:
+def _mark(cors: Cors) -> Callable[[web.Request, web.StreamResponse], Awaitable[None]]:
+    """What every answer carries, streams and refusals included."""
+
+    async def mark(request: web.Request, response: web.StreamResponse) -> None:
+        request_ids.mark(response)
+        cors.mark(request, response)
+
+    return mark
+
+
+def _problems(health: Health, cors: Cors) -> Middleware:
     @web.middleware
     async def middleware(request: web.Request, handler: Handler) -> web.StreamResponse:
+        request_ids.begin(request)
         try:
             response = await handler(request)
         except Problem as problem:
             response = _refuse(problem)
+        except web.HTTPMethodNotAllowed as error:
+            response = cors.preflight(request, error.allowed_methods) or _refuse(_problem_of(error))
         except web.HTTPException as error:
             response = _refuse(_problem_of(error))
         except ConnectionError:
@@ -161,7 +183,8 @@ def _problem_of(error: web.HTTPException) -> Problem:
 
 
 async def _expect(request: web.Request) -> web.StreamResponse | None:
-    """`Expect: 100-continue` gets its 100, anything else 400."""
+    """`Expect: 100-continue` gets its 100, anything else 400. Asked before any middleware."""
+    request_ids.begin(request)
     if request.headers.get("Expect", "").lower() != "100-continue":
         return Problem("invalid_request", "This Expect cannot be met.", close=True).answer()
     if (request.content_length or 0) > 16 * 1024:

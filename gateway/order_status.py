@@ -1,7 +1,7 @@
 """Orders as their owners see them: from Redis' read model, else from Postgres.
 
 404 is said only when Postgres answered that there is no such order and Redis holds the books of this run; another user's
-order is byte for byte the same 404. Until both have answered it is 503: a live order is never denied.
+order is the same 404, byte for byte but for the request's id. Until both have answered it is 503: a live order is never denied.
 """
 
 import asyncio

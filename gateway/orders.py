@@ -35,7 +35,7 @@ from .catalogue import Catalogue, Product
 from .identity import Identity
 from .problems import Problem
 from .slow_bodies import SlowBodies
-from .wire import REPLAYED, answer_bytes, iso_ms, read_json, reason
+from .wire import REPLAYED, answer_bytes, given_twice, iso_ms, read_json, reason, repeated_member
 
 PUBLISH_WAIT_S = 0.25
 KEY_MAX_CHARACTERS = 255
@@ -78,7 +78,7 @@ def decode_wish(body: bytes) -> tuple[ProductId, int]:
         raise Problem("invalid_request", f"The body cannot be read: {reason(error)}.") from None
     # Both members are numbers, so each colon stands for a member: more of them than members means a member given twice.
     if body.count(b":") != (1 if wish.quantity is UNSET else 2):
-        raise Problem("invalid_request", "A member is given twice.")
+        raise given_twice(repeated_member(body))
     return ProductId(wish.productId), 1 if wish.quantity is UNSET else wish.quantity
 
 

@@ -7,6 +7,8 @@ from typing import Any
 import orjson
 from aiohttp import web
 
+from infra.logs import REQUEST_ID
+
 CONTENT_TYPE = "application/problem+json"
 
 
@@ -60,6 +62,11 @@ KINDS: dict[str, Kind] = {
 }
 
 
+def public_code(code: str) -> str:
+    """Wrong credentials are `unauthorized` to machines too: the interface has one code for 401."""
+    return "unauthorized" if KINDS[code].status == 401 else code
+
+
 class Problem(Exception):
     """Raised anywhere in a handler; the outermost middleware answers with it. Extra `members` go into the body."""
 
@@ -95,8 +102,7 @@ class Problem(Exception):
 
     def body(self) -> bytes:
         kind = KINDS[self.code]
-        # Wrong credentials are `unauthorized` to machines too: the interface has one code for 401.
-        code = "unauthorized" if kind.status == 401 else self.code
+        code = public_code(self.code)
         return orjson.dumps(
             {
                 "type": f"/problems/{code}",
@@ -106,6 +112,7 @@ class Problem(Exception):
                 "code": code,
                 "retryable": kind.retryable,
                 "error": kind.title,
+                **({} if (request_id := REQUEST_ID.get()) is None else {"requestId": request_id}),
                 **self.members,
             }
         )

@@ -9,6 +9,7 @@ from aiohttp import web
 from aiohttp.http_exceptions import LineTooLong
 from aiohttp.web_protocol import RequestHandler
 
+from . import request_ids
 from .problems import Problem
 from .request_parser import RequestParser
 
@@ -53,11 +54,15 @@ class Connection(RequestHandler):
         message: str | None = None,
     ) -> web.StreamResponse:
         """Bytes that are no request: 400 or 431, and the connection closes. Anything else here is a fault of ours."""
+        request_ids.begin(request)  # no middleware has seen it
         if status != HTTPStatus.BAD_REQUEST:
             self.log_exception("unhandled error", exc_info=exc)
-            return Problem("unavailable", close=True).answer()
-        code = "header_too_large" if isinstance(exc, LineTooLong) else "invalid_request"
-        return Problem(code, close=True).answer()
+            code = "unavailable"
+        else:
+            code = "header_too_large" if isinstance(exc, LineTooLong) else "invalid_request"
+        response = Problem(code, close=True).answer()
+        request_ids.mark(response)
+        return response
 
 
 def connection_factory(runner: web.AppRunner) -> Callable[[], Connection]:

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Callable
+from contextvars import Context
 
 from aiokafka.errors import KafkaError
 
@@ -44,7 +45,8 @@ class Tail:
             self._ending.cancel()
             self._ending = None
         if self._task is None:
-            self._task = asyncio.create_task(self._run(), name=f"tail {self._topic.name}")
+            # In a context of its own: it outlives the request that began it, whose id is not for its log lines.
+            self._task = asyncio.create_task(self._run(), name=f"tail {self._topic.name}", context=Context())
 
     def leave(self) -> None:
         self._listeners -= 1

@@ -69,10 +69,17 @@ async def read_members(request: web.Request, slow: SlowBodies, kind: type[T], us
     body = await read_json(request, slow, user)
     try:
         value = msgspec.json.decode(body, type=kind)
-        json.loads(body, object_pairs_hook=_refuse_repeats)
+        repeated = repeated_member(body)
     except (ValueError, RecursionError) as error:  # msgspec's and json's errors are ValueErrors
         raise Problem("invalid_request", f"The body cannot be read: {reason(error)}.") from None
+    if repeated is not None:
+        raise given_twice(repeated)
     return value
+
+
+def given_twice(member: str | None) -> Problem:
+    """`member` is one of those that the route knows: any other was refused before."""
+    return Problem("invalid_request", f"The member {member} is given twice.")
 
 
 def reason(error: Exception) -> str:
@@ -81,10 +88,25 @@ def reason(error: Exception) -> str:
     return "".join(c if c.isprintable() and c.isascii() else "?" for c in text)[:200]
 
 
+class Repeated(ValueError):
+    """A member is given more than once; the text names it."""
+
+
+def repeated_member(body: bytes) -> str | None:
+    """The name of a member that a JSON object holds more than once."""
+    try:
+        json.loads(body, object_pairs_hook=_refuse_repeats)
+    except Repeated as repeated:
+        return str(repeated)
+    return None
+
+
 def _refuse_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    members = dict(pairs)
-    if len(members) != len(pairs):
-        raise ValueError("a member is given twice")
+    members: dict[str, Any] = {}
+    for name, value in pairs:
+        if name in members:
+            raise Repeated(name)
+        members[name] = value
     return members
 
 

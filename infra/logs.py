@@ -3,6 +3,7 @@
 import logging
 import sys
 import time
+from contextvars import ContextVar
 from typing import Any
 
 import structlog
@@ -10,6 +11,9 @@ import structlog
 from infra import tracing
 
 SECRET_KEYS = frozenset({"password", "token", "authorization", "secret", "jwt", "ticket"})
+REQUEST_ID: ContextVar[str | None] = ContextVar(
+    "request_id", default=None
+)  # of the HTTP request that is being answered
 
 REPEAT_AFTER_S = 5.0
 REMEMBERED = 1_000  # lines
@@ -52,6 +56,13 @@ def _trace_id(_logger: Any, _method: str, event: structlog.types.EventDict) -> s
     return event
 
 
+def add_request_id(_logger: Any, _method: str, event: structlog.types.EventDict) -> structlog.types.EventDict:
+    """Of the HTTP request that is being answered, if one is."""
+    if (request_id := REQUEST_ID.get()) is not None:
+        event["request_id"] = request_id
+    return event
+
+
 def configure(role: str, member: str = "1") -> None:
     """Route structlog and stdlib logging to stdout for this process; `role` and `member` are on every line."""
 
@@ -65,6 +76,7 @@ def configure(role: str, member: str = "1") -> None:
         structlog.processors.TimeStamper(fmt="iso"),
         _redact,
         _trace_id,
+        add_request_id,
     ]
     renderer: structlog.types.Processor = (
         structlog.dev.ConsoleRenderer(exception_formatter=structlog.dev.plain_traceback)  # without local variables

@@ -1,5 +1,6 @@
 """Environment in, one frozen `Settings` out; a process with a bad setting refuses to start and names every fault at once."""
 
+import re
 from functools import lru_cache
 from ipaddress import ip_network
 from pathlib import Path
@@ -10,6 +11,8 @@ from pydantic import Field, SecretStr, ValidationError, field_validator, model_v
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 JWT_SECRET_MIN_BYTES = 32  # RFC 7518 section 3.2: an HS256 key is at least as long as its hash
+# As browsers write it in the Origin header: lower case, no path, no slash at the end.
+ORIGIN = re.compile(r"https?://([a-z0-9.-]+|\[[0-9a-f:]+])(:[0-9]{1,5})?")
 KNOWN_BAD_SECRETS = frozenset({"your-secret-key-change-in-production", "changeme", "secret"})
 
 
@@ -51,6 +54,7 @@ class Settings(BaseSettings):
     order_workers: Annotated[int, Field(ge=0, le=64)] = 1
     payment_workers: Annotated[int, Field(ge=0, le=64)] = 1
     trusted_proxies: Annotated[tuple[str, ...], NoDecode] = ()
+    cors_origins: Annotated[tuple[str, ...], NoDecode] = ()  # whose scripts may read our answers; `*`: everybody's
 
     jwt_secret: SecretStr = SecretStr("")
     bcrypt_cost: Annotated[int, Field(ge=10, le=16)] = 12
@@ -67,10 +71,11 @@ class Settings(BaseSettings):
 
     @model_validator(mode="before")
     @classmethod
-    def _split_proxies(cls, values: dict[str, object]) -> dict[str, object]:
-        raw = values.get("trusted_proxies")
-        if isinstance(raw, str):
-            values["trusted_proxies"] = tuple(part.strip() for part in raw.split(",") if part.strip())
+    def _split_lists(cls, values: dict[str, object]) -> dict[str, object]:
+        for name in ("trusted_proxies", "cors_origins"):
+            raw = values.get(name)
+            if isinstance(raw, str):
+                values[name] = tuple(part.strip() for part in raw.split(",") if part.strip())
         return values
 
     @field_validator("trusted_proxies")
@@ -79,6 +84,16 @@ class Settings(BaseSettings):
         for proxy in proxies:
             ip_network(proxy, strict=False)  # its ValueError names the fault
         return proxies
+
+    @field_validator("cors_origins")
+    @classmethod
+    def _refuse_no_origin(cls, origins: tuple[str, ...]) -> tuple[str, ...]:
+        if "*" in origins and len(origins) > 1:
+            raise ValueError("* allows every origin: it stands alone")
+        for origin in origins:
+            if origin != "*" and not ORIGIN.fullmatch(origin):
+                raise ValueError(f"{origin} is no origin: https://shop.example, without a path, in lower case")
+        return origins
 
     @property
     def development(self) -> bool:

@@ -77,7 +77,7 @@ async def test_an_unknown_user_and_a_wrong_password_cannot_be_told_apart(
     wrong = await login(gateway, email, "not this one")
     unknown = await login(gateway, f"{uuid4().hex}@x.example", "not this one")
     assert wrong.is_problem(401, "unauthorized")
-    assert wrong.body == unknown.body
+    assert wrong.words == unknown.words
     assert wrong.headers["WWW-Authenticate"] == unknown.headers["WWW-Authenticate"] == "Bearer"
     assert len(calls) == 2
     assert calls[0][1][:7] == calls[1][1][:7] == b"$2b$10$"
@@ -205,7 +205,7 @@ async def test_every_bad_token_gets_the_same_answer(gateway: GatewayClient) -> N
         answer = await gateway.ask("POST", "/api/order/buy-flash", json={"productId": product}, headers=headers)
         assert answer.is_problem(401, "unauthorized"), header
         assert answer.headers["WWW-Authenticate"] == "Bearer"
-        bodies.add(answer.body)
+        bodies.add(answer.words)
     assert len(bodies) == 1
     for method, path in (("GET", "/api/auth/me"), ("GET", "/api/orders"), ("POST", "/api/auth/ticket")):
         assert (await gateway.ask(method, path)).is_problem(401, "unauthorized")

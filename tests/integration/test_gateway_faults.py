@@ -110,8 +110,8 @@ async def test_an_order_is_denied_only_when_both_stores_have_answered(settings: 
         product = await gateway.product(1)
         order_id = (await gateway.buy({"productId": product})).json["orderId"]
         others = await gateway.another_user().status(order_id)
-        assert (others.status, others.body) == (404, unknown.body)
-        assert (await gateway.status("no-order")).body == unknown.body
+        assert (others.status, others.words) == (404, unknown.words)
+        assert (await gateway.status("no-order")).words == unknown.words
     async with gateway_on(settings, db_port=9) as gateway:
         assert (await gateway.status(UNKNOWN_ORDER)).is_problem(503, "unavailable")
         assert (await gateway.ask("GET", "/api/orders", headers=gateway.bearer)).is_problem(503, "unavailable")

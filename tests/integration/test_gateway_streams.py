@@ -305,7 +305,7 @@ async def test_a_ticket_opens_one_stream_once(gateway: GatewayClient) -> None:
     stranger = gateway.another_user()
     others = await gateway.ask("GET", f"/sse/order/{order_id}", headers=stranger.bearer)
     unknown = await gateway.ask("GET", f"/sse/order/{UNKNOWN_ORDER}", headers=stranger.bearer)
-    assert (others.status, others.body) == (unknown.status, unknown.body)
+    assert (others.status, others.words) == (unknown.status, unknown.words)
     assert others.is_problem(404, "not_found")
 
 
