@@ -11,6 +11,8 @@ from http import HTTPStatus
 
 from aiohttp import web
 
+from infra.metrics.definitions import GATEWAY_STREAMS_CUT
+
 from .server import Connection
 
 STALLED_S = 8.0
@@ -20,6 +22,7 @@ UNACKNOWLEDGED_MS = 5_000
 ASK_AFTER_S, ASK_EVERY_S = 3, 1
 SEND_BUFFER_BYTES = 32 * 1024
 KEEP_ALIVE_EVERY_S = 15.0
+_streams_cut = GATEWAY_STREAMS_CUT.make()
 HEADERS = {
     "Content-Type": "text/event-stream; charset=utf-8",
     "Cache-Control": "no-store",
@@ -44,13 +47,14 @@ class Frame:
         self.chunked = b"%x\r\n%s\r\n" % (len(self.plain), self.plain)
 
 
-KEEP_ALIVE = Frame(": keep-alive\n\n")
+# No blank line: it would end an event, and some clients pass on an empty one.
+KEEP_ALIVE = Frame(": keep-alive\n")
 
 
 class EventStream:
     """An open stream. `closed` ends when the client has gone, was cut, or `finish` was called."""
 
-    __slots__ = ("_chunked", "_response", "_stalled_since", "_transport", "closed", "cut")
+    __slots__ = ("_chunked", "_cut", "_response", "_stalled_since", "_transport", "closed")
 
     def __init__(self, response: web.StreamResponse, transport: asyncio.Transport, chunked: bool) -> None:
         self._response = response
@@ -58,7 +62,7 @@ class EventStream:
         self._chunked = chunked
         self._stalled_since: float | None = None
         self.closed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self.cut = False
+        self._cut = False
 
     @classmethod
     async def open(cls, request: web.Request) -> "EventStream":
@@ -70,7 +74,7 @@ class EventStream:
             raise ConnectionResetError("the client has gone")
         _limit(transport.get_extra_info("socket"))
         stream = cls(response, transport, response.headers.get("Transfer-Encoding") == "chunked")
-        connection.on_lost = stream.finish
+        connection.on_lost = stream._lost
         # Clients that were closed together come back apart. The line belongs to the first event, which follows.
         stream.push(Frame(f"retry: {random.randint(1_000, 5_000)}\n"))
         return stream
@@ -99,18 +103,34 @@ class EventStream:
             try:
                 async with asyncio.timeout(1.0):
                     await self._response.write_eof()
-            except (OSError, TimeoutError):
+            except TimeoutError:
+                self._cut_off()
+            except OSError:
                 self._transport.abort()
         return self._response
+
+    def _lost(self, error: BaseException | None) -> None:
+        """The kernel gives up a client that acknowledges nothing with a timeout; who goes of his own accord ends otherwise."""
+        if isinstance(error, TimeoutError):
+            self._count()
+        self.finish()
+
+    def _cut_off(self) -> None:
+        self._count()
+        self._transport.abort()
+        self.finish()
+
+    def _count(self) -> None:
+        if not self._cut:
+            self._cut = True
+            _streams_cut.inc()
 
     def _stalled(self) -> None:
         now = asyncio.get_running_loop().time()
         if self._stalled_since is None:
             self._stalled_since = now
         elif now - self._stalled_since > STALLED_S:
-            self.cut = True
-            self._transport.abort()
-            self.finish()
+            self._cut_off()
 
 
 def _limit(sock: socket.socket) -> None:

@@ -5,7 +5,7 @@ import asyncio
 import orjson
 from aiohttp import web
 
-from infra.metrics.definitions import GATEWAY_STREAMS, GATEWAY_STREAMS_CUT
+from infra.metrics.definitions import GATEWAY_STREAMS
 from schemas.order_state import Status, replaces
 
 from .event_stream import KEEP_ALIVE, KEEP_ALIVE_EVERY_S, EventStream, Frame, last_event_id
@@ -17,7 +17,7 @@ from .wire import iso_ms
 
 STREAMS_MAX = 10_000  # a worker
 
-_streams, _streams_cut = GATEWAY_STREAMS.make(), GATEWAY_STREAMS_CUT.make()
+_streams = GATEWAY_STREAMS.make()
 
 
 class OrderStream:
@@ -41,8 +41,6 @@ class OrderStream:
             stream = await EventStream.open(request)
             with self._updates.listen(view.id) as news:
                 await self._follow(stream, view, news, seen)
-            if stream.cut:
-                _streams_cut.inc()
             return await stream.end()
         finally:
             self._open -= 1

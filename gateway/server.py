@@ -20,7 +20,7 @@ LINGER_S = 2.0  # a refused body is read this long, so that the answer is not lo
 
 
 class Connection(RequestHandler):
-    """aiohttp's protocol with our limits and our errors; `on_lost` is called once when the client has gone."""
+    """aiohttp's protocol with our limits and our errors; `on_lost` is told once that the client has gone, and why."""
 
     __slots__ = ("on_lost",)
 
@@ -39,12 +39,12 @@ class Connection(RequestHandler):
         self._parser = RequestParser(
             self, loop, line_max_bytes=LINE_MAX_BYTES, headers_max=HEADERS_MAX, queue_max=self._max_msg_queue_size
         )
-        self.on_lost: Callable[[], None] | None = None
+        self.on_lost: Callable[[BaseException | None], None] | None = None
 
     def connection_lost(self, exc: BaseException | None) -> None:
         super().connection_lost(exc)
         if self.on_lost is not None:
-            self.on_lost()
+            self.on_lost(exc)
 
     def handle_error(
         self,

@@ -13,7 +13,7 @@ from aiohttp import web
 
 from infra.inventory import keys
 from infra.inventory.pipeliner import Pipeliner
-from infra.metrics.definitions import GATEWAY_STREAMS, GATEWAY_STREAMS_CUT
+from infra.metrics.definitions import GATEWAY_STREAMS
 from infra.redis_client import RedisError
 from infra.settings import Settings
 from schemas import topics
@@ -31,7 +31,7 @@ READ_EVERY_S = 2.0
 AT_MOST_EVERY_S = 0.05  # values that come faster are merged into the newest
 TURN = 500  # writes between two looks at other work
 
-_streams, _streams_cut = GATEWAY_STREAMS.make(), GATEWAY_STREAMS_CUT.make()
+_streams = GATEWAY_STREAMS.make()
 
 Version = tuple[int, int]
 NEVER: Version = (-1, -1)
@@ -92,8 +92,6 @@ class StockHub:
         self._tail.leave()
         self.count -= 1
         _streams.dec()
-        if watcher.stream.cut:
-            _streams_cut.inc()
 
     async def read(self, product: ProductId) -> tuple[Version, int] | None:
         """What Redis says now; None where it has no books of this product. Raises RedisError."""

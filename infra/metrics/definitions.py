@@ -42,7 +42,9 @@ GATEWAY_PUBLISH_TIMEOUTS = CounterOf(
 )
 GATEWAY_STREAMS = GaugeOf(name="thrones_gateway_streams", unit="streams", meaning="Open event streams.")
 GATEWAY_STREAMS_CUT = CounterOf(
-    name="thrones_gateway_streams_cut_total", unit="streams", meaning="Streams cut because nobody read them."
+    name="thrones_gateway_streams_cut_total",
+    unit="streams",
+    meaning="Streams cut because their reader had stopped or vanished.",
 )
 GATEWAY_FAILED_LOGINS = CounterOf(
     name="thrones_gateway_failed_logins_total",

@@ -142,6 +142,7 @@ async def test_a_reader_that_stops_reading_is_cut_and_delays_nobody(
     monkeypatch.setattr(event_stream, "SEND_BUFFER_BYTES", 4_096)
     monkeypatch.setattr("gateway.stock_stream.AT_MOST_EVERY_S", 0.0)
     product = await gateway.product(10**6)
+    cut_before = await _cut(gateway)
     slow = socket.create_connection(("127.0.0.1", int(gateway.url.rpartition(":")[2])))
     slow.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2_048)
     slow.sendall(b"GET /sse/stock/%d HTTP/1.1\r\nHost: x\r\n\r\n" % product)
@@ -161,12 +162,14 @@ async def test_a_reader_that_stops_reading_is_cut_and_delays_nobody(
                     continue
                 worst_s = max(worst_s, time.monotonic() - started)
             assert worst_s < 2.5
+            assert await _cut(gateway) == cut_before + 1
     finally:
         slow.close()
 
 
 async def test_a_reader_that_has_vanished_from_a_quiet_stream_is_cut_within_ten_seconds(gateway: GatewayClient) -> None:
-    """Half-open connections: nothing more is acknowledged, and nothing has to be sent to notice it."""
+    """Half-open connections: nothing more is acknowledged, and nothing has to be sent to notice it. Who leaves is not cut."""
+    cut_before = await _cut(gateway)
     product = await gateway.product(9)
     order_id = (await gateway.buy({"productId": product})).json["orderId"]
     paths = (b"/sse/stock/%d" % product, b"/sse/order/%s" % order_id.encode())
@@ -179,6 +182,13 @@ async def test_a_reader_that_has_vanished_from_a_quiet_stream_is_cut_within_ten_
         while await _streams(gateway) > 0:
             assert time.monotonic() - silent_at < 10 + SLACK_S, "it is never cut"
             await asyncio.sleep(0.1)
+        assert await _cut(gateway) == cut_before + 2
+        async with stream(gateway, f"/sse/stock/{product}") as events:
+            await events.next()
+        async with asyncio.timeout(SLACK_S):
+            while await _streams(gateway) > 0:  # noqa: ASYNC110 - nobody tells
+                await asyncio.sleep(0.05)
+        assert await _cut(gateway) == cut_before + 2
     finally:
         for sock in vanished:
             sock.close()
@@ -187,7 +197,7 @@ async def test_a_reader_that_has_vanished_from_a_quiet_stream_is_cut_within_ten_
 async def test_a_quiet_stream_says_now_and_then_that_it_is_alive(
     settings: SigningSettings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A comment every 15 s on either stream, so that proxies and clients do not give it up."""
+    """A comment every 15 s on either stream, so that proxies and clients do not give it up. It ends no event: no blank line."""
     assert event_stream.KEEP_ALIVE_EVERY_S == 15
     for module in ("stock_stream", "order_stream"):
         monkeypatch.setattr(f"gateway.{module}.KEEP_ALIVE_EVERY_S", 0.2)
@@ -197,8 +207,8 @@ async def test_a_quiet_stream_says_now_and_then_that_it_is_alive(
         for path in (f"/sse/stock/{product}", f"/sse/order/{order_id}"):
             async with stream(gateway, path, headers=gateway.bearer) as events, asyncio.timeout(20):
                 await events.next()
-                while await events.response.content.readline() != b": keep-alive\n":
-                    continue
+                lines = [await events.response.content.readline() for _ in range(3)]
+                assert lines == [b": keep-alive\n"] * 3
 
 
 async def test_streams_end_when_the_worker_is_drained(settings: SigningSettings) -> None:
@@ -327,6 +337,11 @@ async def _publish_stock(gateway: GatewayClient, product: ProductId, version: in
 async def _streams(gateway: GatewayClient) -> float:
     text = (await gateway.ask("GET", "/metrics")).body.decode()
     return float(text.partition("\nthrones_gateway_streams ")[2].partition("\n")[0])
+
+
+async def _cut(gateway: GatewayClient) -> float:
+    text = (await gateway.ask("GET", "/metrics")).body.decode()
+    return float(text.partition("\nthrones_gateway_streams_cut_total ")[2].partition("\n")[0])
 
 
 async def _end(gateway: GatewayClient, product: ProductId, order_id: OrderId) -> None:
