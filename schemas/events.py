@@ -57,6 +57,7 @@ class StockOpened(Event, frozen=True, kw_only=True, tag="stock.opened"):
     sold: Units
     opened_at_ms: Count
     reason: str
+    name: str | UnsetType = UNSET  # the product's; openings of before it was added have none
 
 
 class PaymentRequested(Event, frozen=True, kw_only=True, tag="payment.requested"):

@@ -2,6 +2,17 @@
 
 from dataclasses import dataclass
 
+from .events import (
+    AnyEvent,
+    Event,
+    OrderPlaced,
+    OrderStatusChanged,
+    PaymentRequested,
+    SaleControlled,
+    StockChanged,
+    StockOpened,
+)
+
 DAY_MS = 86_400_000
 FOR_EVER = -1
 
@@ -24,6 +35,20 @@ SALE_ACTIONS = Topic("sale-actions", "product id", 3, FOR_EVER)
 DEAD_LETTERS = Topic("dead-letters", "as in the source topic", 3, 30 * DAY_MS)
 
 ALL = (ORDERS, PAYMENTS, ORDER_STATUS, STOCK_CHANGES, SALE_ACTIONS, DEAD_LETTERS)
+
+CARRIES: dict[str, tuple[type[Event], ...]] = {
+    ORDERS.name: (OrderPlaced, StockOpened),
+    PAYMENTS.name: (PaymentRequested,),
+    ORDER_STATUS.name: (OrderStatusChanged,),
+    STOCK_CHANGES.name: (StockChanged,),
+    SALE_ACTIONS.name: (SaleControlled,),
+}
+
+
+def belongs(event: AnyEvent, topic: str) -> bool:
+    """False for what somebody wrote on another's topic: its readers dead-letter it or pass over it."""
+    return isinstance(event, CARRIES.get(topic, ()))
+
 
 ORDER_STAGE_GROUP = "order-stage"
 PAYMENT_STAGE_GROUP = "payment-stage"

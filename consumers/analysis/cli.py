@@ -40,7 +40,7 @@ def sql(
     as_csv: Annotated[bool, typer.Option("--csv", help="All rows as CSV.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Ask the log in SQL (DuckDB). Views: orders, payments, order_history, stock_timeline, funnel, events; see docs/data.md.
+    """Ask the log in SQL (DuckDB). Views: orders, payments, order_history, products, stock_timeline, funnel, events; see docs/data.md.
 
     Example: thrones sql "SELECT status, count(*) FROM orders GROUP BY status" --data sale.parquet
     """
@@ -91,7 +91,8 @@ def _statements() -> Iterator[str]:
         import readline  # noqa: F401 - gives input() a history
 
         typer.echo(
-            "statements end with ; - views: orders payments order_history stock_timeline funnel events", err=True
+            "statements end with ; - views: orders payments products order_history stock_timeline funnel events",
+            err=True,
         )
     text = ""
     while (line := _next_line("thrones> " if not text else "     ... ")) is not None:
@@ -183,8 +184,11 @@ def report(
         with _lake(data, start, end, quiet=as_json) as lake:
             if client_log is not None:
                 take_in_clients(lake, client_log)
-            files = reporting.write(reporting.make_report(lake, product), out, force=force)
+            made = reporting.make_report(lake, product)
+            files = reporting.write(made, out, force=force)
     except ReplayError as error:
         give_up(error)
+    if made.left_out:
+        typer.echo(made.left_out, err=True)
     written = [str(file) for file in files]
     print_report(written, "\n".join(written), as_json)

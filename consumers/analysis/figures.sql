@@ -1,13 +1,13 @@
 -- What the report draws, one answer a picture. $products is the list of products it is about.
 
 -- name: products
-SELECT product_id, count(*) AS orders FROM orders GROUP BY product_id ORDER BY orders DESC, product_id;
+SELECT product_id, name, opened, orders FROM products WHERE orders > 0 ORDER BY orders DESC, product_id;
 
 -- name: numbers
 SELECT
     count(*) AS orders, sum(quantity)::BIGINT AS units, count(DISTINCT user_id) AS buyers,
     coalesce(sum(quantity) FILTER (WHERE status = 'confirmed'), 0)::BIGINT AS confirmed_units,
-    coalesce(sum(total_cents) FILTER (WHERE status = 'confirmed'), 0)::BIGINT AS confirmed_cents,
+    coalesce(sum(total_cents) FILTER (WHERE status = 'confirmed'), 0) AS confirmed_cents,
     count(*) FILTER (WHERE status IN ('payment_failed', 'failed')) AS declined,
     count(*) FILTER (WHERE NOT ended) AS under_way,
     min(placed_at) AS first_at, greatest(max(placed_at), max(ended_at)) AS last_at,
@@ -27,14 +27,16 @@ FROM (
 );
 
 -- name: stock
--- The last stock of each of up to 600 slices of time.
+-- The last stock of each of up to 600 slices of time, in seconds since the first order.
 WITH span AS (SELECT min(happened_at) AS first, greatest(date_diff('ms', min(happened_at), max(happened_at)), 600) AS ms
-              FROM stock_timeline WHERE kind <> 'opened' AND list_contains($products, product_id))
-SELECT product_id, arg_max(happened_at, (epoch, version)) AS seen_at, arg_max(available, (epoch, version)) AS available
-FROM stock_timeline, span
+              FROM stock_timeline WHERE kind <> 'opened' AND list_contains($products, product_id)),
+began AS (SELECT min(placed_at) AS at FROM orders WHERE list_contains($products, product_id))
+SELECT product_id, greatest(date_diff('ms', any_value(began.at), arg_max(happened_at, (epoch, version))), 0) / 1000 AS at_s,
+    arg_max(available, (epoch, version)) AS available
+FROM stock_timeline, span, began
 WHERE list_contains($products, product_id) AND happened_at >= first
 GROUP BY product_id, date_diff('ms', first, happened_at) * 600 // ms
-ORDER BY product_id, 2;
+ORDER BY product_id, at_s;
 
 -- name: rates
 -- Orders a second, in slices of $width seconds from the first.

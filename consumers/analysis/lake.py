@@ -1,5 +1,6 @@
 """Replayed files, or topics replayed for the occasion, in; a DuckDB database in memory with the views of views.sql out."""
 
+import csv
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -7,6 +8,7 @@ from tempfile import TemporaryDirectory
 
 import duckdb
 import pyarrow as pa
+import pyarrow.parquet as pq
 
 from consumers.replay.output import ASIDE_NAME, ASIDE_SUFFIX, Format
 from consumers.replay.reader import ReplayError
@@ -23,6 +25,8 @@ FROM read_json(?, format = 'newline_delimited', columns = {at_ms: 'BIGINT', outc
 """
 VIEWS = Path(__file__).with_name("views.sql")
 EVENT_TOPICS = tuple(topic.name for topic in (ORDERS, PAYMENTS, ORDER_STATUS, STOCK_CHANGES))
+ADDED_LATER = {"name"}  # columns that files of earlier releases lack; they are null there
+Shape = tuple[Format, tuple[str, ...]]  # format and columns
 _SQL_TYPES = {
     pa.string(): "VARCHAR",
     pa.int32(): "INTEGER",
@@ -40,7 +44,7 @@ def open_lake(paths: Sequence[Path]) -> duckdb.DuckDBPyConnection:
     }
     lake = duckdb.connect(config=options)
     lake.execute("SET TimeZone = 'UTC'")
-    selects = [_select(kind, files) for kind, files in _by_format(paths).items()]
+    selects = [_select(kind, columns, files) for (kind, columns), files in _by_shape(paths).items()]
     try:
         lake.execute(f"CREATE VIEW events AS {' UNION ALL '.join(selects)}")
         ranks = ", ".join(f"('{status}', {rank}, {status in TERMINAL})" for status, rank in RANK.items())
@@ -73,8 +77,9 @@ async def replay_into(
     await replay(settings, Request(EVENT_TOPICS, str(path), start, end), say)
 
 
-def _by_format(paths: Sequence[Path]) -> dict[Format, list[Path]]:
-    found: dict[Format, list[Path]] = {}
+def _by_shape(paths: Sequence[Path]) -> dict[Shape, list[Path]]:
+    """Files that can be read together."""
+    found: dict[Shape, list[Path]] = {}
     for path in paths:
         if not path.exists():
             raise ReplayError(
@@ -82,21 +87,45 @@ def _by_format(paths: Sequence[Path]) -> dict[Format, list[Path]]:
             )
         files = sorted(file for file in path.rglob("*") if file.is_file()) if path.is_dir() else [path]
         for file in files:
-            if file.name == ASIDE_NAME or file.name.endswith(ASIDE_SUFFIX):
-                continue
-            try:
-                found.setdefault(Format(file.suffix.removeprefix(".")), []).append(file)
-            except ValueError:
-                raise ReplayError(f"{file} is no file of `thrones replay`") from None
+            if file.name != ASIDE_NAME and not file.name.endswith(ASIDE_SUFFIX):
+                found.setdefault(_shape(file), []).append(file)
     if not found:
         raise ReplayError(f"no replayed files in {', '.join(map(str, paths))}")
     return found
 
 
-def _select(kind: Format, files: Sequence[Path]) -> str:
-    names = ", ".join(f'"{name}"' for name in SCHEMA.names)
+def _shape(file: Path) -> Shape:
+    try:
+        kind = Format(file.suffix.removeprefix("."))
+    except ValueError:
+        raise ReplayError(f"{file} is no file of `thrones replay`") from None
+    columns = _columns(kind, file)
+    if set(SCHEMA.names) - set(columns) - ADDED_LATER:
+        raise ReplayError(f"these are not files of `thrones replay`: {file} has other columns")
+    return kind, tuple(name for name in SCHEMA.names if name in columns)
+
+
+def _columns(kind: Format, file: Path) -> Sequence[str]:
+    """Those that the file has; a line of JSON has those that are not null."""
+    match kind:
+        case Format.PARQUET:
+            try:
+                return list(pq.read_schema(file).names)
+            except pa.ArrowInvalid as error:
+                raise ReplayError(f"these are not files of `thrones replay`: {error}") from None
+        case Format.CSV:
+            with file.open(newline="") as lines:
+                return next(csv.reader(lines), [])
+        case Format.JSONL:
+            return list(SCHEMA.names)
+
+
+def _select(kind: Format, present: Sequence[str], files: Sequence[Path]) -> str:
+    absent = {field.name: f"CAST(NULL AS {_SQL_TYPES[field.type]})" for field in SCHEMA if field.name not in present}
+    names = ", ".join(f'{absent[name]} AS "{name}"' if name in absent else f'"{name}"' for name in SCHEMA.names)
     listed = "[" + ", ".join("'" + str(file).replace("'", "''") + "'" for file in files) + "]"
-    columns = "{" + ", ".join(f"'{field.name}': '{_SQL_TYPES[field.type]}'" for field in SCHEMA) + "}"
+    types = ", ".join(f"'{name}': '{_SQL_TYPES[SCHEMA.field(name).type]}'" for name in present)
+    columns = "{" + types + "}"
     match kind:
         case Format.PARQUET:
             source = f"read_parquet({listed}, hive_partitioning = false)"

@@ -2,37 +2,43 @@
 
 import io
 from collections.abc import Mapping, Sequence
-from datetime import datetime, timedelta
+from typing import NamedTuple
 
 from matplotlib.axes import Axes
-from matplotlib.dates import MINUTELY, SECONDLY, AutoDateLocator, ConciseDateFormatter
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
 SIZE_INCHES = (4.2, 3.0)  # about as many points wide as a phone has pixels
 PNG_DPI = 160
-SHORTEST = timedelta(seconds=1)  # stretch of time that is drawn
+SHORTEST_S = 1.0  # stretch of time that is drawn
 BLUE, ORANGE, GREEN, RED, GREY, PURPLE = "#0072b2", "#e69f00", "#009e73", "#d55e00", "#777777", "#7a5195"
 COLOURS = (BLUE, ORANGE, GREEN, PURPLE, RED, GREY)
 OF_KIND = {"accepted": BLUE, "confirmed": GREEN, "given back": RED, "refused": GREY}
-Point = tuple[datetime, int]
+Point = tuple[float, int]  # seconds since the first order, units on sale
 
 
-def stock(by_product: Mapping[int, Sequence[Point]]) -> Figure:
+class Unit(NamedTuple):
+    """What a time axis counts in."""
+
+    name: str
+    seconds: int
+
+
+UNITS = (Unit("seconds", 1), Unit("minutes", 60), Unit("hours", 3_600), Unit("days", 86_400))
+ENOUGH = 3  # of a unit, for an axis to count in it
+
+
+def stock(by_product: Mapping[int, Sequence[Point]], last_s: float) -> Figure:
     """Units on sale over time, a line a product."""
     figure, axes = _empty()
+    unit = _unit(last_s)
     for colour, (product, points) in zip(COLOURS, by_product.items(), strict=False):
-        at, available = zip(*points, strict=True)
+        at = [at_s / unit.seconds for at_s, _ in points]
+        available = [units for _, units in points]
         axes.step(at, available, where="post", color=colour, linewidth=1.8, label=f"product {product}")
         if len(by_product) == 1:
             axes.fill_between(at, available, step="post", color=colour, alpha=0.12)
-    moments = [at for points in by_product.values() for at, _ in points]
-    if moments and max(moments) - min(moments) < SHORTEST:
-        axes.set_xlim(min(moments), min(moments) + SHORTEST)  # type: ignore[arg-type]  # takes dates as well
-    locator = AutoDateLocator(minticks=2, maxticks=6)  # type: ignore[no-untyped-call]  # matplotlib's dates have no types
-    locator.intervald |= {MINUTELY: [1, 2, 5, 10, 20, 30], SECONDLY: [1, 2, 5, 10, 20, 30]}
-    axes.xaxis.set_major_locator(locator)
-    axes.xaxis.set_major_formatter(ConciseDateFormatter(locator))  # type: ignore[no-untyped-call]  # the same
+    _time_axis(axes, last_s, unit)
     axes.set_ylim(bottom=0)
     axes.set_ylabel("units on sale")
     if len(by_product) > 1:
@@ -40,24 +46,24 @@ def stock(by_product: Mapping[int, Sequence[Point]]) -> Figure:
     return figure
 
 
-def rates(by_kind: Mapping[str, Sequence[tuple[int, float]]], width_s: int) -> Figure:
-    """Orders a second since the first one."""
+def rates(by_kind: Mapping[str, Sequence[tuple[int, float]]], width_s: int, last_s: float) -> Figure:
+    """Orders a second over time, in slices of `width_s`."""
     figure, axes = _empty()
+    unit = _unit(last_s)
     last = max((points[-1][0] for points in by_kind.values()), default=0)
     for kind, points in by_kind.items():
         known = dict(points)
-        seconds = [n * width_s for n in range(last + 2)]
         axes.step(
-            seconds,
+            [n * width_s / unit.seconds for n in range(last + 2)],
             [known.get(n, 0) for n in range(last + 2)],
             where="post",
             color=OF_KIND[kind],
             linewidth=1.8,
             label=kind,
         )
+    _time_axis(axes, last_s, unit)
     axes.set_ylim(bottom=0)
     axes.set_ylabel("orders a second")
-    axes.set_xlabel("seconds since the first order")
     if by_kind:
         _legend_above(axes, columns=2)
     return figure
@@ -117,6 +123,17 @@ def _empty() -> tuple[Figure, Axes]:
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
     return figure, axes
+
+
+def _unit(last_s: float) -> Unit:
+    return next((unit for unit in reversed(UNITS) if last_s >= ENOUGH * unit.seconds), UNITS[0])
+
+
+def _time_axis(axes: Axes, last_s: float, unit: Unit) -> None:
+    """One axis for every picture with time: the same zero, end and unit, so that they can be laid over each other."""
+    axes.set_xlim(0, max(last_s, SHORTEST_S) / unit.seconds)
+    axes.xaxis.set_major_locator(MaxNLocator(nbins=6, steps=[1, 2, 5, 10]))
+    axes.set_xlabel(f"{unit.name} since the first order")
 
 
 def _legend_above(axes: Axes, columns: int) -> None:

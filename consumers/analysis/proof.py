@@ -64,9 +64,13 @@ async def prove(settings: Settings, product: ProductId) -> Proof:
     finally:
         await offsets.close()
     if product not in books:
-        there = ", ".join(map(str, sorted(books)[:20])) or "none"
+        opened = [str(known) for known in sorted(books) if books[known].openings]
+        there = ", ".join(opened[:20]) or "none"
         raise NoSuchProduct(f"product {product} is not in the log; there are: {there}")
-    return proof_of(product, books[product])
+    book = books[product]
+    if not (book.openings or book.kept_from_ms):
+        raise NoSuchProduct(f"product {product} was never opened on the log; {len(book.placed)} orders name it")
+    return proof_of(product, book)
 
 
 def proof_of(product: int, book: LogBook) -> Proof:

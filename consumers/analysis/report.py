@@ -2,7 +2,7 @@
 
 import re
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from decimal import Decimal
 from html import escape
@@ -21,6 +21,7 @@ PAGE = Path(__file__).with_name("report.html")
 FIGURES = Path(__file__).with_name("figures.sql")
 PICTURES = ("stock", "rates", "delays", "funnel")
 PRODUCTS_DRAWN = len(pictures.COLOURS)
+PRODUCTS_NAMED = 3  # in the title
 SLICES = 300  # of the picture of rates, at most
 STEP_NAMES = {
     "processing": "stored",
@@ -40,11 +41,25 @@ class Picture(NamedTuple):
     figure: Any
 
 
+class Product(NamedTuple):
+    """What the records say of a product; `name` is None in records of before openings had it."""
+
+    id: int
+    name: str | None
+    opened: bool
+    orders: int
+
+    @property
+    def called(self) -> str:
+        return f"{self.name} (product {self.id})" if self.name else f"product {self.id}"
+
+
 class Report(NamedTuple):
-    """`page` is whole HTML; `images` are PNGs by name."""
+    """`page` is whole HTML; `images` are PNGs by name. `left_out` names products whose records belong to no sale."""
 
     page: str
     images: dict[str, bytes]
+    left_out: str
 
 
 class _Questions:
@@ -63,27 +78,21 @@ class _Questions:
         [values] = self.rows(name)
         return dict(zip([column[0] for column in self._lake.description or ()], values, strict=True))
 
-    def every_product(self) -> list[int]:
-        return [row[0] for row in self._lake.execute(self._statements["products"]).fetchall()]
+    def every_product(self) -> list["Product"]:
+        """Those with orders, most orders first."""
+        return [Product(*row) for row in self._lake.execute(self._statements["products"]).fetchall()]
 
 
 def make_report(lake: duckdb.DuckDBPyConnection, product: int | None = None) -> Report:
     """Raises ReplayError where the log has no orders (of that product)."""
     ask = _Questions(lake, [])
-    known = ask.every_product()
-    if product is not None and product not in known:
-        raise ReplayError(
-            f"no orders of product {product} in the log; there are: {', '.join(map(str, known)) or 'none'}"
-        )
-    if not known:
-        raise ReplayError("no orders in the log: there is nothing to draw")
-    ask.products = [product] if product is not None else known
+    drawn_of, left_out = _choose(ask.every_product(), product)
+    ask.products = [each.id for each in drawn_of]
     numbers, books = ask.row("numbers"), ask.row("books")
     drawn = _pictures(ask, numbers)
     page = Template(PAGE.read_text()).substitute(
-        title="The sale of product " + str(ask.products[0])
-        if len(ask.products) == 1
-        else f"{len(known)} products on sale",
+        title=escape(_title(drawn_of)),
+        left_out=escape(left_out),
         when=f"{_moment(numbers['first_at'])} to {_moment(numbers['last_at'])}, UTC",
         verdict=_verdict(numbers, books),
         numbers="".join(
@@ -97,18 +106,45 @@ def make_report(lake: duckdb.DuckDBPyConnection, product: int | None = None) -> 
             [(_step(s), f"{n:,}", *map(_duration, ps)) for s, n, *ps in ask.rows("delays")],
         ),
     )
-    return Report(page, {picture.name: pictures.to_png(picture.figure) for picture in drawn})
+    return Report(page, {picture.name: pictures.to_png(picture.figure) for picture in drawn}, left_out)
+
+
+def _choose(known: Sequence[Product], wanted: int | None) -> tuple[list[Product], str]:
+    """The products to draw, and what is to be said of the others. Raises ReplayError where there are none."""
+    if wanted is not None and wanted not in {product.id for product in known}:
+        there = ", ".join(str(product.id) for product in known) or "none"
+        raise ReplayError(f"no orders of product {wanted} in the log; there are: {there}")
+    if not known:
+        raise ReplayError("no orders in the log: there is nothing to draw")
+    if wanted is not None:
+        return [product for product in known if product.id == wanted], ""
+    opened = [product for product in known if product.opened]
+    if not opened:  # a stretch from the middle of a sale
+        return list(known), ""
+    others = [f"{product.orders:,} of product {product.id}" for product in known if not product.opened]
+    told = f"Left out are orders of products that were never put on sale in these records: {', '.join(others)}."
+    return opened, told if others else ""
+
+
+def _title(products: Sequence[Product]) -> str:
+    if len(products) == 1:
+        return f"The sale of {products[0].called}"
+    named = ", ".join(product.called for product in products[:PRODUCTS_NAMED])
+    more = f" and {len(products) - PRODUCTS_NAMED} more" if len(products) > PRODUCTS_NAMED else ""
+    return f"{len(products)} products on sale: {named}{more}"
 
 
 def _pictures(ask: _Questions, numbers: dict[str, Any]) -> list[Picture]:
-    width_s = max(int((numbers["last_at"] - numbers["first_at"]).total_seconds()) // SLICES, 1)
+    sale_s = (numbers["last_at"] - numbers["first_at"]).total_seconds()
+    width_s = max(int(sale_s) // SLICES, 1)
     stock: defaultdict[int, list[pictures.Point]] = defaultdict(list)
-    for product, at, available in ask.rows("stock"):
-        stock[product].append((at, available))
+    for product, at_s, available in ask.rows("stock"):
+        stock[product].append((at_s, available))
     most = {product: stock[product] for product in ask.products[:PRODUCTS_DRAWN] if stock[product]}
     rates: defaultdict[str, list[tuple[int, float]]] = defaultdict(list)
     for kind, slice_, a_second in ask.rows("rates", width=width_s):
         rates[kind].append((slice_, a_second))
+    last_s = max([sale_s, *(points[-1][0] for points in stock.values()), *_ends_s(rates, width_s)])
     steps = [(_step(status), p50, p95, p99) for status, _, p50, p95, p99 in ask.rows("delays")]
     stages = [(_stage(status), orders) for status, orders, _ in ask.rows("funnel")]
     only = "" if len(most) == len(ask.products) else f" The {len(most)} products with the most orders."
@@ -119,11 +155,15 @@ def _pictures(ask: _Questions, numbers: dict[str, Any]) -> list[Picture]:
         "funnel": "Orders that reached each step.",
     }
     return [
-        Picture("stock", "Stock", captions["stock"], pictures.stock(most)),
-        Picture("rates", "Orders a second", captions["rates"], pictures.rates(rates, width_s)),
+        Picture("stock", "Stock", captions["stock"], pictures.stock(most, last_s)),
+        Picture("rates", "Orders a second", captions["rates"], pictures.rates(rates, width_s, last_s)),
         Picture("delays", "Time from step to step", captions["delays"], pictures.delays(steps)),
         Picture("funnel", "How far orders came", captions["funnel"], pictures.funnel(stages)),
     ]
+
+
+def _ends_s(rates: Mapping[str, Sequence[tuple[int, float]]], width_s: int) -> list[int]:
+    return [(points[-1][0] + 1) * width_s for points in rates.values()]
 
 
 def _figure(picture: Picture) -> str:

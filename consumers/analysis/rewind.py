@@ -7,6 +7,7 @@ have been reserved again, and its row has the one that came to Postgres first. W
 import uuid
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,11 +24,12 @@ from infra.settings import Settings
 from schemas.codec import Undecodable, decode
 from schemas.events import AnyEvent, OrderPlaced, OrderStatusChanged, StockOpened
 from schemas.order_state import RANK
-from schemas.topics import ORDER_STATUS, ORDERS
+from schemas.topics import ORDER_STATUS, ORDERS, belongs
 
 STAGING = Path(__file__).with_name("rewind_staging.sql")
 FOLD = Path(__file__).with_name("rewind_fold.sql")
 SHOWN = 100
+FOREIGN_NAMED = 10
 ROWS_AT_ONCE = 2_000
 
 ORDER_COLUMNS = (
@@ -76,7 +78,7 @@ OF_OPENED = ("product_id", "epoch", "initial", "opened_at_ms")
 
 
 class RewindImpossible(Exception):
-    """The database could not be made, the log contradicts its rules, or nobody knows the product."""
+    """The database could not be made, or nobody knows the product."""
 
 
 class Difference(msgspec.Struct, frozen=True):
@@ -89,8 +91,19 @@ class Difference(msgspec.Struct, frozen=True):
     log: Any
 
 
+class Foreign(msgspec.Struct, frozen=True):
+    """Records of a product that neither the log has opened nor the database knows."""
+
+    product_id: int
+    records: int
+
+
 class Rewound(msgspec.Struct, frozen=True):
-    """`different` counts rows; `differences` names at most SHOWN values. `before_the_log` rows are older than what is kept."""
+    """`different` counts rows; `differences` names at most SHOWN values. `before_the_log` rows are older than what is kept.
+
+    Left out of the comparison are `foreign` records, `misplaced` ones on a topic that is not for them, `undecodable` ones.
+    `oversold` names products of which the log has sold more than there are.
+    """
 
     equal: bool
     products: int
@@ -98,9 +111,21 @@ class Rewound(msgspec.Struct, frozen=True):
     different: int
     differences: list[Difference]
     undecodable: int
+    misplaced: int
+    foreign: list[Foreign]
+    oversold: list[str]
     before_the_log: int
     kept_from_ms: int
     lag: int
+
+
+@dataclass(slots=True)
+class _Filled:
+    """What the log held. `kept_from_ms` is the append time before which it was cut (0: whole)."""
+
+    undecodable: int = 0
+    misplaced: int = 0
+    kept_from_ms: int = 0
 
 
 class _Diff:
@@ -120,9 +145,12 @@ async def rewind(settings: Settings, product: int | None = None, say: Say | None
     """Raises RewindImpossible, ReplayError, PostgresError, KafkaError or OSError; the database is dropped in any case."""
     lag = sum(sum(by_partition.values()) for by_partition in (await read_lags(settings)).values())
     async with _empty_database(settings) as copy:
-        undecodable, kept_from_ms = await _fill(settings, copy, product, say)
+        filled = await _fill(settings, copy, product, say)
+        kept_from_ms = filled.kept_from_ms
         live = await asyncpg.connect(settings.postgres_dsn, timeout=CONNECT_TIMEOUT_S)
         try:
+            foreign = await _fold(copy, live)
+            oversold = [] if kept_from_ms else await _oversold(copy)
             products, orders = _Diff(), _Diff()
             if not kept_from_ms:  # sums over a cut log say nothing
                 await _compare("products", PRODUCT_COLUMNS, live, copy, product, 0, products)
@@ -130,15 +158,19 @@ async def rewind(settings: Settings, product: int | None = None, say: Say | None
         finally:
             await live.close()
     if product is not None and not products.rows + orders.rows:
-        raise RewindImpossible(f"neither the log nor the database knows product {product}")
+        told = f", but for {foreign[0].records} records without an opening" if foreign else ""
+        raise RewindImpossible(f"neither the log nor the database knows product {product}{told}")
     different = products.different + orders.different
     return Rewound(
-        equal=different == 0,
+        equal=different == 0 and not oversold,
         products=products.rows,
         orders=orders.rows,
         different=different,
         differences=(products.found + orders.found)[:SHOWN],
-        undecodable=undecodable,
+        undecodable=filled.undecodable,
+        misplaced=filled.misplaced,
+        foreign=foreign,
+        oversold=oversold,
         before_the_log=orders.before_the_log,
         kept_from_ms=kept_from_ms,
         lag=lag,
@@ -170,41 +202,52 @@ async def _empty_database(settings: Settings) -> AsyncIterator[asyncpg.Connectio
         await home.close()
 
 
-async def _fill(settings: Settings, copy: asyncpg.Connection, product: int | None, say: Say | None) -> tuple[int, int]:
-    """Replay into staging, then fold. Returns what was no event, and the append time before which the log was cut (0: whole)."""
-    undecodable = kept_from_ms = 0
+async def _fill(settings: Settings, copy: asyncpg.Connection, product: int | None, say: Say | None) -> _Filled:
+    """Replay into staging."""
+    filled = _Filled()
     async with topic_reader(settings) as reader:
         spans = await reader.spans([ORDERS.name, ORDER_STATUS.name], None, None)
         progress = Progress(total=sum(span.size for span in spans.values()))
         async for batch in reader.read(spans, progress):
             span = spans[batch[0].topic, batch[0].partition]
             if 0 < span.start == batch[0].offset:
-                kept_from_ms = max(kept_from_ms, batch[0].timestamp)
-            undecodable += await _stage(copy, batch, product)
+                filled.kept_from_ms = max(filled.kept_from_ms, batch[0].timestamp)
+            await _stage(copy, batch, product, filled)
             if say:
                 say(progress)
-    try:
-        await copy.execute(FOLD.read_text())
-    except asyncpg.IntegrityConstraintViolationError as error:
-        raise RewindImpossible(f"the log contradicts the database's rules: {error} {error.detail or ''}") from error
-    return undecodable, kept_from_ms
+    return filled
 
 
-async def _stage(copy: asyncpg.Connection, records: Sequence[Record], product: int | None) -> int:
+async def _fold(copy: asyncpg.Connection, live: asyncpg.Connection) -> list[Foreign]:
+    """Staging into rows; what belonged to no product."""
+    known = [(row["id"],) for row in await live.fetch("SELECT id FROM products")]
+    await copy.copy_records_to_table("live", records=known, columns=("product_id",), schema_name="pg_temp")
+    await copy.execute(FOLD.read_text())
+    found = await copy.fetch("SELECT product_id, records FROM foreigners ORDER BY product_id")
+    return [Foreign(row["product_id"], row["records"]) for row in found]
+
+
+async def _oversold(copy: asyncpg.Connection) -> list[str]:
+    """What the database would never have taken."""
+    found = await copy.fetch("SELECT id, taken, initial FROM products WHERE taken > initial ORDER BY id")
+    return [f"product {row['id']}: {row['taken']} units taken of {row['initial']}" for row in found]
+
+
+async def _stage(copy: asyncpg.Connection, records: Sequence[Record], product: int | None, filled: _Filled) -> None:
     rows: dict[str, list[tuple[Any, ...]]] = {"placed": [], "told": [], "opened": []}
-    undecodable = 0
     for record in records:
         try:
             event = decode(record.value, record.headers)
         except Undecodable:
-            undecodable += 1
+            filled.undecodable += 1
             continue
-        if product is None or event.product_id == product:
+        if not belongs(event, record.topic):
+            filled.misplaced += 1
+        elif product is None or event.product_id == product:
             _sort(event, rows)
     for (table, found), columns in zip(rows.items(), (OF_PLACED, OF_STATUS, OF_OPENED), strict=True):
         if found:
             await copy.copy_records_to_table(table, records=found, columns=columns, schema_name="pg_temp")
-    return undecodable
 
 
 def _sort(event: AnyEvent, rows: dict[str, list[tuple[Any, ...]]]) -> None:
@@ -279,10 +322,23 @@ def show(rewound: Rewound) -> str:
         )
     if rewound.undecodable:
         lines.append(f"{rewound.undecodable} records are no events and were left out")
+    if rewound.misplaced:
+        lines.append(f"{rewound.misplaced} records are on a topic that is not for them and were left out")
+    if rewound.foreign:
+        lines.append(
+            f"left out, of products that neither the log opened nor the database knows: {_foreign(rewound.foreign)}"
+        )
     if rewound.equal:
         return "\n".join([*lines, "EQUAL: the database is what the log says."])
+    lines += [f"OVERSOLD by the log: {text}" for text in rewound.oversold]
     lines.append(f"{rewound.different} rows differ:")
     lines += [f"  {d.table} {d.id} {d.column}: live {d.live}, log {d.log}" for d in rewound.differences]
     if rewound.lag:
         lines.append(f"{rewound.lag} records are still to be processed: what is under way differs until then.")
     return "\n".join(lines)
+
+
+def _foreign(found: Sequence[Foreign]) -> str:
+    named = ", ".join(f"{each.records} of product {each.product_id}" for each in found[:FOREIGN_NAMED])
+    more = len(found) - FOREIGN_NAMED
+    return f"{named} and of {more} more" if more > 0 else named

@@ -1,4 +1,13 @@
--- Staging in, products and orders out. The tables' own constraints judge it: a log that sold a unit too many is refused.
+-- Staging in, products and orders out.
+-- Foreign is what belongs to no product that the log has opened or the database knows; it is counted, and left out.
+CREATE TEMP TABLE foreigners AS
+SELECT product_id, count(*) AS records
+FROM (SELECT product_id FROM placed UNION ALL SELECT product_id FROM told) r
+WHERE product_id NOT IN (SELECT product_id FROM opened UNION SELECT product_id FROM live)
+GROUP BY product_id;
+DELETE FROM placed WHERE product_id IN (SELECT product_id FROM foreigners);
+DELETE FROM told WHERE product_id IN (SELECT product_id FROM foreigners);
+
 CREATE TEMP TABLE stood AS
 SELECT
     coalesce(p.order_id, t.order_id) AS id,

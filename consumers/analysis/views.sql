@@ -1,8 +1,8 @@
 -- What analysts ask of: `events` (one row a record, copies included) in; one row a fact out, copies folded.
 -- `status_ranks` comes from schemas/order_state.py. Times without `_ms` are timestamps in UTC.
 
--- Milliseconds as a timestamp; null where nobody's calendar reaches.
-CREATE MACRO moment(ms) AS TRY(epoch_ms(ms));
+-- Milliseconds as a timestamp; null where calendars do not reach (years after 9999).
+CREATE MACRO moment(ms) AS CASE WHEN ms BETWEEN 0 AND 253402300799999 THEN epoch_ms(ms) END;
 
 -- What clients saw; empty unless a client log is given. Outcome A: accepted, U: unknown, R: refused.
 CREATE TABLE answers (answered_at TIMESTAMP, outcome VARCHAR, product_id INTEGER);
@@ -10,13 +10,13 @@ CREATE TABLE answers (answered_at TIMESTAMP, outcome VARCHAR, product_id INTEGER
 -- The first reservation of each order; the same order placed again under newer books counts once.
 CREATE VIEW placements AS
 SELECT *, count(*) OVER (PARTITION BY order_id) AS records
-FROM events WHERE type = 'order.placed'
+FROM events WHERE type = 'order.placed' AND topic = 'orders'
 QUALIFY row_number() OVER (PARTITION BY order_id ORDER BY epoch, version, "partition", "offset") = 1;
 
 -- Where each order stands: the status of the highest rank.
 CREATE VIEW standings AS
 SELECT e.*, count(*) FILTER (WHERE r.terminal) OVER (PARTITION BY order_id) AS end_records
-FROM events e JOIN status_ranks r USING (status) WHERE e.type = 'order.status'
+FROM events e JOIN status_ranks r USING (status) WHERE e.type = 'order.status' AND e.topic = 'order-status'
 QUALIFY row_number() OVER (PARTITION BY order_id ORDER BY r.rank DESC, e.epoch NULLS LAST, e.version, e."offset") = 1;
 
 -- One row an order.
@@ -43,6 +43,18 @@ SELECT
     p.redriven_from
 FROM placements p FULL JOIN standings s USING (order_id) LEFT JOIN status_ranks r ON r.status = s.status;
 
+-- One row a product. `opened` is false where these records have no opening of its stock: before the stretch, or a product that
+-- was never put on sale, whose records are somebody's mistake.
+CREATE VIEW products AS
+SELECT
+    product_id, o.name, o.product_id IS NOT NULL AS opened, o.initial, coalesce(o.epochs, 0) AS epochs,
+    coalesce(p.orders, 0) AS orders
+FROM (
+    SELECT product_id, arg_max(name, epoch) AS name, arg_max(initial, epoch) AS initial, count(DISTINCT epoch) AS epochs
+    FROM events WHERE type = 'stock.opened' AND topic = 'orders' GROUP BY product_id
+) o
+FULL JOIN (SELECT product_id, count(*) AS orders FROM orders GROUP BY product_id) p USING (product_id);
+
 -- One row an order whose payment was asked for.
 CREATE VIEW payments AS
 SELECT
@@ -56,7 +68,7 @@ SELECT
     s.reason
 FROM (
     SELECT order_id, any_value(product_id) AS product_id, min(requested_at_ms) AS requested_at_ms, count(*) AS requests
-    FROM events WHERE type = 'payment.requested' GROUP BY order_id
+    FROM events WHERE type = 'payment.requested' AND topic = 'payments' GROUP BY order_id
 ) q
 LEFT JOIN orders o USING (order_id) LEFT JOIN standings s USING (order_id);
 
@@ -65,12 +77,12 @@ CREATE VIEW order_history AS
 WITH passed AS (
     SELECT order_id, product_id, 'queued' AS status, placed_at_ms AS at_ms FROM placements
     UNION ALL
-    SELECT order_id, product_id, status, at_ms FROM events WHERE type = 'order.status'
+    SELECT order_id, product_id, status, at_ms FROM events WHERE type = 'order.status' AND topic = 'order-status'
     UNION ALL
     SELECT order_id, product_id, step.status, step.at_ms
     FROM (
         SELECT order_id, product_id, unnest(from_json(steps, '[{"status": "VARCHAR", "at_ms": "BIGINT"}]')) AS step
-        FROM events WHERE type = 'order.status' AND steps IS NOT NULL
+        FROM events WHERE type = 'order.status' AND topic = 'order-status' AND steps IS NOT NULL
     )
 ), firsts AS (
     SELECT order_id, any_value(product_id) AS product_id, status, min(at_ms) AS at_ms FROM passed GROUP BY order_id, status
@@ -89,14 +101,14 @@ SELECT
 FROM (
     SELECT product_id, epoch, 0 AS version, opened_at_ms AS at_ms, 'opened' AS kind, NULL::BIGINT AS change, available,
         NULL AS order_id, "offset"
-    FROM events WHERE type = 'stock.opened'
+    FROM events WHERE type = 'stock.opened' AND topic = 'orders'
     UNION ALL
     SELECT product_id, epoch, version, placed_at_ms, 'placed', -quantity, available, order_id, "offset"
-    FROM events WHERE type = 'order.placed'
+    FROM events WHERE type = 'order.placed' AND topic = 'orders'
     UNION ALL
     SELECT e.product_id, e.epoch, e.version, e.at_ms, CASE e.status WHEN 'confirmed' THEN 'sold' ELSE 'released' END,
         coalesce(e.returned, 0), e.available, e.order_id, e."offset"
-    FROM events e JOIN status_ranks r USING (status) WHERE e.type = 'order.status' AND r.terminal AND e.version IS NOT NULL
+    FROM events e JOIN status_ranks r USING (status) WHERE e.type = 'order.status' AND e.topic = 'order-status' AND r.terminal AND e.version IS NOT NULL
 )
 QUALIFY row_number() OVER (PARTITION BY product_id, epoch, version ORDER BY at_ms, "offset") = 1
 ORDER BY product_id, epoch, version;

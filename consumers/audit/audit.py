@@ -22,7 +22,7 @@ from schemas.ids import ProductId
 from .books import Report, balance
 from .facts import Capture, ClientLog, PostgresBook, ProductFacts
 from .log_book import LogBook
-from .readers import read_ledger, read_log, read_postgres, read_redis
+from .readers import Logs, read_ledger, read_log, read_postgres, read_redis
 
 LOOK_EVERY_S = 0.3
 AWAY = (*UNAVAILABLE, KafkaError, RedisError, aiohttp.ClientError)
@@ -112,7 +112,10 @@ class Auditor:
             facts,
             unknown_captures=[c for c in charges.get(None, []) if _is_ours(c.order_id)] if every else [],
             client_log=client_log,
-            other_problems=[f"not quiet: {text}" for text in restless] + missing,
+            other_problems=[f"not quiet: {text}" for text in restless]
+            + missing
+            + (lost(in_log, products) if every else []),
+            other_remarks=foreign(in_log, products) if every else [],
         )
 
     async def _versions(self, products: Sequence[ProductId]) -> list[list[bytes | str | None]]:
@@ -123,6 +126,24 @@ def _owners(in_postgres: dict[ProductId, PostgresBook], in_log: Mapping[int, Log
     """Which product an order id belongs to: the row says so, else the log."""
     of_log = {order_id: product for product, book in in_log.items() for order_id in book.placed}
     return of_log | {order.id: product for product, book in in_postgres.items() for order in book.orders}
+
+
+def lost(in_log: Logs, products: Sequence[ProductId]) -> list[str]:
+    """Products that were put on sale and are gone from Postgres."""
+    return [
+        f"product {product}: opened on the log, not in Postgres"
+        for product, book in sorted(in_log.items())
+        if product not in products and book.openings
+    ]
+
+
+def foreign(in_log: Logs, products: Sequence[ProductId]) -> list[str]:
+    """Orders of products that were never put on sale: the order stage has put them among the dead letters."""
+    return [
+        f"product {product}: {len(book.placed)} orders on the log of a product that was never opened; left out"
+        for product, book in sorted(in_log.items())
+        if product not in products and not book.openings
+    ]
 
 
 def _by_product(captures: Sequence[Capture], owners: dict[str, int]) -> dict[int | None, list[Capture]]:

@@ -79,6 +79,7 @@ def balance(
     unknown_captures: Sequence[Capture] = (),
     client_log: ClientLog | None = None,
     other_problems: Sequence[str] = (),
+    other_remarks: Sequence[str] = (),
 ) -> Report:
     """Compare every book with every other. `unknown_captures` are of orders that no product knows."""
     problems = list(other_problems)
@@ -95,7 +96,7 @@ def balance(
         _check_clients(client_log, products, across)
         problems += client_log.complaints
     problems += across.texts()
-    remarks = [_remark(facts) for facts in products if facts.log.kept_from_ms]
+    remarks = [*other_remarks, *(_remark(facts) for facts in products if facts.log.kept_from_ms)]
     return Report(ok=not problems, products=reports, problems=problems, remarks=remarks)
 
 

@@ -21,7 +21,7 @@ from schemas.events import OrderPlaced, OrderStatusChanged, StockOpened
 from schemas.ids import OrderId, ProductId
 from schemas.money import to_cents
 from schemas.order_state import Status
-from schemas.topics import ORDER_STATUS, ORDERS
+from schemas.topics import ORDER_STATUS, ORDERS, belongs
 
 from .facts import Capture, OrderRow, PostgresBook, RedisBook, RedisUnits
 from .log_book import LogBook
@@ -145,7 +145,8 @@ def _fold(books: dict[int, LogBook], records: list[Any]) -> None:
             event = decode(record.value, record.headers)
         except Undecodable:
             continue  # what is not an event is in nobody's books; the stages have put it among the dead letters
-        if isinstance(event, OrderPlaced | OrderStatusChanged | StockOpened):
+        # What stands on a topic that is not for it is nobody's news either.
+        if isinstance(event, OrderPlaced | OrderStatusChanged | StockOpened) and belongs(event, record.topic):
             book = books.get(event.product_id)
             if book is None:
                 book = books[event.product_id] = LogBook(event.product_id)

@@ -77,6 +77,7 @@ FIELDS: list[tuple[str, pa.DataType]] = [
     ("units", pa.int64()),
     ("who", pa.string()),
     ("why", pa.string()),
+    ("name", pa.string()),
 ]
 SCHEMA = pa.schema(ENVELOPE + FIELDS)
 _TYPES = dict(ENVELOPE + FIELDS)

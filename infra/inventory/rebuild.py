@@ -307,6 +307,7 @@ class _Rebuild:
             sold=totals.confirmed - books.unannounced_units,
             opened_at_ms=time.time_ns() // 1_000_000,
             reason=self._reason,
+            name=product["name"],
         )
         # First on the log, then in force: no version of this epoch can be there without its opening.
         sent = self._publisher.publish(topics.ORDERS, str(self._product), encode(opened))

@@ -3,7 +3,6 @@
 import re
 import subprocess
 import sys
-from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -24,14 +23,15 @@ from consumers.replay.reader import ReplayError
 from consumers.replay.table import SCHEMA, to_table
 from schemas.codec import encode
 from schemas.events import AnyEvent, OrderPlaced, OrderStatusChanged, StockOpened
-from schemas.order_state import Status
+from schemas.ids import new_order_id
+from schemas.order_state import TERMINAL, Status
 from schemas.topics import ORDER_STATUS, ORDERS
 from tests.events import events
 
 from .log_history import NOON_MS, PRODUCT, FakeRecord, History, a_small_sale
 
 DATA_PAGE = Path(__file__).parents[2] / "docs" / "data.md"
-VIEWS = ("events", "orders", "payments", "order_history", "stock_timeline", "funnel")
+VIEWS = ("events", "orders", "payments", "products", "order_history", "stock_timeline", "funnel")
 
 
 def lake_of(folder: Path, history: History, ending: str = "parquet") -> duckdb.DuckDBPyConnection:
@@ -264,10 +264,93 @@ def test_refused_requests_are_drawn_from_the_clients_own_log(tmp_path: Path) -> 
 @pytest.mark.parametrize("seconds", [0, 1, 30, 119, 150, 297, 3_000, 7_100, 140_000, 2_000_000, 90_000_000])
 def test_a_sale_of_any_length_has_a_readable_axis(seconds: int) -> None:
     """A few ticks, and no warning (warnings are errors here)."""
-    began = datetime(2026, 11, 26, 15, 53, 50, tzinfo=UTC)
-    figure = pictures.stock({1: [(began, 9), (began + timedelta(seconds=seconds), 0)]})
-    pictures.to_svg(figure)
-    assert 2 <= len(figure.axes[0].get_xticks()) <= 7
+    stock = pictures.stock({1: [(0.0, 9), (seconds, 0)]}, seconds)
+    rates = pictures.rates({"accepted": [(0, 1.0), (seconds, 1.0)]}, 1, seconds) if seconds < 10_000 else stock
+    for figure in (stock, rates):
+        pictures.to_svg(figure)
+        assert 2 <= len(figure.axes[0].get_xticks()) <= 8
+
+
+def axis_of(figure: Any) -> tuple[Any, ...]:
+    return (figure.axes[0].get_xlim(), figure.axes[0].get_xlabel())
+
+
+@pytest.mark.parametrize(
+    ("last_s", "label"), [(1, "seconds"), (170, "seconds"), (400, "minutes"), (90_000, "hours"), (900_000, "days")]
+)
+def test_the_pictures_of_one_sale_have_one_time_axis(last_s: int, label: str) -> None:
+    """Seconds, or what a longer sale is counted in, since the first order: not the clock's time beside it."""
+    stock = pictures.stock({1: [(0.5, 9)]}, last_s)
+    rates = pictures.rates({"accepted": [(0, 1.0)]}, 10, last_s)
+    assert axis_of(stock) == axis_of(rates)
+    assert axis_of(stock)[1].startswith(f"{label} since the first order")
+
+
+def test_the_page_is_about_the_product_by_its_name(tmp_path: Path) -> None:
+    """As the opening of its stock has it; openings of before names were in them have the number alone."""
+    history, _ = a_small_sale()
+    assert f"<h1>The sale of product {PRODUCT}</h1>" in make_report(lake_of(tmp_path, history)).page
+    named = msgspec.structs.replace(history.events[0][1], name="Dagger <b>&</b> sheath")
+    history.events[0] = (ORDERS.name, named)
+    page = make_report(lake_of(tmp_path, history)).page
+    title = f"The sale of Dagger &lt;b&gt;&amp;&lt;/b&gt; sheath (product {PRODUCT})"
+    assert f"<title>{title}</title>" in page
+    assert f"<h1>{title}</h1>" in page
+
+
+def a_foreign_order(history: History) -> OrderPlaced:
+    """Of a product that was never put on sale, with figures that no sum can hold."""
+    stray = msgspec.structs.replace(
+        history.place(1), product_id=999, quantity=2**31 - 1, unit_price_cents=2**63 - 1, placed_at_ms=2**62
+    )
+    history.events[-1] = (ORDERS.name, stray)
+    history.version -= 1
+    return stray
+
+
+def test_records_of_a_product_that_was_never_opened_are_told_and_left_out(tmp_path: Path) -> None:
+    history, orders = a_small_sale()
+    a_foreign_order(history)
+    lake = lake_of(tmp_path, history)
+    assert rows(lake, "SELECT product_id, opened, orders FROM products ORDER BY product_id") == [
+        (PRODUCT, True, len(orders)),
+        (999, False, 1),
+    ]
+    report = make_report(lake)
+    assert (
+        "Left out are orders of products that were never put on sale in these records: 1 of product 999." in report.page
+    )
+    assert f"The sale of product {PRODUCT}" in report.page
+    assert f"<dt>orders accepted</dt><dd>{len(orders)}</dd>" in report.page
+
+
+def test_a_stretch_without_any_opening_is_drawn_all_the_same(tmp_path: Path) -> None:
+    history, _ = a_small_sale()
+    del history.events[0]
+    report = make_report(lake_of(tmp_path, history))
+    assert report.left_out == ""
+    assert f"The sale of product {PRODUCT}" in report.page
+
+
+def test_what_stands_on_a_topic_that_is_not_for_it_is_in_no_view(tmp_path: Path) -> None:
+    history, orders = a_small_sale()
+    end = next(
+        event for _, event in history.events if isinstance(event, OrderStatusChanged) and event.status in TERMINAL
+    )
+    history.events.append((ORDERS.name, msgspec.structs.replace(end, order_id=new_order_id())))
+    history.events.append((ORDER_STATUS.name, msgspec.structs.replace(orders[0], order_id=new_order_id())))
+    assert rows(lake_of(tmp_path, history), "SELECT count(*) FROM orders") == [(len(orders),)]
+
+
+@pytest.mark.parametrize("ending", ["parquet", "csv", "jsonl"])
+def test_files_of_before_a_column_was_added_are_read(tmp_path: Path, ending: str) -> None:
+    history, orders = a_small_sale()
+    lake = lake_of(tmp_path, history)
+    old = tmp_path / f"old.{ending}"
+    options = {"parquet": "", "csv": "(HEADER)", "jsonl": "(FORMAT json)"}[ending]
+    lake.execute(f"COPY (SELECT * EXCLUDE (name) FROM events) TO '{old}' {options}")
+    assert rows(open_lake([old]), "SELECT count(*) FROM orders") == [(len(orders),)]
+    assert rows(open_lake([old, tmp_path / "sale.parquet"]), "SELECT count(*) FROM orders") == [(len(orders),)]
 
 
 def test_a_page_that_may_not_be_written_is_said_and_nothing_is_left(tmp_path: Path) -> None:
