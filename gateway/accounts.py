@@ -18,6 +18,7 @@ from .identity import Identity
 from .login_attempts import LoginAttempts
 from .passwords import Passwords, check_password
 from .problems import Problem
+from .registrations import Registrations
 from .slow_bodies import SlowBodies
 from .wire import answer, read_members
 
@@ -51,6 +52,7 @@ class Accounts:
         pool: asyncpg.Pool,
         passwords: Passwords,
         attempts: LoginAttempts,
+        registrations: Registrations,
     ) -> None:
         self._settings = settings
         self._identity = identity
@@ -59,19 +61,25 @@ class Accounts:
         self._pool = pool
         self._passwords = passwords
         self._attempts = attempts
+        self._registrations = registrations
         self._log = get_logger()
 
     async def register(self, request: web.Request) -> web.Response:
         wish = await read_members(request, self._bodies, Registration)
         name, email = _check_name(wish.name), _check_email(wish.email)
-        hashed = await self._passwords.hash(check_password(wish.password))
+        secret, address = check_password(wish.password), self._addresses.of(request)
+        async with self._registrations.one(address):
+            user_id = await self._create(name, email, await self._passwords.hash(secret, address))
+        return answer(self._signed_in(user_id, name, email, "user"), 201)
+
+    async def _create(self, name: str, email: str, hashed: str) -> int:
         try:
             user_id = await self._pool.fetchval(SQL.create_user, name, email, hashed, "user", timeout=QUERY_TIMEOUT_S)
         except UNAVAILABLE:
             raise Problem("unavailable") from None
         if user_id is None:
             raise Problem("email_taken")
-        return answer(self._signed_in(user_id, name, email, "user"), 201)
+        return int(user_id)
 
     async def login(self, request: web.Request) -> web.Response:
         """An unknown user costs the same work and gets the same bytes as a wrong password."""
@@ -81,7 +89,7 @@ class Accounts:
         attempt = await self._attempts.begin(email, address)
         try:
             row = await self._pool.fetchrow(SQL.user_by_email, email, timeout=QUERY_TIMEOUT_S)
-            right = await self._passwords.matches(secret, row["password_hash"] if row else None)
+            right = await self._passwords.matches(secret, row["password_hash"] if row else None, address)
         except UNAVAILABLE:
             await self._attempts.given_back(attempt)
             raise Problem("unavailable") from None

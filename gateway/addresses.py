@@ -12,16 +12,29 @@ class Addresses:
         self._trusted: list[Network] = [ipaddress.ip_network(proxy, strict=False) for proxy in trusted_proxies]
 
     def of(self, request: web.Request) -> str:
-        """From the right, the first hop that is not a trusted proxy of ours."""
+        """From the right, the first hop that is not a trusted proxy of ours; of an IPv6 address its network of 64 bits, which
+        is what one customer has."""
+        parsed = _parsed(self._hop(request)) or _parsed(request.remote or "")
+        return "unknown" if parsed is None else _counted_as(parsed)
+
+    def _hop(self, request: web.Request) -> str:
         address = request.remote or "unknown"
         hops = [hop.strip() for line in request.headers.getall("X-Forwarded-For", []) for hop in line.split(",")]
         while hops and self._is_trusted(address):
             address = hops.pop()
-        return address if _parsed(address) else request.remote or "unknown"
+        return address
 
     def _is_trusted(self, address: str) -> bool:
         parsed = _parsed(address)
         return parsed is not None and any(parsed in network for network in self._trusted)
+
+
+def _counted_as(address: ipaddress.IPv4Address | ipaddress.IPv6Address) -> str:
+    if address.version == 4:
+        return str(address)
+    if address.ipv4_mapped is not None:
+        return str(address.ipv4_mapped)
+    return str(ipaddress.ip_network((address, 64), strict=False))
 
 
 def _parsed(address: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:

@@ -33,6 +33,7 @@ from .orders import Orders
 from .passwords import Passwords
 from .problems import Problem
 from .products import Products
+from .registrations import Registrations
 from .slow_bodies import SlowBodies
 from .stock_stream import StockHub, StockStream
 from .tickets import Tickets
@@ -84,7 +85,9 @@ def make_gateway(
     orders = (Orders if tracing.on is None else TracedOrders)(
         settings, identity, bodies, catalogue, inventory, publisher
     )
-    accounts = Accounts(settings, identity, addresses, bodies, pool, passwords, LoginAttempts(reads_redis))
+    attempts = LoginAttempts(reads_redis)
+    registrations = Registrations(reads_redis, settings.registrations_per_minute_per_address)
+    accounts = Accounts(settings, identity, addresses, bodies, pool, passwords, attempts, registrations)
     products = Products(catalogue, reads, pool)
     status = OrderStatus(identity, catalogue, reader, pool, updates)
     ops = Ops(settings, identity, bodies, pool, publisher)

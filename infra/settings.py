@@ -64,6 +64,7 @@ class Settings(BaseSettings):
     )
     buys_per_second_per_user: Annotated[int, Field(ge=1)] = 50
     buys_per_second_per_address: Annotated[int, Field(ge=0)] = 0  # 0: no limit; many buyers may share one address
+    registrations_per_minute_per_address: Annotated[int, Field(ge=0)] = 60  # 0: no limit
     max_unpublished: Annotated[int, Field(ge=1)] = 10_000  # orders a gateway worker may owe Kafka
 
     otel_exporter_otlp_endpoint: str = ""  # of an OTLP collector over HTTP; none: nothing is traced

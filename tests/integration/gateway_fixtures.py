@@ -51,6 +51,7 @@ def settings(servers: dict[str, str], tmp_path_factory: pytest.TempPathFactory) 
         jwt_secret=SecretStr(SECRET),
         bcrypt_cost=10,
         buys_per_second_per_user=1_000,
+        registrations_per_minute_per_address=0,
     )
     asyncio.run(_execute(base, f"CREATE DATABASE {name}"))
     own = base.model_copy(update={"postgres_db": name})

@@ -140,6 +140,60 @@ async def test_guessing_from_elsewhere_keeps_nobody_out_where_he_has_logged_in_b
         await _forget_addresses(gateway)
 
 
+async def test_a_flood_of_registrations_from_one_address_is_refused_and_keeps_nobody_from_logging_in(
+    settings: SigningSettings,
+) -> None:
+    """48 at a time, for a while: others register, and every login is answered, from the flood's own address too."""
+    async with gateway_on(settings, trusted_proxies=("127.0.0.0/8",)) as gateway:
+        await _forget_addresses(gateway)
+        email = (await register(gateway)).json["user"]["email"]
+        flood = [asyncio.create_task(_register_for_ever(gateway)) for _ in range(48)]
+        try:
+            await asyncio.sleep(0.5)
+            for n in range(12):
+                address = {"X-Forwarded-For": f"198.51.100.{n % 3}"}
+                assert (await login(gateway, email, "valar morghulis", **address)).status == 200, n
+        finally:
+            for task in flood:
+                task.cancel()
+            await asyncio.gather(*flood, return_exceptions=True)
+
+
+async def _register_for_ever(gateway: GatewayClient) -> None:
+    while True:
+        body = {"name": "Flood", "email": f"{uuid4().hex}@winterfell.example", "password": "valar morghulis"}
+        headers = {"X-Forwarded-For": "198.51.100.0"}
+        answer = await gateway.ask("POST", "/api/auth/register", json=body, headers=headers)
+        assert answer.status in (201, 503), answer.body
+        await asyncio.sleep(0.02)
+
+
+async def test_registrations_of_an_address_are_limited_by_the_minute(settings: SigningSettings) -> None:
+    """Counted by the address that a trusted proxy names, over all workers; 429 says when to come back; login is not counted."""
+    limited = {"registrations_per_minute_per_address": 3, "trusted_proxies": ("127.0.0.0/8",)}
+    async with gateway_on(settings, **limited) as gateway, gateway_on(settings, **limited) as another:
+        await _forget_addresses(gateway)
+
+        async def ask(worker: GatewayClient, address: str, name: str = "Arya") -> Answer:
+            body = {"name": name, "email": f"{uuid4().hex}@winterfell.example", "password": "valar morghulis"}
+            headers = {"X-Forwarded-For": f"9.9.9.9, {address}"}
+            return await worker.ask("POST", "/api/auth/register", json=body, headers=headers)
+
+        assert (await ask(gateway, "203.0.113.1", name="")).is_problem(400, "invalid_request")
+        made = [await ask(worker, "203.0.113.1") for worker in (gateway, another, gateway)]
+        assert [answer.status for answer in made] == [201] * 3
+        refused = await ask(another, "203.0.113.1")
+        assert refused.is_problem(429, "rate_limited")
+        assert 1 <= int(refused.headers["Retry-After"]) <= 60
+        assert (await ask(gateway, "203.0.113.2")).status == 201
+        for answer in made:
+            email = answer.json["user"]["email"]
+            signed_in = await login(gateway, email, "valar morghulis", **{"X-Forwarded-For": "203.0.113.1"})
+            assert signed_in.status == 200
+        assert [(await ask(gateway, f"2001:db8::{n}")).status for n in range(1, 5)] == [201, 201, 201, 429]
+        await _forget_addresses(gateway)
+
+
 async def test_a_user_without_a_usable_password_cannot_log_in(gateway: GatewayClient) -> None:
     """Bulk users have a hash that no password matches."""
     email = f"{uuid4().hex}@x.example"
@@ -235,5 +289,6 @@ async def test_a_remembered_token_still_expires(gateway: GatewayClient) -> None:
 
 
 async def _forget_addresses(gateway: GatewayClient) -> None:
-    async for key in gateway.to.redis.scan_iter("login:address:*"):
-        await gateway.to.redis.delete(key)
+    for kind in ("login", "register"):
+        async for key in gateway.to.redis.scan_iter(f"{kind}:address:*"):
+            await gateway.to.redis.delete(key)

@@ -100,7 +100,7 @@ async def test_passwords_step_back_from_where_the_worker_stands() -> None:
         os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), niceness)
         passwords = Passwords(10)
         try:
-            job = passwords._pool.submit(lambda: os.getpriority(os.PRIO_PROCESS, threading.get_native_id()))
+            job = passwords._logins._pool.submit(lambda: os.getpriority(os.PRIO_PROCESS, threading.get_native_id()))
             return job.result(10)
         finally:
             passwords.close()
@@ -120,6 +120,23 @@ def test_forwarded_addresses_are_believed_from_trusted_proxies_only() -> None:
     assert Addresses(("10.0.0.1",)).of(request) == "10.0.0.2"
     broken = request.clone(remote="10.0.0.1", headers={"X-Forwarded-For": "' OR 1=1"})
     assert Addresses(("10.0.0.0/8",)).of(broken) == "10.0.0.1"
+
+
+def test_an_ipv6_address_counts_as_the_network_that_one_customer_has() -> None:
+    """Who has 2^64 of them is one; an IPv4 address is the same however it is written."""
+    request = make_mocked_request("GET", "/")
+    seen = {
+        remote: Addresses(()).of(request.clone(remote=remote))
+        for remote in (
+            "2001:db8:1:2::1",
+            "2001:db8:1:2:ffff::9",
+            "2001:db8:1:3::1",
+            "::ffff:192.0.2.1",
+            "192.0.2.1",
+            "x",
+        )
+    }
+    assert list(seen.values()) == ["2001:db8:1:2::/64"] * 2 + ["2001:db8:1:3::/64", "192.0.2.1", "192.0.2.1", "unknown"]
 
 
 def test_times_are_utc_with_milliseconds() -> None:
