@@ -5,7 +5,6 @@
 
 import asyncio
 import random
-from datetime import UTC, datetime
 
 import asyncpg
 
@@ -104,10 +103,9 @@ async def run(settings: Settings, stop: Stop) -> None:
 async def _reconcile_in_rounds(reconciler: Reconciler, pool: asyncpg.Pool) -> None:
     while not cancelled():
         await asyncio.sleep(PAUSE_S)
-        since = datetime.now(UTC) - ASKED_FOR
-        records = await until_it_works("postgres", UNAVAILABLE, pool.fetch, SQL.unsettled_payments, since, MAX_ROWS)
+        records = await until_it_works("postgres", UNAVAILABLE, pool.fetch, SQL.unsettled_payments, ASKED_FOR, MAX_ROWS)
         rows = [OrderRow.of(record) for record in records]
-        _tell(rows, await until_it_works("postgres", UNAVAILABLE, pool.fetchval, SQL.expired_payments, since))
+        _tell(rows, await until_it_works("postgres", UNAVAILABLE, pool.fetchval, SQL.expired_payments, ASKED_FOR))
         settled = await reconciler.reconcile(rows)
         if settled:
             log.info("reconciled", orders=settled)
@@ -115,5 +113,5 @@ async def _reconcile_in_rounds(reconciler: Reconciler, pool: asyncpg.Pool) -> No
 
 def _tell(rows: list[OrderRow], expired: int) -> None:
     _orders.set(len(rows))
-    _oldest.set(max(0.0, now_ms() / 1000 - min(row.created_at for row in rows).timestamp()) if rows else 0)
+    _oldest.set(max((row.age_s() for row in rows), default=0.0))
     _expired.set(expired)

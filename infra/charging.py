@@ -14,7 +14,7 @@ import msgspec
 
 from infra.circuit_breaker import CircuitBreaker
 from infra.metrics.definitions import PROVIDER_ANSWER
-from infra.orders import OrderRow
+from infra.orders import OrderRow, now_ms
 from infra.payment_provider import ASKED_FOR, Captured, ChargeOutcome, Declined, NotSent, PaymentProvider, Unknown
 
 BUDGET_S = 12.0  # from the start of the first attempt whose outcome is unknown
@@ -30,18 +30,21 @@ _answer = {
 
 
 class Charge(msgspec.Struct, frozen=True):
-    """What is asked of the provider: the row's amount, never the event's. Not asked any more at `until_ms` of the wall clock."""
+    """What is asked of the provider: the row's amount, never the event's. `age_s` says how old the row is now."""
 
     order_id: str
     amount_cents: int
     currency: str
-    until_ms: int
+    age_s: Callable[[], float]
 
     @classmethod
     def of(cls, row: OrderRow) -> "Charge":
-        """Its key is first used after the row was created."""
-        until = row.created_at + ASKED_FOR
-        return cls(row.id, row.total_cents, row.currency, int(until.timestamp() * 1000))
+        return cls(row.id, row.total_cents, row.currency, row.age_s)
+
+    @property
+    def too_old(self) -> bool:
+        """The provider may have forgotten the key, which is first used after the row was created."""
+        return self.age_s() >= ASKED_FOR.total_seconds()
 
 
 class Unsettled(msgspec.Struct, frozen=True):
@@ -59,10 +62,6 @@ class Charged(msgspec.Struct, frozen=True):
     attempts: int
 
 
-def wall_clock_ms() -> int:
-    return time.time_ns() // 1_000_000
-
-
 def backoff_s(attempt: int) -> float:
     """Seconds before attempt `attempt` + 1 (counted from 1): 0.1-0.2, 0.2-0.4, 0.4-0.8 ... at most 3."""
     return min(BACKOFF_MIN_S * 2.0 ** min(attempt - 1, 10), BACKOFF_MAX_S) * random.uniform(0.5, 1.0)
@@ -76,14 +75,14 @@ def _answered(outcome: ChargeOutcome) -> bool:
 
 async def charge_once(provider: PaymentProvider, breaker: CircuitBreaker, charge: Charge) -> ChargeOutcome | Unsettled:
     """One attempt under the breaker: waits until it lets us through, and tells it what came of it."""
-    permit = await _permit(breaker, charge, wall_clock_ms)
+    permit = await _permit(breaker, charge)
     return Unsettled(TOO_OLD) if permit is None else await _attempt(provider, breaker, permit, charge)
 
 
-async def _permit(breaker: CircuitBreaker, charge: Charge, wall_ms: Callable[[], int]) -> int | None:
+async def _permit(breaker: CircuitBreaker, charge: Charge) -> int | None:
     """None when the provider may have forgotten the key by the time we may ask: it would charge anew."""
     permit = await breaker.acquire()
-    if wall_ms() < charge.until_ms:
+    if not charge.too_old:
         return permit
     breaker.record(permit, None)
     return None
@@ -108,7 +107,7 @@ async def charge_until_definite(
     budget_s: float = BUDGET_S,
     slow_after_s: float = SLOW_AFTER_S,
     on_slow: Callable[[], None] | None = None,
-    wall_ms: Callable[[], int] = wall_clock_ms,
+    wall_ms: Callable[[], int] = now_ms,
 ) -> Charged:
     """Ask until the provider is definite. `on_slow` is called once, when a charge it may have is 2 s unanswered.
 
@@ -161,7 +160,7 @@ class _Pursuit:
             return Unsettled(self._reason)
 
     async def _ask(self) -> ChargeOutcome | Unsettled:
-        permit = await _permit(self._breaker, self._charge, self._wall_ms)
+        permit = await _permit(self._breaker, self._charge)
         if permit is None:
             return Unsettled(TOO_OLD)
         started = self._loop.time()

@@ -8,6 +8,7 @@ import asyncpg
 import msgspec
 from msgspec import UNSET
 
+from infra.clock import Moment
 from infra.inventory.inventory import Settlement
 from infra.postgres.queries import SQL
 from schemas.events import OrderPlaced, OrderStatusChanged, Step
@@ -16,6 +17,7 @@ from schemas.order_state import Status
 
 
 def now_ms() -> int:
+    """For people and for records; what is decided by time asks one clock twice (infra/clock.py)."""
     return time.time_ns() // 1_000_000
 
 
@@ -33,12 +35,18 @@ class OrderRow(msgspec.Struct, frozen=True):
     placed_at_ms: int
     created_at: datetime
     updated_at: datetime
+    read_at: datetime  # by the clock of Postgres, which dated the others too
     charge_started_at_ms: int | None
     charge_answered_at_ms: int | None
+    seen: Moment = msgspec.field(default_factory=Moment)
 
     @property
     def total_cents(self) -> int:
         return self.unit_price_cents * self.quantity
+
+    def age_s(self) -> float:
+        """Now: what Postgres said when it was read, and how long ago that was."""
+        return (self.read_at - self.created_at).total_seconds() + self.seen.ago_s()
 
     @classmethod
     def of(cls, record: asyncpg.Record) -> "OrderRow":

@@ -13,12 +13,12 @@ ON CONFLICT (id) DO NOTHING;
 
 -- name: settle_orders
 SELECT id::text, product_id, user_id, quantity, unit_price_cents, currency, status, reason, placed_at_ms, created_at, updated_at,
-    charge_started_at_ms, charge_answered_at_ms
+    clock_timestamp() AS read_at, charge_started_at_ms, charge_answered_at_ms
 FROM settle_orders($1, $2, $3, $4, $5, $6);
 
 -- name: orders_by_id
 SELECT id::text, product_id, user_id, quantity, unit_price_cents, currency, status, reason, placed_at_ms, created_at, updated_at,
-    charge_started_at_ms, charge_answered_at_ms
+    clock_timestamp() AS read_at, charge_started_at_ms, charge_answered_at_ms
 FROM orders WHERE id = ANY ($1);
 
 -- name: orders_of_user
@@ -28,14 +28,15 @@ SELECT id::text, product_id, user_id, quantity, unit_price_cents, currency, stat
 FROM orders WHERE user_id = $1 AND ($2::uuid IS NULL OR id < $2) ORDER BY id DESC LIMIT $3;
 
 -- name: unsettled_payments
--- What the reconciler asks the provider about, oldest first; past the key's lifetime ($1) only an operator settles.
+-- What the reconciler asks the provider about, oldest first; past the key's lifetime ($1, an interval)
+-- only an operator settles.
 SELECT id::text, product_id, user_id, quantity, unit_price_cents, currency, status, reason, placed_at_ms, created_at, updated_at,
-    charge_started_at_ms, charge_answered_at_ms
-FROM orders WHERE status = 'needs_reconciliation' AND created_at > $1 ORDER BY updated_at LIMIT $2;
+    clock_timestamp() AS read_at, charge_started_at_ms, charge_answered_at_ms
+FROM orders WHERE status = 'needs_reconciliation' AND created_at > now() - $1::interval ORDER BY updated_at LIMIT $2;
 
 -- name: expired_payments
 -- How many only an operator can settle.
-SELECT count(*) FROM orders WHERE status = 'needs_reconciliation' AND created_at <= $1;
+SELECT count(*) FROM orders WHERE status = 'needs_reconciliation' AND created_at <= now() - $1::interval;
 
 -- name: product
 SELECT id, name, price_cents, currency, initial, taken, epoch, verified_at, opens_at, closes_at, per_user_limit, max_quantity,

@@ -1,13 +1,48 @@
 """Virtual time in, a deterministic asyncio loop out: timers fire in order at once, and nobody waits for a real second."""
 
 import asyncio
+import random
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime, tzinfo
 from typing import Any, Self
 
-EPOCH_S = 1_800_000_000.0  # the wall clock when a simulation starts
+EPOCH_S = 1_800_000_000.0  # the wall clocks when a simulation starts
+OURS, SERVERS = "ours", ("redis", "postgres", "kafka")
+HOUR_S = 3_600.0
+STEPS_S = (-HOUR_S, -40.0, -1.0, 1.0, 40.0, HOUR_S)
+STEP_EVERY_S = 15.0
+
+
+class WallClocks:
+    """One for all processes of ours, and one a server; each is set now and then, in some histories. Nobody's `monotonic` moves.
+
+    Drawn apart from everything else, so that histories without it stay what they are.
+    """
+
+    def __init__(self, seed: int, loop: "SimulatedLoop") -> None:
+        self._loop = loop
+        self._random = random.Random(f"clocks of {seed}")
+        names = (OURS, *SERVERS)
+        self._set = self._random.choice(((), (), (OURS,), names))  # those that are set
+        self.ahead_s = dict.fromkeys(names, 0.0)
+        self._next_s = self._pause_s()
+
+    def now_s(self, name: str) -> float:
+        return EPOCH_S + self._loop.now_s + self.ahead_s[name]
+
+    def set_one(self, passed_s: float) -> str | None:
+        """What is set when `passed_s` seconds of the sale have passed, in words; None: not yet, or nothing here."""
+        if not self._set or passed_s < self._next_s:
+            return None
+        self._next_s = passed_s + self._pause_s()
+        name, step_s = self._random.choice(self._set), self._random.choice(STEPS_S)
+        self.ahead_s[name] += step_s
+        return f"the clock of {name} is set by {step_s:+.0f} s"
+
+    def _pause_s(self) -> float:
+        return self._random.uniform(0.0, STEP_EVERY_S)
 
 
 class _Leap:
@@ -42,20 +77,21 @@ class SimulatedLoop(asyncio.BaseEventLoop):
 
 
 @contextmanager
-def virtual_time(loop: SimulatedLoop) -> Iterator[type[datetime]]:
+def virtual_time(loop: SimulatedLoop, clocks: WallClocks) -> Iterator[type[datetime]]:
     """`time` tells the loop's time; yields a datetime whose `now` does, for the modules that imported the class."""
 
     def wall_s() -> float:
-        return EPOCH_S + loop.now_s
+        return clocks.now_s(OURS)
 
     class VirtualDatetime(datetime):
         @classmethod
         def now(cls, tz: tzinfo | None = None) -> Self:
             return cls.fromtimestamp(wall_s(), tz)
 
-    real = {name: getattr(time, name) for name in ("time", "time_ns", "monotonic", "perf_counter")}
+    real = {name: getattr(time, name) for name in ("time", "time_ns", "monotonic", "perf_counter", "clock_gettime")}
     time.time, time.time_ns = wall_s, lambda: int(wall_s() * 1e9)
     time.monotonic = time.perf_counter = loop.time
+    time.clock_gettime = lambda _: loop.time()
     try:
         yield VirtualDatetime
     finally:

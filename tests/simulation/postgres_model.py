@@ -155,13 +155,15 @@ class PostgresModel:
         return []
 
     def _orders_by_id(self, ids: list[str]) -> list[Row]:
-        return [_as_selected(self.orders[id_]) for id_ in dict.fromkeys(ids) if id_ in self.orders]
+        return [self._as_selected(self.orders[id_]) for id_ in dict.fromkeys(ids) if id_ in self.orders]
 
-    def _unsettled_payments(self, since: datetime, limit: int) -> list[Row]:
+    def _unsettled_payments(self, asked_for: timedelta, limit: int) -> list[Row]:
+        since = self._now() - asked_for
         rows = [r for r in self.orders.values() if r["status"] == "needs_reconciliation" and r["created_at"] > since]
-        return [_as_selected(row) for row in sorted(rows, key=lambda row: row["updated_at"])[:limit]]
+        return [self._as_selected(row) for row in sorted(rows, key=lambda row: row["updated_at"])[:limit]]
 
-    def _expired_payments(self, since: datetime) -> list[Row]:
+    def _expired_payments(self, asked_for: timedelta) -> list[Row]:
+        since = self._now() - asked_for
         expired = [
             r for r in self.orders.values() if r["status"] == "needs_reconciliation" and r["created_at"] <= since
         ]
@@ -253,10 +255,10 @@ class PostgresModel:
     def _of(self, product: int) -> list[Row]:
         return [row for row in self.orders.values() if row["product_id"] == product]
 
+    def _as_selected(self, row: Row) -> Row:
+        """The columns that orders_by_id, settle_orders and unsettled_payments select."""
+        shown = {name: value for name, value in row.items() if name not in _HIDDEN}
+        return shown | {"read_at": self._now()}
+
 
 _HIDDEN = frozenset({"epoch", "version", "available", "key_hash", "key_lost", "charge_id"})
-
-
-def _as_selected(row: Row) -> Row:
-    """The columns that orders_by_id, settle_orders and unsettled_payments select."""
-    return {name: value for name, value in row.items() if name not in _HIDDEN}

@@ -58,7 +58,6 @@ def _stand_ins(world: Any, datetime: type) -> dict[str, Any]:
         "consumers.reconciler.Publisher": starts,
         "consumers.reconciler.connect_postgres": pool,
         "consumers.reconciler.connect_redis": redis,
-        "consumers.reconciler.datetime": datetime,
         "consumers.relay.Publisher": starts,
         "consumers.relay.connect_postgres": pool,
         "consumers.relay.connect_redis": redis,

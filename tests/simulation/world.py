@@ -17,7 +17,7 @@ from schemas.ids import OrderId, ProductId
 
 from .actors import Actor, task_factory
 from .buyers import DRAWN, Crowd
-from .clock import EPOCH_S, SimulatedLoop, as_datetime, virtual_time
+from .clock import EPOCH_S, SimulatedLoop, WallClocks, as_datetime, virtual_time
 from .faults import CALM, Chances, Striker
 from .log_model import LogModel
 from .postgres_model import PostgresModel
@@ -41,12 +41,13 @@ class World:
         self.loop = SimulatedLoop()
         self.loop.set_task_factory(task_factory)  # type: ignore[arg-type]  # a Protocol of 3.12
         self.loop.set_exception_handler(self._on_unhandled)
-        self.redis = RedisModel(self.now_ms, self.run_name())
-        self.log = LogModel(self.now_ms)
-        self.postgres = PostgresModel(self.wall_s)
+        self.clocks = WallClocks(seed, self.loop)
+        self.redis = RedisModel(lambda: self._clock_ms("redis"), self.run_name())
+        self.log = LogModel(lambda: self._clock_ms("kafka"))
+        self.postgres = PostgresModel(lambda: self.clocks.now_s("postgres"))
         self.provider = ProviderModel(self.wall_s)
         self.chances = chances or Chances()
-        self.steps = 0
+        self.steps, self._began_s = 0, self.now_s()
         self.history: list[str] = []  # faults, with the step they struck at
         self._late: dict[Callable[[], None], asyncio.TimerHandle] = {}  # effects that are still on their way
         self.products = [ProductId(p) for p in range(1, self.random.choice((2, 2, 3)))]
@@ -69,6 +70,9 @@ class World:
 
     def now_ms(self) -> int:
         return int((EPOCH_S + self.loop.now_s) * 1000)
+
+    def _clock_ms(self, server: str) -> int:
+        return int(self.clocks.now_s(server) * 1000)
 
     def chance(self, probability: float) -> bool:
         return probability > 0 and self.random.random() < probability
@@ -123,6 +127,8 @@ class World:
         self.steps += 1
         self._trace.update(f"{actor.name} {what} {self.now_s():.6f};".encode())
         self.verdict.check_instant()
+        if self.chances is not CALM and (set_by := self.clocks.set_one(self.now_s() - self._began_s)):
+            self.note(set_by)
         if self.chance(self.chances.fault):
             self.striker.strike(actor)
 
@@ -140,7 +146,7 @@ class World:
         random.seed(self.seed)
         asyncio.set_event_loop(None)
         try:
-            with virtual_time(self.loop) as datetime, wired(self, datetime):
+            with virtual_time(self.loop, self.clocks) as datetime, wired(self, datetime):
                 return self.loop.run_until_complete(self._run())
         finally:
             self.loop.close()

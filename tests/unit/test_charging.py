@@ -1,7 +1,9 @@
 """A charge is pursued until the provider is definite; only money that may have moved ever ends in `Unsettled`."""
 
 import asyncio
+import time
 from collections.abc import Callable, Coroutine, Sequence
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
@@ -19,7 +21,9 @@ from infra.charging import (
     charge_until_definite,
 )
 from infra.circuit_breaker import MIN_CALLS, PROBES, CircuitBreaker, State
+from infra.orders import OrderRow
 from infra.payment_provider import (
+    ASKED_FOR,
     ATTEMPT_TIMEOUT_S,
     Captured,
     ChargeOutcome,
@@ -28,12 +32,14 @@ from infra.payment_provider import (
     NotSent,
     Unknown,
 )
+from schemas.ids import OrderId, ProductId, UserId
+from schemas.order_state import Status
 
 Run = Callable[[Coroutine[Any, Any, None]], None]
-UNTIL_MS = 10_000_000
 REFUSED = NotSent(None, reached=False)
-ORDER = Charge("order-1", 99_999, "USD", until_ms=UNTIL_MS)
-EXPIRED = Charge("order-0", 99_999, "USD", until_ms=0)
+LEFT_S = 10_000.0  # until the provider may have forgotten the key
+ORDER = Charge("order-1", 99_999, "USD", age_s=lambda: ASKED_FOR.total_seconds() - LEFT_S + now())
+EXPIRED = Charge("order-0", 99_999, "USD", age_s=ASKED_FOR.total_seconds)
 
 
 class Pursuit:
@@ -175,7 +181,7 @@ def test_nobody_asks_once_the_provider_may_have_forgotten_the_key(in_virtual_tim
         pursuit = Pursuit([REFUSED] * 999_999, latency_s=0.01)
         charged = await pursuit.run()
         assert charged.outcome == Unsettled(TOO_OLD)
-        assert UNTIL_MS / 1000 <= now() <= UNTIL_MS / 1000 + BACKOFF_MAX_S
+        assert LEFT_S <= now() <= LEFT_S + BACKOFF_MAX_S
         assert pursuit.provider.captures == []
 
     in_virtual_time(scenario())
@@ -200,9 +206,9 @@ def test_a_key_that_grew_too_old_behind_the_breaker_is_not_asked_about_and_leave
 
 def test_a_charge_that_was_never_tried_has_no_start(in_virtual_time: Run) -> None:
     async def scenario() -> None:
-        await asyncio.sleep(UNTIL_MS / 1000)
+        await asyncio.sleep(LEFT_S)
         charged = await Pursuit([]).run()
-        assert charged == Charged(Unsettled(TOO_OLD), None, UNTIL_MS, attempts=0)
+        assert charged == Charged(Unsettled(TOO_OLD), None, int(LEFT_S * 1000), attempts=0)
 
     in_virtual_time(scenario())
 
@@ -223,3 +229,40 @@ def test_cancelling_a_charge_frees_its_place_in_the_breaker(in_virtual_time: Run
 def test_backoff_grows_with_jitter_to_a_cap() -> None:
     for attempt, most_s in ((1, 0.2), (2, 0.4), (3, 0.8), (4, 1.6), (5, 3.0), (9_999, 3.0)):
         assert most_s / 2 <= backoff_s(attempt) <= most_s
+
+
+@pytest.mark.parametrize("set_by_s", [-3600, 3600])
+def test_a_clock_that_is_set_moves_no_rows_age_by_much(set_by_s: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Set back, it would have the provider asked after it has forgotten the key, and charge a second time."""
+    row = a_row(created=-timedelta(hours=23))
+    passed = [0.0]
+    monkeypatch.setattr(time, "clock_gettime", lambda _, real=time.clock_gettime: real(_) + passed[0])
+    monkeypatch.setattr(time, "time", lambda real=time.time: real() + passed[0] + set_by_s)
+    assert not Charge.of(row).too_old or set_by_s > 0
+    passed[0] = 3_600.0
+    assert Charge.of(row).too_old
+
+
+def test_a_rows_age_is_what_postgres_says_whatever_this_machines_clock_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(time, "time", lambda real=time.time: real() - 7_200)
+    assert 82_800 <= a_row(created=-timedelta(hours=23)).age_s() < 82_801
+
+
+def a_row(created: timedelta) -> OrderRow:
+    read_at = datetime(2026, 11, 30, tzinfo=UTC)
+    return OrderRow(
+        id=OrderId("order-1"),
+        product_id=ProductId(1),
+        user_id=UserId(1),
+        quantity=1,
+        unit_price_cents=999,
+        currency="USD",
+        status=Status.AWAITING_PAYMENT,
+        reason=None,
+        placed_at_ms=0,
+        created_at=read_at + created,
+        updated_at=read_at + created,
+        read_at=read_at,
+        charge_started_at_ms=None,
+        charge_answered_at_ms=None,
+    )
