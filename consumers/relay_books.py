@@ -8,7 +8,7 @@ import random
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from datetime import datetime
 
 import asyncpg
 from aiokafka.errors import KafkaError
@@ -54,7 +54,7 @@ class Product:
     state: str | None = None
     books_epoch: int = 0
     version: int = 0
-    opened_ms: int = 0
+    opened_from: int = 0
 
     def fault(self, run: str, seen: tuple[int, int] = (0, 0)) -> str | None:
         """Why the books are not in force, in words for the log; None where they are. `seen`: epoch and version, before."""
@@ -117,7 +117,7 @@ class Keeper:
             epoch = self.in_force.get(product.id)
             if epoch is None or self._announced.get(product.id) == epoch:
                 continue
-            if not await self.log.has_opening(product.id, epoch, product.opened_ms):
+            if not await self.log.has_opening(product.id, epoch, product.opened_from):
                 if self.in_force.get(product.id) == epoch:  # and not rebuilt while we searched
                     log.error("stock.opened is not on the log: closing", product=product.id, epoch=epoch)
                     await self._close(product.id)
@@ -136,7 +136,7 @@ class Keeper:
             self._rows = [Product(ProductId(r["id"]), r["epoch"], _is_fresh(r)) for r in records]
             self._rows_read_at = time.monotonic()
         hashes = await self.redis.replies(
-            [("HMGET", keys.stock(row.id), "run", "state", "epoch", "version", "opened_ms") for row in self._rows]
+            [("HMGET", keys.stock(row.id), "run", "state", "epoch", "version", "opened_from") for row in self._rows]
         )
         products = [_with_books(row, fields) for row, fields in zip(self._rows, hashes, strict=True)]
         self._see(products)
@@ -204,7 +204,7 @@ class Keeper:
         cursor = 0
         while True:
             cursor, found = await self.redis.hscan(keys.held(product), cursor, count=1_000)
-            looks = {key.decode() if isinstance(key, bytes) else key: time.time() * 1000 for key in found}
+            looks = dict.fromkeys((key.decode() if isinstance(key, bytes) else key for key in found), 0)
             if looks:
                 await self.redis.zadd(keys.due(product), dict(looks), nx=True)
             if not cursor:
@@ -212,12 +212,11 @@ class Keeper:
 
 
 def _is_fresh(row: asyncpg.Record) -> bool:
-    age_s = (datetime.now(UTC) - row["created_at"]).total_seconds()
-    return row["verified_at"] is None and age_s < GRACE_S
+    return row["verified_at"] is None and (row["read_at"] - row["created_at"]).total_seconds() < GRACE_S
 
 
 def _with_books(row: Product, fields: list[bytes | None]) -> Product:
-    run, state, epoch, version, opened_ms = (None if f is None else f.decode() for f in fields)
+    run, state, epoch, version, opened_from = (None if f is None else f.decode() for f in fields)
     return Product(
         id=row.id,
         epoch=row.epoch,
@@ -226,5 +225,5 @@ def _with_books(row: Product, fields: list[bytes | None]) -> Product:
         state=state,
         books_epoch=int(epoch or 0),
         version=int(version or 0),
-        opened_ms=int(opened_ms or 0),
+        opened_from=int(opened_from or 0),
     )

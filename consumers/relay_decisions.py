@@ -6,6 +6,7 @@ An order is stranded when whoever should have moved it has come past its last pu
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from infra.inventory.inventory import FARTHEST_LOOK_MS
 from schemas.order_state import Entry, Next, Status, advance
 from schemas.topics import ORDER_STAGE_GROUP, PAYMENT_STAGE_GROUP, PROJECTOR_GROUP
 
@@ -27,7 +28,10 @@ MOVED_BY: dict[Next, str] = {
 
 @dataclass(frozen=True, slots=True)
 class Standing:
-    """One order as it was read: the watermarks first, then the entry, then the row, so that neither is older than them."""
+    """One order as it was read: the watermarks first, then the entry, then the row, so that neither is older than them.
+
+    All times are of the relay's own machine; how old an entry or a row is, Redis or Postgres has said.
+    """
 
     entry: Entry
     entry_at_ms: int
@@ -43,6 +47,8 @@ class Memory:
     last_push_ms: int = 0
     pushes: int = 0
     looks: int = 0  # since the last push
+    step: Next | None = None  # that was owed at the last look
+    owed_since_ms: int = 0  # as far as this leader has seen
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,16 +69,31 @@ def decide(standing: Standing, memory: Memory, watermarks: Watermarks) -> Decisi
     if group is None:
         return Decision(step, push=False, look_again_ms=_backoff_ms(FIRST_PUSH_AGAIN_MS, memory.looks))
     watermark = watermarks.get(group)
-    stranded_from_ms = max(standing.entry_at_ms, standing.row_updated_ms, memory.last_push_ms) + STRANDED_AFTER_MS
+    came_here_ms = max(standing.entry_at_ms, standing.row_updated_ms)
+    if memory.step is step:  # the clock that dated it may have been set back since: it would seem new for an hour
+        came_here_ms = min(came_here_ms, memory.owed_since_ms)
+    stranded_from_ms = max(came_here_ms, memory.last_push_ms) + STRANDED_AFTER_MS
     if watermark is not None and stranded_from_ms <= watermark:
         return Decision(step, push=True, look_again_ms=_backoff_ms(FIRST_PUSH_AGAIN_MS, memory.pushes))
     wait_ms = stranded_from_ms - watermark if watermark is not None else 0
-    return Decision(step, push=False, look_again_ms=max(wait_ms, _backoff_ms(FIRST_LOOK_AGAIN_MS, memory.looks)))
+    wait_ms = min(max(wait_ms, _backoff_ms(FIRST_LOOK_AGAIN_MS, memory.looks)), FARTHEST_LOOK_MS)
+    return Decision(step, push=False, look_again_ms=wait_ms)
+
+
+def due_at(now_ms: int) -> tuple[tuple[int, int], tuple[int, str]]:
+    """The scores of looks that are due: the past, and what can only have been dated before Redis' clock was set back."""
+    return (0, now_ms), (now_ms + FARTHEST_LOOK_MS + 1, "+inf")
 
 
 def _backoff_ms(first_ms: int, times: int) -> int:
     """100, 200, 400 ... for looks and 2,000, 4,000, 8,000 ... for pushes; at most a minute."""
     return int(min(first_ms * 2 ** min(times, 16), LOOK_AGAIN_MOST_MS))
+
+
+def looked(memory: Memory, step: Next, now_ms: int) -> None:
+    memory.looks += 1
+    if memory.step is not step:
+        memory.step, memory.owed_since_ms = step, now_ms
 
 
 def pushed(memory: Memory, now_ms: int) -> None:

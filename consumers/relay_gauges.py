@@ -1,6 +1,5 @@
 """Groups and products in; their lag, delay and books out as gauges, for as long as this relay leads."""
 
-import time
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -45,10 +44,7 @@ class Gauges:
     async def _look_at_group(self, group: str) -> None:
         for partition, records in (await self.watermarks.lag(group)).items():
             _lag.labels(group, partition).set(records)
-        mark_ms = await self.watermarks.watermark(group)
-        if mark_ms is None:
-            raise OSError(f"no watermark of {group}")
-        _delay.labels(group).set(max(0.0, time.time() - mark_ms / 1000))
+        _delay.labels(group).set(await self.watermarks.delay_s(group))
 
     async def _look_at_stock(self, products: list[ProductId]) -> None:
         books = await self.redis.replies([("HMGET", keys.stock(product), *PARTS) for product in products])

@@ -7,9 +7,11 @@ import asyncio
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import chain, islice
 
 import asyncpg
 
+from infra.clock import since_boot_ms
 from infra.inventory import keys
 from infra.inventory.entry import HeldEntry
 from infra.inventory.inventory import Inventory
@@ -17,6 +19,7 @@ from infra.logs import get_logger
 from infra.metrics.definitions import RELAY_PUSHES
 from infra.orders import OrderRow, now_ms, read_rows
 from infra.publisher import Publisher
+from infra.redis_client import clock_ms
 from infra.settlement import SettlementDesk
 from infra.watermarks import Watermarks
 from schemas.codec import encode
@@ -25,7 +28,7 @@ from schemas.ids import OrderId, ProductId
 from schemas.order_state import Entry, Next, advance
 from schemas.topics import CONSUMED_BY, ORDERS, PAYMENTS
 
-from .relay_decisions import Allowance, Decision, Memory, Standing, decide, pushed
+from .relay_decisions import Allowance, Decision, Memory, Standing, decide, due_at, looked, pushed
 
 PUSHES_PER_S = 1_000
 LOOKS_A_TURN = 500
@@ -58,17 +61,21 @@ class Pusher:
 
     async def turn(self, epochs: Mapping[ProductId, int]) -> int:
         """One look at each product whose books are in force (`epochs`). Returns how many orders were looked at."""
-        if not await self._anything_due(list(epochs)):
+        redis_ahead_ms = await clock_ms(self.inventory.redis) - since_boot_ms()
+        if not await self._anything_due(list(epochs), redis_ahead_ms):
             return 0  # asking Kafka for watermarks costs more than this
         # Before everything else that is read: an order that stands behind them still stands there because it is stranded.
         marks = {group: await self.watermarks.watermark(group) for group in CONSUMED_BY}
         if all(mark is None for mark in marks.values()):
             return 0
-        return sum([await self._turn_of(product, epoch, marks) for product, epoch in epochs.items()])
+        return sum([await self._turn_of(product, epoch, marks, redis_ahead_ms) for product, epoch in epochs.items()])
 
-    async def _turn_of(self, product: ProductId, epoch: int, marks: Mapping[str, int | None]) -> int:
-        allowed = self.allowance.refill(now_ms())
-        ids = await self._due(product, LOOKS_A_TURN) if allowed else []
+    async def _turn_of(
+        self, product: ProductId, epoch: int, marks: Mapping[str, int | None], redis_ahead_ms: int
+    ) -> int:
+        now = since_boot_ms()
+        allowed = self.allowance.refill(now)
+        ids = await self._due(product, now + redis_ahead_ms, LOOKS_A_TURN) if allowed else []
         if not ids:
             return 0
         try:
@@ -79,20 +86,26 @@ class Pusher:
             return 0
         rows = await read_rows(self.pool, list(entries))
         await self._forget(product, [id_ for id_ in ids if id_ not in entries])
-        orders = [self._judge(entry, rows.get(id_), epoch, marks) for id_, entry in entries.items()]
+        orders = [
+            self._judge(entry, rows.get(id_), epoch, marks, min(now, entry.at_ms - redis_ahead_ms))
+            for id_, entry in entries.items()
+        ]
         to_push = [order for order in orders if order.decision.push][:allowed]
-        await self._look_again(product, orders, {order.entry.order_id for order in to_push})
+        await self._look_again(product, orders, {order.entry.order_id for order in to_push}, now + redis_ahead_ms)
         self.allowance.spend(len(to_push))
         await self._push(product, to_push)
         return len(ids)
 
-    async def _anything_due(self, products: Sequence[ProductId]) -> bool:
-        now = now_ms()
-        return any(await self.inventory.redis.replies([("ZCOUNT", keys.due(product), 0, now) for product in products]))
+    async def _anything_due(self, products: Sequence[ProductId], redis_ahead_ms: int) -> bool:
+        now = since_boot_ms() + redis_ahead_ms
+        counts = [("ZCOUNT", keys.due(product), *reach) for product in products for reach in due_at(now)]
+        return any(await self.inventory.redis.replies(counts))
 
-    async def _due(self, product: ProductId, most: int) -> list[OrderId]:
-        ids = await self.inventory.redis.zrangebyscore(keys.due(product), 0, now_ms(), start=0, num=most)
-        return [OrderId(id_.decode()) for id_ in ids if isinstance(id_, bytes)]
+    async def _due(self, product: ProductId, now: int, most: int) -> list[OrderId]:
+        """`now` is Redis' own, as are the times of the looks."""
+        wanted = [("ZRANGEBYSCORE", keys.due(product), *reach, "LIMIT", 0, most) for reach in due_at(now)]
+        found = chain.from_iterable(await self.inventory.redis.replies(wanted))
+        return [OrderId(id_.decode()) for id_ in islice(found, most)]
 
     async def _forget(self, product: ProductId, ids: Sequence[OrderId]) -> None:
         """Due, but without an entry: announced since it was read, or a leftover."""
@@ -101,17 +114,20 @@ class Pusher:
         if ids:
             await self.inventory.redis.zrem(keys.due(product), *ids)
 
-    def _judge(self, entry: HeldEntry, row: OrderRow | None, epoch: int, marks: Mapping[str, int | None]) -> _Order:
+    def _judge(
+        self, entry: HeldEntry, row: OrderRow | None, epoch: int, marks: Mapping[str, int | None], entry_at_ms: int
+    ) -> _Order:
+        now = since_boot_ms()
         standing = Standing(
             entry=entry.state,
-            entry_at_ms=entry.at_ms,
+            entry_at_ms=entry_at_ms,
             row=row.status if row else None,
-            row_updated_ms=int(row.updated_at.timestamp() * 1000) if row else 0,
+            row_updated_ms=now - max(0, int(row.unchanged_s() * 1000)) if row else 0,
             current_epoch=entry.epoch == epoch,
         )
         memory = self._memory(entry.order_id)
         decision = decide(standing, memory, marks)
-        memory.looks += 1
+        looked(memory, decision.step, now)
         if decision.push and entry.order_id in self._unacknowledged:
             decision = Decision(decision.step, push=False, look_again_ms=decision.look_again_ms)
         return _Order(entry, row, decision)
@@ -123,9 +139,8 @@ class Pusher:
             self._memories.popitem(last=False)
         return memory
 
-    async def _look_again(self, product: ProductId, orders: Sequence[_Order], pushing: set[OrderId]) -> None:
+    async def _look_again(self, product: ProductId, orders: Sequence[_Order], pushing: set[OrderId], now: int) -> None:
         """What may not be pushed for lack of allowance stays due, and is the oldest next time."""
-        now = now_ms()
         looks: dict[str, int] = {
             order.entry.order_id: now + order.decision.look_again_ms
             for order in orders
@@ -138,7 +153,7 @@ class Pusher:
         ended: list[OrderRow] = []
         suspects: list[OrderId] = []
         for order in orders:
-            pushed(self._memory(order.entry.order_id), now_ms())
+            pushed(self._memory(order.entry.order_id), since_boot_ms())
             _pushes.labels(order.decision.step.name.lower()).inc()
             match order.decision.step:
                 case Next.PLACE:
@@ -177,7 +192,7 @@ class Pusher:
         if sent.cancelled() or sent.exception() is not None:
             return  # the publisher stops, or the record cannot be written: the next look sees to it
         if order_id in self._memories:
-            self._memories[order_id].last_push_ms = now_ms()  # it may have waited long for the broker
+            self._memories[order_id].last_push_ms = since_boot_ms()  # it may have waited long for the broker
 
     async def _announce(self, rows: Sequence[OrderRow]) -> None:
         if not rows:

@@ -7,6 +7,11 @@ import time
 from dataclasses import dataclass, field
 
 
+def since_boot_ms() -> int:
+    """This machine's own time, also while it sleeps: no clock that is set moves it."""
+    return time.clock_gettime_ns(time.CLOCK_BOOTTIME) // 1_000_000
+
+
 @dataclass(frozen=True, slots=True)
 class Moment:
     """A moment in this process' life, to be asked later how long ago it was."""

@@ -17,7 +17,6 @@ from .lifecycle import leave_behind
 from .publisher import partition_of
 from .settings import Settings
 
-SEARCH_FROM_MS = 60_000  # so long before the opening's own time the search begins: clocks differ
 READ_TIMEOUT_S = 10.0
 
 
@@ -62,11 +61,13 @@ class Log:
         finally:
             await leave_behind(consumer.stop(), CLOSE_TIMEOUT_S)
 
-    async def has_opening(self, product: ProductId, epoch: int, opened_ms: int) -> bool:
-        """Whether stock.opened of this epoch or a later one is on the log, or is so old that it is no longer kept."""
+    async def has_opening(self, product: ProductId, epoch: int, opened_from: int) -> bool:
+        """Whether stock.opened of this epoch or a later one is on the log, or is so old that it is no longer kept.
+
+        `opened_from`: where the log ended before it was published.
+        """
         key = str(product).encode()
-        partitions = await self._offsets.partitions(ORDERS)
-        tp = TopicPartition(ORDERS.name, partition_of(key, len(partitions)))
+        tp = TopicPartition(ORDERS.name, partition_of(key, len(await self._offsets.partitions(ORDERS))))
         consumer = make_consumer(self._settings, max_partition_fetch_bytes=1 << 20)
         try:
             async with asyncio.timeout(READ_TIMEOUT_S):
@@ -74,9 +75,7 @@ class Log:
             consumer.assign([tp])
             begin = (await consumer.beginning_offsets([tp]))[tp]
             end = (await consumer.end_offsets([tp]))[tp]
-            found = (await consumer.offsets_for_times({tp: max(0, opened_ms - SEARCH_FROM_MS)}))[tp]
-            start = found.offset if found else end
-            return await self._search(consumer, tp, key, epoch, start, end) or 0 < begin == start
+            return opened_from < begin or await self._search(consumer, tp, key, epoch, opened_from, end)
         finally:
             await leave_behind(consumer.stop(), CLOSE_TIMEOUT_S)
 

@@ -48,6 +48,10 @@ class OrderRow(msgspec.Struct, frozen=True):
         """Now: what Postgres said when it was read, and how long ago that was."""
         return (self.read_at - self.created_at).total_seconds() + self.seen.ago_s()
 
+    def unchanged_s(self) -> float:
+        """For how long it has been what it is now."""
+        return (self.read_at - self.updated_at).total_seconds() + self.seen.ago_s()
+
     @classmethod
     def of(cls, record: asyncpg.Record) -> "OrderRow":
         fields = dict(record)

@@ -15,7 +15,7 @@ from .redis_trips import Command, Trips, raise_first_error
 from .settings import Settings
 
 UNREACHABLE = (RedisConnectionError, RedisTimeoutError, OSError)
-__all__ = ["UNREACHABLE", "Redis", "RedisError", "connect_redis"]
+__all__ = ["UNREACHABLE", "Redis", "RedisError", "clock_ms", "connect_redis"]
 
 
 class Redis(RedisPy):
@@ -36,6 +36,12 @@ class Redis(RedisPy):
     async def aclose(self, close_connection_pool: bool | None = None) -> None:
         self.trips.close()
         await super().aclose(close_connection_pool)
+
+
+async def clock_ms(redis: Redis) -> int:
+    """The present by Redis' clock: what it has dated is compared with nothing else."""
+    [(seconds, microseconds)] = await redis.replies([("TIME",)])
+    return int(seconds) * 1000 + int(microseconds) // 1000
 
 
 def connect_redis(settings: Settings, *, connections: int = 8, timeout_s: float | None = None) -> Redis:

@@ -170,7 +170,7 @@ async def _rebuilt(to: Connections, product: ProductId, wish: Wish) -> StockOpen
 
 
 def _state(row: asyncpg.Record) -> str:
-    now = datetime.now(tz=row["created_at"].tzinfo)
+    now = row["read_at"]
     if row["closes_at"] and row["closes_at"] <= now:
         return "over"
     if row["sale_state"] == "paused":

@@ -1,8 +1,9 @@
-"""Groups in; out how far each has come: its lag by partition, and its watermark.
+"""Groups in; out how far each has come: its lag by partition, its delay, and its watermark.
 
-A group's watermark is a time (milliseconds, the broker's clock): whatever was appended before it has been processed and
-committed. Nothing can be stranded that is newer than the watermark of who should move it. The answer may be older than
-the truth, never newer.
+A group's watermark is a moment (milliseconds since this machine's boot): whatever was appended before it has been processed
+and committed. Nothing can be stranded that is newer than the watermark of who should move it. The answer may be older than
+the truth, never newer. No wall clock has a say in it: it is the last moment at which the log was seen to end where the
+group has come to by now.
 """
 
 import asyncio
@@ -15,12 +16,14 @@ from aiokafka.errors import KafkaError
 
 from schemas.topics import CONSUMED_BY, Topic
 
+from .clock import since_boot_ms
 from .kafka import CLOSE_TIMEOUT_S, Offsets, make_consumer
 from .lifecycle import leave_behind
 from .logs import get_logger
 from .settings import Settings
 
 CACHED_S = 0.2
+MOST_SAMPLES = 600
 ANSWER_TIMEOUT_S = 3.0
 AWAY = (KafkaError, OSError, TimeoutError)
 
@@ -38,6 +41,28 @@ async def unprocessed_from(offsets: Offsets, group: str, topic: Topic) -> dict[i
     return {p: at if begins[p] <= at <= ends[p] else begins[p] for p, at in committed.items()}
 
 
+class Samples:
+    """Where a topic ended, and when that was asked: enough to tell up to which moment a group has read it."""
+
+    def __init__(self) -> None:
+        self._ends: list[tuple[int, Mapping[int, int]]] = []  # moments (ms), oldest first
+
+    def note(self, moment_ms: int, ends: Mapping[int, int]) -> None:
+        """`moment_ms`: before it was asked for the ends. Beyond a bound every other sample goes: coarser, never wrong."""
+        self._ends.append((moment_ms, ends))
+        if len(self._ends) > MOST_SAMPLES:
+            del self._ends[1:-1:2]
+
+    def passed_ms(self, positions: Mapping[int, int]) -> int | None:
+        """The last moment at which the topic ended where the group has been since; what is older is forgotten."""
+        for place in reversed(range(len(self._ends))):
+            moment_ms, ends = self._ends[place]
+            if all(positions.get(partition, -1) >= end for partition, end in ends.items()):
+                del self._ends[:place]
+                return moment_ms
+        return None
+
+
 class Watermarks:
     """Asked often: answers are cached for 0.2 s, and an append time is fetched again only when the group has moved."""
 
@@ -47,6 +72,7 @@ class Watermarks:
         self._consumer: Any | None = None
         self._asking = asyncio.Lock()
         self._answers: dict[str, tuple[float, int | None]] = {}
+        self._samples = {group: Samples() for group in CONSUMED_BY}
         self._appended: dict[TopicPartition, tuple[int, int]] = {}  # offset, append time of the record there
 
     async def lag(self, group: str) -> dict[int, int]:
@@ -55,7 +81,8 @@ class Watermarks:
             return {p: end - at for p, (at, end) in (await self._positions(group)).items()}
 
     async def watermark(self, group: str) -> int | None:
-        """None when Kafka cannot say: then nothing counts as stranded."""
+        """None when Kafka cannot say, or the group has not come to where its log was first seen to end: then nothing
+        counts as stranded."""
         async with self._asking:
             asked_at, answer = self._answers.get(group, (-CACHED_S, None))
             if time.monotonic() - asked_at < CACHED_S:
@@ -70,6 +97,21 @@ class Watermarks:
             self._answers[group] = (time.monotonic(), answer)
             return answer
 
+    async def delay_s(self, group: str) -> float:
+        """How old the oldest record is that is not processed. To be shown: the broker's clock and ours may differ.
+
+        Raises KafkaError, OSError or TimeoutError when Kafka cannot say.
+        """
+        try:
+            async with self._asking, asyncio.timeout(ANSWER_TIMEOUT_S):
+                name = CONSUMED_BY[group].name
+                starts = {p: at for p, (at, end) in (await self._positions(group)).items() if at < end}
+                times = [await self._append_time(TopicPartition(name, p), at) for p, at in starts.items()]
+        except AWAY:
+            await self._reset()
+            raise
+        return max([0.0, *(time.time() - at_ms / 1000 for at_ms in times)])
+
     async def close(self) -> None:
         await self._reset()
 
@@ -79,12 +121,11 @@ class Watermarks:
         ends = await self._offsets.ends(topic)
         return {p: (at, max(ends[p], at)) for p, at in starts.items()}
 
-    async def _ask(self, group: str) -> int:
-        now_ms = time.time_ns() // 1_000_000  # before the offsets: what is appended from here on is not known to us
-        name = CONSUMED_BY[group].name
-        behind = {TopicPartition(name, p): at for p, (at, end) in (await self._positions(group)).items() if at < end}
-        times = [await self._append_time(tp, offset) for tp, offset in behind.items()]
-        return min([now_ms, *times])
+    async def _ask(self, group: str) -> int | None:
+        moment_ms = since_boot_ms()  # before the offsets: what is appended from here on is not known to us
+        positions = await self._positions(group)
+        self._samples[group].note(moment_ms, {p: end for p, (_, end) in positions.items()})
+        return self._samples[group].passed_ms({p: at for p, (at, _) in positions.items()})
 
     async def _append_time(self, tp: TopicPartition, offset: int) -> int:
         known = self._appended.get(tp)

@@ -24,6 +24,7 @@ KEY_LIFETIME_MS = 24 * 3_600_000  # acceptances are remembered this long
 FIRST_LOOK_MS = 2_000  # a gateway killed between reserving and publishing is noticed after this
 NEXT_LOOK_MS = 2_000
 NOTHING_SEEN = (0, 0)
+FARTHEST_LOOK_MS = 300_000  # no look is put off longer: one that is further away was dated by a clock that was set back
 TERMINAL_LIFETIME_MS = 24 * 3_600_000  # afterwards the status is read from Postgres
 
 

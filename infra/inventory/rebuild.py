@@ -20,7 +20,7 @@ from infra.kafka import Offsets
 from infra.logs import get_logger
 from infra.postgres.pool import CONNECT_TIMEOUT_S, UNAVAILABLE
 from infra.postgres.queries import SQL
-from infra.publisher import Publisher
+from infra.publisher import Publisher, partition_of
 from infra.redis_client import UNREACHABLE, Redis
 from infra.settings import Settings
 from infra.watermarks import unprocessed_from
@@ -176,6 +176,7 @@ class _Rebuild:
             await self._fail(doubles, KEY_USED_AGAIN, key_lost=True)
             raise _Overtaken(f"the keys of {len(doubles)} orders were used again while only an old copy knew of them")
         await self._take_in(books, unrowed, totals.initial - totals.confirmed - books.held_units)
+        books.opened_from = await self._end_of_log(offsets)
         return await self._open(books, run, epoch, row, totals)
 
     async def _read_rows(self, books: PreparedBooks, started_at: datetime) -> _Totals:
@@ -189,8 +190,8 @@ class _Rebuild:
             await self._add_rows(books, rows, totals)
         async for rows in rows_in_chunks(self._connection, SQL.units_by_user, self._product):
             await books.add_users(rows)
-        oldest_ms = time.time_ns() // 1_000_000 - KEY_LIFETIME_MS
-        async for rows in rows_in_chunks(self._connection, SQL.rebuild_keys, self._product, oldest_ms):
+        self._oldest_key_ms = books.now_ms - KEY_LIFETIME_MS
+        async for rows in rows_in_chunks(self._connection, SQL.rebuild_keys, self._product, self._oldest_key_ms):
             await books.add_keys(rows)
         await books.written()  # an order's key record stands before that of a later one with the same key
         return totals
@@ -234,11 +235,11 @@ class _Rebuild:
         return doubles
 
     async def _key_holders(self, keyed: list[tuple[HeldEntry, str]]) -> dict[tuple[int, str], str]:
-        oldest_ms, found = time.time_ns() // 1_000_000 - KEY_LIFETIME_MS, {}
+        found = {}
         for first in range(0, len(keyed), CHUNK):
             some = keyed[first : first + CHUNK]
             users, hashes = [entry.user_id for entry, _ in some], [key_hash for _, key_hash in some]
-            for row in await self._connection.fetch(SQL.orders_of_keys, users, hashes, oldest_ms):
+            for row in await self._connection.fetch(SQL.orders_of_keys, users, hashes, self._oldest_key_ms):
                 found[row["user_id"], row["key_hash"]] = row["id"]
         return found
 
@@ -293,6 +294,11 @@ class _Rebuild:
                     entry.at_ms,
                     key_lost,
                 )
+
+    async def _end_of_log(self, offsets: Offsets) -> int:
+        """Of the partition that gets the opening."""
+        ends = await offsets.ends(topics.ORDERS)
+        return ends[partition_of(str(self._product).encode(), len(ends))]
 
     async def _open(
         self, books: PreparedBooks, run: str, epoch: int, product: asyncpg.Record, totals: _Totals
@@ -354,7 +360,7 @@ def stock_fields(opened: StockOpened, product: Any, max_held: int, books: Prepar
         "created_ms": _milliseconds(product["created_at"]),
         "updated_ms": _milliseconds(product["updated_at"]),
         "max_held": max_held,
-        "opened_ms": opened.opened_at_ms,  # where in the log to look for stock.opened
+        "opened_from": books.opened_from,  # where in the log to look for stock.opened
     }
     return [str(part) for pair in fields.items() if pair[1] is not None for part in pair]
 

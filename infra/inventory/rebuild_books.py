@@ -4,7 +4,6 @@ Nothing of it is seen before open.lua puts it in force, except key records and r
 """
 
 import asyncio
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -13,13 +12,13 @@ import asyncpg
 import msgspec
 from msgspec import UNSET
 
-from infra.redis_client import Redis
+from infra.redis_client import Redis, clock_ms
 from schemas.ids import OrderId, ProductId, UserId
 from schemas.order_state import RANK, TERMINAL, Entry, Status
 
 from . import keys
 from .entry import HeldEntry, PlacedHead, placed_head
-from .inventory import FIRST_LOOK_MS, KEY_LIFETIME_MS
+from .inventory import FARTHEST_LOOK_MS, FIRST_LOOK_MS, KEY_LIFETIME_MS
 from .pipeliner import DIGESTS, SCRIPTS
 
 LOOKS_PER_MS = 1  # the relay's looks at the entries are spread: it pushes at most 1,000 orders/s anyway
@@ -84,7 +83,8 @@ class PreparedBooks:
         self._epoch = epoch
         self._in_force = (keys.held(product), keys.due(product), keys.buyers(product))
         self._prepared = tuple(keys.prepared(key, epoch) for key in self._in_force)
-        self._now_ms = time.time_ns() // 1_000_000
+        self.now_ms = 0  # by Redis' clock, which dated the reservations
+        self.opened_from = 0  # where the log ends before their opening is on it
         self._under_way: list[asyncio.Task[None]] = []
         self.held_units = 0
         self.held_orders = 0  # that hold some of them
@@ -98,6 +98,7 @@ class PreparedBooks:
 
     async def begin(self) -> None:
         """The product closed, scripts known to Redis, nothing left of earlier attempts."""
+        self.now_ms = await clock_ms(self._redis)
         await self._redis.eval(SCRIPTS["close"], 1, keys.stock(self._product), str(self._epoch))
         await self._redis.script_load(SCRIPTS["prepare"])
         epochs = range(max(1, self._epoch - OLD_ATTEMPTS), self._epoch + 1)
@@ -162,14 +163,14 @@ class PreparedBooks:
 
     def _add(self, chunk: _Chunk, entries: Sequence[HeldEntry]) -> None:
         for entry in entries:
-            first_look_ms = self._now_ms + FIRST_LOOK_MS + self.entries // LOOKS_PER_MS
-            chunk.orders.append((entry.order_id, entry.line().decode(), first_look_ms))
+            wait_ms = min(FIRST_LOOK_MS + self.entries // LOOKS_PER_MS, FARTHEST_LOOK_MS)
+            chunk.orders.append((entry.order_id, entry.line().decode(), self.now_ms + wait_ms))
             self.entries += 1
             self.held_units += entry.quantity
             self.held_orders += entry.quantity > 0
 
     def _record_key(self, chunk: _Chunk, order_id: str, user: int, hashed: str, placed_ms: int, quantity: int) -> None:
-        remaining_ms = placed_ms + KEY_LIFETIME_MS - self._now_ms
+        remaining_ms = placed_ms + KEY_LIFETIME_MS - self.now_ms
         if remaining_ms > 0:
             value = f"{order_id} {self._product}:{quantity}"
             chunk.key_records.append((keys.key_record(UserId(user), hashed), value, remaining_ms))

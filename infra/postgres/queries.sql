@@ -40,12 +40,12 @@ SELECT count(*) FROM orders WHERE status = 'needs_reconciliation' AND created_at
 
 -- name: product
 SELECT id, name, price_cents, currency, initial, taken, epoch, verified_at, opens_at, closes_at, per_user_limit, max_quantity,
-    sale_state, sale_action, created_at, updated_at
+    sale_state, sale_action, created_at, updated_at, clock_timestamp() AS read_at
 FROM products WHERE id = $1;
 
 -- name: products
 SELECT id, name, price_cents, currency, initial, taken, epoch, verified_at, opens_at, closes_at, per_user_limit, max_quantity,
-    sale_state, sale_action, created_at, updated_at
+    sale_state, sale_action, created_at, updated_at, clock_timestamp() AS read_at
 FROM products ORDER BY id;
 
 -- name: create_product

@@ -55,7 +55,6 @@ class Watch:
             behind = {}
             for group in CONSUMED_BY:
                 with contextlib.suppress(*AWAY):
-                    if (mark := await watermarks.watermark(group)) is not None:
-                        behind[group] = max(0.0, time.time() - mark / 1000)
+                    behind[group] = await watermarks.delay_s(group)
             self.looks.append(Look(time.time(), behind))
             await asyncio.sleep(BEHIND_EVERY_S)

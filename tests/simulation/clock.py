@@ -4,9 +4,10 @@ import asyncio
 import random
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
-from datetime import UTC, datetime, tzinfo
-from typing import Any, Self
+from contextlib import ExitStack, contextmanager
+from datetime import UTC, datetime
+from typing import Any
+from unittest.mock import patch
 
 EPOCH_S = 1_800_000_000.0  # the wall clocks when a simulation starts
 OURS, SERVERS = "ours", ("redis", "postgres", "kafka")
@@ -77,26 +78,24 @@ class SimulatedLoop(asyncio.BaseEventLoop):
 
 
 @contextmanager
-def virtual_time(loop: SimulatedLoop, clocks: WallClocks) -> Iterator[type[datetime]]:
-    """`time` tells the loop's time; yields a datetime whose `now` does, for the modules that imported the class."""
+def virtual_time(loop: SimulatedLoop, clocks: WallClocks) -> Iterator[None]:
+    """`time` tells the loop's time, its wall clock that of our processes' machine."""
 
     def wall_s() -> float:
         return clocks.now_s(OURS)
 
-    class VirtualDatetime(datetime):
-        @classmethod
-        def now(cls, tz: tzinfo | None = None) -> Self:
-            return cls.fromtimestamp(wall_s(), tz)
-
-    real = {name: getattr(time, name) for name in ("time", "time_ns", "monotonic", "perf_counter", "clock_gettime")}
-    time.time, time.time_ns = wall_s, lambda: int(wall_s() * 1e9)
-    time.monotonic = time.perf_counter = loop.time
-    time.clock_gettime = lambda _: loop.time()
-    try:
-        yield VirtualDatetime
-    finally:
-        for name, function in real.items():
-            setattr(time, name, function)
+    stand_ins: dict[str, Any] = {
+        "time": wall_s,
+        "time_ns": lambda: int(wall_s() * 1e9),
+        "monotonic": loop.time,
+        "perf_counter": loop.time,
+        "clock_gettime": lambda _: loop.time(),
+        "clock_gettime_ns": lambda _: int(loop.time() * 1e9),
+    }
+    with ExitStack() as stack:
+        for name, stand_in in stand_ins.items():
+            stack.enter_context(patch.object(time, name, stand_in))
+        yield
 
 
 def as_datetime(seconds: float) -> datetime:

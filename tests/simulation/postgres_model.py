@@ -170,10 +170,10 @@ class PostgresModel:
         return [{"count": len(expired)}]
 
     def _product(self, product: int) -> list[Row]:
-        return [self.products[product]] if product in self.products else []
+        return [row for row in self._products() if row["id"] == product]
 
     def _products(self) -> list[Row]:
-        return list(self.products.values())
+        return [row | {"read_at": self._now()} for row in self.products.values()]
 
     def _draw_epoch(self, product: int) -> list[Row]:
         self.products[product] = self.products[product] | {"epoch": self.products[product]["epoch"] + 1}

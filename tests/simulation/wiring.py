@@ -15,11 +15,11 @@ from .redis_port import RedisPort
 
 
 @contextmanager
-def wired(world: Any, datetime: type) -> Iterator[None]:
+def wired(world: Any) -> Iterator[None]:
     """For as long as the history of this world lasts."""
     before = structlog.get_config()
     with ExitStack() as stack:
-        for name, stand_in in _stand_ins(world, datetime).items():
+        for name, stand_in in _stand_ins(world).items():
             stack.enter_context(patch(name, stand_in))
         structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(50))
         try:
@@ -28,7 +28,7 @@ def wired(world: Any, datetime: type) -> Iterator[None]:
             structlog.configure(**before)
 
 
-def _stand_ins(world: Any, datetime: type) -> dict[str, Any]:
+def _stand_ins(world: Any) -> dict[str, Any]:
     async def pool(*_: Any, **__: Any) -> PostgresPort:
         return PostgresPort(world)
 
@@ -62,14 +62,12 @@ def _stand_ins(world: Any, datetime: type) -> dict[str, Any]:
         "consumers.relay.connect_postgres": pool,
         "consumers.relay.connect_redis": redis,
         "consumers.relay_books.create_topics": create_topics,
-        "consumers.relay_books.datetime": datetime,
         "gateway.orders.new_order_id": world.order_id,
         "gateway.tail.make_consumer": consumer,
         "infra.inventory.rebuild.Offsets": offsets,
         "infra.inventory.rebuild_sources.make_consumer": consumer,
         "infra.openings.Offsets": offsets,
         "infra.openings.make_consumer": consumer,
-        "infra.sale_control.datetime": datetime,
         "infra.watermarks.Offsets": offsets,
         "infra.watermarks.make_consumer": consumer,
     }

@@ -146,7 +146,7 @@ class World:
         random.seed(self.seed)
         asyncio.set_event_loop(None)
         try:
-            with virtual_time(self.loop, self.clocks) as datetime, wired(self, datetime):
+            with virtual_time(self.loop, self.clocks), wired(self):
                 return self.loop.run_until_complete(self._run())
         finally:
             self.loop.close()

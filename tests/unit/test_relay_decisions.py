@@ -1,5 +1,7 @@
 """The relay's decisions, without servers: what counts as stranded, and how often an order is looked at and pushed."""
 
+from dataclasses import replace
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -12,6 +14,8 @@ from consumers.relay_decisions import (
     Memory,
     Standing,
     decide,
+    due_at,
+    looked,
     pushed,
 )
 from schemas.order_state import STORED, Entry, Next, Status
@@ -57,6 +61,21 @@ def test_a_row_that_has_just_changed_starts_the_wait_anew() -> None:
     standing = Standing(entry=Entry.HELD, entry_at_ms=T, row=Status.AWAITING_PAYMENT, row_updated_ms=T + 50_000)
     assert not decide(standing, Memory(), all_at(T + 51_999)).push
     assert decide(standing, Memory(), all_at(T + 52_000)).push
+
+
+def test_an_order_that_seems_new_at_every_look_is_as_old_as_the_first_of_them() -> None:
+    """Redis' clock was set back by an hour: what it had dated before seems to be just reserved, for an hour."""
+    memory, now = Memory(), T
+    looked(memory, decide(replace(HELD_SINCE_T, entry_at_ms=now), memory, all_at(now)).step, now)
+    assert not decide(replace(HELD_SINCE_T, entry_at_ms=now + 1_999), memory, all_at(now + 1_999)).push
+    assert decide(replace(HELD_SINCE_T, entry_at_ms=now + 2_000), memory, all_at(now + 2_000)).push
+
+
+def test_no_look_is_put_off_so_far_that_it_would_seem_to_be_of_another_clock() -> None:
+    (_, now), (from_ms, _) = due_at(T)
+    decision = decide(HELD_SINCE_T, Memory(), all_at(T - 3_600_000))
+    assert now == T
+    assert T + decision.look_again_ms < from_ms
 
 
 def test_unknown_payments_are_left_to_the_reconciler() -> None:

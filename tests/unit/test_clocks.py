@@ -1,0 +1,38 @@
+"""The wall clock decides nothing: every place that reads it is known, with the reason why a clock that is set does no harm there."""
+
+import ast
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+ROOMS = ("gateway", "streams", "consumers", "infra", "schemas", "thrones.py")
+WALL = {"time.time", "time.time_ns", "datetime.now", "datetime.utcnow", "date.today", "time.localtime", "time.gmtime"}
+
+SHOWN = "shown to people, or a metric that is never below zero"
+DATED = "dates a record for those who read it; nothing is decided by it"
+ALLOWED = {
+    "consumers/audit/readers.py": "of a log that keeps nothing: what is older than now is not asked for",
+    "consumers/autoscale.py": SHOWN,
+    "consumers/replay/replay.py": "`--from yesterday` means the reader's yesterday",
+    "gateway/identity.py": "tokens carry times of day",
+    "gateway/products.py": "`serverTime`",
+    "infra/clock.py": "beside the monotonic clock, and the longer of both counts",
+    "infra/inventory/rebuild.py": DATED,
+    "infra/local/payment_gateway.py": DATED,
+    "infra/orders.py": DATED,
+    "infra/payment_provider.py": "`Retry-After` as a date, held between 0 and 60 s",
+    "infra/tokens.py": "tokens carry times of day",
+    "infra/watermarks.py": SHOWN,
+}
+
+
+def test_every_use_of_the_wall_clock_is_known_with_its_reason() -> None:
+    files = [
+        path for room in ROOMS for path in ([ROOT / room] if room.endswith(".py") else (ROOT / room).rglob("*.py"))
+    ]
+    found = {str(path.relative_to(ROOT)) for path in files if _reads_the_wall_clock(path)}
+    assert found == set(ALLOWED)
+
+
+def _reads_the_wall_clock(path: Path) -> bool:
+    names = (ast.unparse(node) for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Attribute))
+    return not WALL.isdisjoint(names)
