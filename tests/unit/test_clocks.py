@@ -12,7 +12,7 @@ DATED = "dates a record for those who read it; nothing is decided by it"
 ALLOWED = {
     "consumers/audit/readers.py": "of a log that keeps nothing: what is older than now is not asked for",
     "consumers/autoscale.py": SHOWN,
-    "consumers/replay/replay.py": "`--from yesterday` means the reader's yesterday",
+    "consumers/replay/when.py": "`--from yesterday` means the reader's yesterday",
     "gateway/identity.py": "tokens carry times of day",
     "gateway/products.py": "`serverTime`",
     "infra/clock.py": "beside the monotonic clock, and the longer of both counts",
