@@ -26,6 +26,7 @@ from .health import Health
 from .identity import Identity
 from .login_attempts import LoginAttempts
 from .ops import Ops
+from .order_list import OrderList
 from .order_status import OrderReader, OrderStatus
 from .order_stream import OrderStream
 from .order_updates import OrderUpdates
@@ -89,7 +90,8 @@ def make_gateway(
     registrations = Registrations(reads_redis, settings.registrations_per_minute_per_address)
     accounts = Accounts(settings, identity, addresses, bodies, pool, passwords, attempts, registrations)
     products = Products(catalogue, reads, pool)
-    status = OrderStatus(identity, catalogue, reader, pool, updates)
+    status = OrderStatus(identity, catalogue, reader, updates)
+    order_list = OrderList(identity, status, reads, pool)
     ops = Ops(settings, identity, bodies, pool, publisher)
     api_docs.document()  # converted now, not while buyers wait
     cors = Cors(settings.cors_origins)
@@ -105,7 +107,7 @@ def make_gateway(
         ("POST", "/api/order/buy-flash", orders.buy),
         ("GET", "/api/order/{id}/status", status.one),
         ("GET", "/order/{id}/status", status.one),
-        ("GET", "/api/orders", status.mine),
+        ("GET", "/api/orders", order_list.mine),
         ("GET", "/api/ops/sales/{id}", ops.show),
         ("POST", "/api/ops/sales/{id}", ops.control),
         ("GET", "/sse/stock/{id}", StockStream(hub, catalogue).stream),

@@ -29,7 +29,6 @@ from .wire import answer, iso_ms
 
 WAIT_MAX_S = 25.0
 QUERY_TIMEOUT_S = 2.0
-PAGE_DEFAULT, PAGE_MAX = 20, 100
 LOOK_EVERY_S = 2.0  # without news from the log
 LOOK_SOON_S = 0.03  # after news: the projector is about to write it, or just has
 
@@ -83,13 +82,13 @@ class OrderReader:
         except RedisError:
             flat = []
         if flat:
-            return _from_redis(order_id, dict(zip(flat[::2], flat[1::2], strict=True)))
+            return from_redis(order_id, dict(zip(flat[::2], flat[1::2], strict=True)))
         try:
             rows = await self._pool.fetch(SQL.orders_by_id, [order_id], timeout=QUERY_TIMEOUT_S)
         except UNAVAILABLE:
             raise Problem("unavailable", "The order could not be looked up.") from None
         if rows:
-            return _from_row(rows[0])
+            return from_row(rows[0])
         if not await self._books_are_of_this_run():
             raise Problem("unavailable", "The order could not be looked up.")
         raise Problem("not_found")
@@ -110,13 +109,11 @@ class OrderStatus:
         identity: Identity,
         catalogue: Catalogue,
         reader: OrderReader,
-        pool: asyncpg.Pool,
         updates: OrderUpdates,
     ) -> None:
         self._identity = identity
         self._catalogue = catalogue
         self._reader = reader
-        self._pool = pool
         self._updates = updates
 
     async def one(self, request: web.Request) -> web.Response:
@@ -127,19 +124,7 @@ class OrderStatus:
         view = await self._reader.of_owner(text, user.id)
         if wait_s and not view.terminal:
             view = await self._until_terminal(view, wait_s)
-        return answer({"success": True, **await self._public(view)})
-
-    async def mine(self, request: web.Request) -> web.Response:
-        """Newest first; `next` is the cursor of the following page."""
-        user = self._identity.user_of(request)
-        limit, cursor = _page(request)
-        try:
-            rows = await self._pool.fetch(SQL.orders_of_user, user.id, cursor, limit + 1, timeout=QUERY_TIMEOUT_S)
-        except UNAVAILABLE:
-            raise Problem("unavailable") from None
-        views = [_from_row(row) for row in rows[:limit]]
-        orders = [await self._public(view) for view in views]
-        return answer({"orders": orders, "next": views[-1].id if len(rows) > limit else None})
+        return answer({"success": True, **await self.public(view)})
 
     async def _until_terminal(self, view: OrderView, wait_s: float) -> OrderView:
         loop = asyncio.get_running_loop()
@@ -158,7 +143,7 @@ class OrderStatus:
                 view = await self._reader.again(view)
         return view
 
-    async def _public(self, view: OrderView) -> dict[str, object]:
+    async def public(self, view: OrderView) -> dict[str, object]:
         try:
             name: str | None = (await self._catalogue.find(view.product_id)).name
         except Problem:  # nobody can say its name now; the order's own facts are known
@@ -185,17 +170,7 @@ def _wait_s(request: web.Request) -> float:
     return float(text)
 
 
-def _page(request: web.Request) -> tuple[int, OrderId | None]:
-    limit, cursor = request.query.get("limit", str(PAGE_DEFAULT)), request.query.get("cursor")
-    if not (limit.isascii() and limit.isdecimal() and len(limit) <= 3 and 1 <= int(limit) <= PAGE_MAX):
-        raise Problem("invalid_request", "limit is a number from 1 to 100.")
-    after = None if cursor is None else parse_order_id(cursor)
-    if cursor is not None and after is None:
-        raise Problem("invalid_request", "cursor is the `next` of the page before.")
-    return int(limit), after
-
-
-def _from_redis(order_id: OrderId, fields: dict[bytes, bytes]) -> OrderView:
+def from_redis(order_id: OrderId, fields: dict[bytes, bytes]) -> OrderView:
     return OrderView(
         id=order_id,
         user_id=UserId(int(fields[b"user"])),
@@ -219,7 +194,7 @@ def _history(steps: str) -> tuple[tuple[str, int], ...]:
     return tuple(seen.items())
 
 
-def _from_row(row: asyncpg.Record) -> OrderView:
+def from_row(row: asyncpg.Record) -> OrderView:
     """Postgres keeps no steps: what its history can say is when the order was placed and when it reached its status."""
     updated_at_ms = _ms(row["updated_at"])
     return OrderView(

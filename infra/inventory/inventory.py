@@ -134,6 +134,7 @@ class Inventory:
                 keys.buyers(product),
                 order_key,
                 keys.key_record(wish.user_id, wish.hashed_key) if wish.hashed_key else order_key,
+                keys.unstored(wish.user_id),
             ),
             wish.order_id,
             wish.user_id,
@@ -239,7 +240,12 @@ def _projection(event: OrderStatusChanged) -> tuple[tuple[str, ...], tuple[str |
     product = ProductId(event.product_id)
     terminal = event.status in TERMINAL
     return (
-        (keys.order(OrderId(event.order_id)), keys.held(product), keys.due(product)),
+        (
+            keys.order(OrderId(event.order_id)),
+            keys.held(product),
+            keys.due(product),
+            keys.unstored(UserId(event.user_id)),
+        ),
         (
             event.order_id,
             event.status,

@@ -32,6 +32,11 @@ def order(order_id: OrderId) -> str:
     return f"order:{order_id}"
 
 
+def unstored(user: UserId) -> str:
+    """Sorted set: the user's accepted orders that Postgres may not have yet."""
+    return f"unstored:{{u{user}}}"
+
+
 def key_hash(idempotency_key: str) -> str:
     return sha256(idempotency_key.encode()).hexdigest()
 

@@ -6,7 +6,8 @@
 -- ARGV[1] MessagePack of {
 --   orders: {{order id, entry, next look (ms)}, ...},   users: {{user id, units to add}, ...},
 --   key records: {{key, value, lifetime (ms)}, ...}     an older one stays
---   read models: {{key, rank, {field, value, ...}}, ...}   one of the same or a higher rank stays
+--   read models: {{key, rank, {field, value, ...}, unstored}, ...}   one of the same or a higher rank stays; `unstored` is
+--     the key of the user's orders that Postgres may not have yet, and its lifetime (ms), where this is one of them
 -- }
 
 local orders, users, records, models = unpack(cmsgpack.unpack(ARGV[1]))
@@ -19,5 +20,9 @@ for _, record in ipairs(records) do redis.call('SET', record[1], record[2], 'NX'
 for _, model in ipairs(models) do
   if model[2] > tonumber(redis.call('HGET', model[1], 'rank') or 0) then
     redis.call('HSET', model[1], 'rank', model[2], unpack(model[3]))
+    if model[4] then
+      redis.call('ZADD', model[4][1], 0, string.sub(model[1], 7))
+      redis.call('PEXPIRE', model[4][1], model[4][2])
+    end
   end
 end

@@ -61,6 +61,9 @@ def head_of(entry: HeldEntry) -> PlacedHead:
     return _head_decoder.decode(entry.placed_head + b"}")
 
 
+ReadModel = tuple[str, int, tuple[str, ...]] | tuple[str, int, tuple[str, ...], tuple[str, int]]  # see prepare.lua
+
+
 @dataclass(slots=True)
 class _Chunk:
     """One call of prepare.lua."""
@@ -68,7 +71,7 @@ class _Chunk:
     orders: list[tuple[str, str, int]] = field(default_factory=list)  # text: cmsgpack knows no binaries
     users: list[tuple[int, int]] = field(default_factory=list)
     key_records: list[tuple[str, str, int]] = field(default_factory=list)
-    read_models: list[tuple[str, int, tuple[str, ...]]] = field(default_factory=list)
+    read_models: list[ReadModel] = field(default_factory=list)
 
     def encode(self) -> bytes:
         return msgspec.msgpack.encode((self.orders, self.users, self.key_records, self.read_models))
@@ -190,14 +193,16 @@ def _read_model_of_row(row: asyncpg.Record) -> tuple[str, int, tuple[str, ...]]:
     )
 
 
-def _read_model_of_entry(entry: HeldEntry, head: PlacedHead) -> tuple[str, int, tuple[str, ...]]:
-    return _read_model(
+def _read_model_of_entry(entry: HeldEntry, head: PlacedHead) -> ReadModel:
+    """Of an order that Postgres does not have yet."""
+    model = _read_model(
         entry.order_id,
         Status.QUEUED,
         *("user", entry.user_id, "product", head.product_id, "quantity", head.quantity),
         *("price", head.unit_price_cents, "currency", head.currency, "placed", entry.at_ms),
         *("updated", entry.at_ms, "steps", f"queued@{entry.at_ms}", "body", f"{head.product_id}:{head.quantity}"),
     )
+    return (*model, (keys.unstored(entry.user_id), KEY_LIFETIME_MS))
 
 
 def _read_model(order_id: str, status: Status, *fields: object) -> tuple[str, int, tuple[str, ...]]:

@@ -9,9 +9,10 @@
 -- KEYS[4] buyers:{p}  hash: user id -> units of live and confirmed orders
 -- KEYS[5] order:ID    hash: the read model
 -- KEYS[6] key record of (user, Idempotency-Key), or KEYS[5] again where the order id is the key
+-- KEYS[7] unstored:{u} sorted set: the user's orders that Postgres may not have yet; project.lua takes them out
 -- ARGV[1] order id   ARGV[2] user id   ARGV[3] quantity   ARGV[4] body ("product:quantity")
 -- ARGV[5] order.placed without its last fields and closing brace   ARGV[6] unit price (cents)   ARGV[7] currency
--- ARGV[8] key record lifetime (ms)   ARGV[9] delay of the relay's first look (ms)   ARGV[10] product id
+-- ARGV[8] lifetime of KEYS[6] and KEYS[7] (ms)   ARGV[9] delay of the relay's first look (ms)   ARGV[10] product id
 -- ARGV[11] when it was accepted before (ms) and then lost with older books, else '': pause and window are for new wishes
 -- ARGV[12], ARGV[13] the newest epoch and version of these books that the caller has seen
 --
@@ -69,6 +70,8 @@ local version = redis.call('HINCRBY', KEYS[1], 'version', 1)
 redis.call('HSET', KEYS[2], ARGV[1],
   'h ' .. stock[3] .. ' ' .. version .. ' ' .. available .. ' ' .. ARGV[3] .. ' ' .. ARGV[2] .. ' ' .. placed_text .. ' ' .. ARGV[5])
 redis.call('ZADD', KEYS[3], now + tonumber(ARGV[9]), ARGV[1])
+redis.call('ZADD', KEYS[7], 0, ARGV[1])
+redis.call('PEXPIRE', KEYS[7], ARGV[8])
 redis.call('HINCRBY', KEYS[4], ARGV[2], quantity)
 redis.call('HSET', KEYS[5], 'user', ARGV[2], 'product', ARGV[10], 'quantity', ARGV[3], 'price', ARGV[6], 'currency', ARGV[7],
   'status', 'queued', 'rank', 10, 'placed', placed_text, 'updated', placed_text, 'steps', 'queued@' .. placed_text, 'body', ARGV[4])

@@ -294,6 +294,8 @@ async def test_keys_limits_and_statuses_are_known_again_after_a_wipe() -> None:
             assert answer == Known(wish.order_id, same_body=True)
         assert await sale.redis.hget(keys.order(queued.order_id), "status") == b"queued"
         assert await sale.redis.hget(keys.order(placed.order_id), "status") == b"awaiting_payment"
+        assert await sale.redis.zrange(keys.unstored(UserId(1)), 0, -1) == [queued.order_id.encode()]
+        assert await sale.redis.exists(keys.unstored(UserId(2))) == 0
         wish, _ = await sale.reserve(1, 1)  # the third of three
         refused = await sale.inventory.reserve(replace(wish, order_id=new_order_id()))
         assert refused == Refused("user_limit")

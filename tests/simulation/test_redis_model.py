@@ -52,7 +52,7 @@ class _Calls:
         body = f"{PRODUCT}:{quantity}"
         again = self._random.choice(("", 1_800_000_000_000))
         args = (id_, user, quantity, body, head, 999, "USD", 60_000, 2_000, PRODUCT, again, *self._seen())
-        return "reserve", (*IN_FORCE, f"order:{id_}", key), args
+        return "reserve", (*IN_FORCE, f"order:{id_}", key, f"unstored:{{u{user}}}"), args
 
     def _settle(self) -> tuple[str, tuple[str, ...], tuple[Any, ...]]:
         return "settle", IN_FORCE, (self._random.choice(self._ids), self._random.choice("sr"), 2_000, *self._seen())
@@ -67,12 +67,13 @@ class _Calls:
         lifetime = 60_000 if rank == 100 else ""
         fixed = (3, PRODUCT, 2, 999, "USD", 1_800_000_000_000)
         args = (id_, "status", rank, 1_800_000_000_001, "status@1", version, lifetime, *fixed)
-        return "project", (f"order:{id_}", HELD, DUE), args
+        return "project", (f"order:{id_}", HELD, DUE, "unstored:{u3}"), args
 
     def _rebuild_chunk(self) -> tuple[str, tuple[str, ...], tuple[Any, ...]]:
         self._epoch += 1
         orders = [(id_, f"h 1 1 1 1 3 1800000000000 {{{id_}", 1_800_000_000_000) for id_ in self._ids[:3]]
-        models = [(f"order:{id_}", 10, ("status", "queued", "user", "3")) for id_ in self._ids[:3]]
+        unstored = ("unstored:{u3}", 60_000)
+        models = [(f"order:{id_}", 10, ("status", "queued", "user", "3"), unstored) for id_ in self._ids[:3]]
         chunk = msgspec.msgpack.encode((orders, [(3, 3)], [("key:{u3}:1", "value", 60_000)], models))
         return "prepare", tuple(f"{key}:new:{self._epoch}" for key in IN_FORCE[1:]), (chunk,)
 
@@ -124,7 +125,7 @@ def _data_in(model: RedisModel) -> dict[str, Any]:
     for key, value in model.data.items():
         if isinstance(value, str):
             data[key] = _masked(value.encode())
-        elif key.startswith("due"):
+        elif key.startswith(("due", "unstored")):
             data[key] = set(value)
         else:
             data[key] = {name: _masked(text.encode()) for name, text in value.items()}
