@@ -11,8 +11,7 @@
 
 local old = redis.call('HMGET', KEYS[1], 'rank', 'steps')
 local changed = 0
--- The first status that the log tells says that Postgres has the order.
-if tonumber(old[1] or 0) <= 10 then redis.call('ZREM', KEYS[4], ARGV[1]) end
+redis.call('ZREM', KEYS[4], ARGV[1]) -- whatever the log tells of an order, Postgres has it
 if tonumber(ARGV[3]) > tonumber(old[1] or 0) then
   redis.call('HSET', KEYS[1], 'user', ARGV[8], 'product', ARGV[9], 'quantity', ARGV[10], 'price', ARGV[11], 'currency', ARGV[12],
     'status', ARGV[2], 'rank', ARGV[3], 'placed', ARGV[13], 'updated', ARGV[4],
