@@ -31,7 +31,7 @@ def kill_every(seconds: float, roles: Sequence[str]) -> Faults:
 
     async def faults(trial: Trial) -> None:
         async def kill() -> None:
-            row = trial.ground.pick(trial.dice.choice(roles), trial.dice)
+            row = await trial.ground.pick(trial.dice.choice(roles), trial.dice)
             await _kill(trial, row)
 
         await trial.every(seconds, kill)
@@ -48,7 +48,7 @@ async def _kill(trial: Trial, row: ProcessRow) -> None:
 
 async def kill_each_process(trial: Trial) -> None:
     """Every gateway worker, both stages, relay, projector and reconciler, in an order of the dice, once each."""
-    rows = [row for role in APPLICATIONS for row in trial.ground.rows(role)]
+    rows = await trial.ground.all_of(*APPLICATIONS)
     trial.dice.shuffle(rows)
     for row in rows:
         await _kill(trial, row)
@@ -60,17 +60,17 @@ async def kill_each_server(trial: Trial) -> None:
     roles = list(SERVERS)
     trial.dice.shuffle(roles)
     for role in roles:
-        await _kill(trial, trial.ground.pick(role, trial.dice))
+        await _kill(trial, await trial.ground.pick(role, trial.dice))
         await _sells_again(trial)
 
 
 async def kill_supervisor(trial: Trial) -> None:
     """Its children stop by themselves; then `thrones up`, and nobody has to help."""
     await asyncio.sleep(min(3.0, trial.seconds / 4))
-    rows = trial.ground.rows()
-    children = [row for row in rows if row["role"] != "supervisor"]
+    [supervisor] = await trial.ground.all_of("supervisor")
+    children = await trial.ground.all_of(*APPLICATIONS, *SERVERS)
     fault = trial.begin("kill -9 supervisor, then `thrones up`")
-    os.kill(next(row["pid"] for row in rows if row["role"] == "supervisor"), signal.SIGKILL)
+    os.kill(supervisor["pid"], signal.SIGKILL)
     for row in children:
         await trial.ground.ended(row["pid"])
     await asyncio.to_thread(trial.ground.up)
@@ -108,7 +108,7 @@ async def kill_and_pause_stages(trial: Trial) -> None:
     await asyncio.sleep(min(5.0, trial.seconds / 6))  # how far behind they usually are
     pause_s = min(10.0, trial.seconds / 6)
     for role, how in kinds:
-        row = trial.ground.pick(role, trial.dice)
+        row = await trial.ground.pick(role, trial.dice)
         if how == "kill":
             await _kill(trial, row)
         else:
@@ -125,7 +125,7 @@ def away(role: str, seconds: float, how: signal.Signals = signal.SIGKILL) -> Fau
     async def faults(trial: Trial) -> None:
         lasts_s = min(seconds, trial.seconds)
         fault = trial.begin(f"{how.name} {role}, away for {lasts_s:.0f} s")
-        async with trial.ground.away(trial.ground.pick(role, trial.dice), how):
+        async with trial.ground.away(await trial.ground.pick(role, trial.dice), how):
             await asyncio.sleep(lasts_s)
         trial.heal(fault)
 
@@ -151,7 +151,7 @@ def paused(role: str, seconds: float) -> Faults:
     async def faults(trial: Trial) -> None:
         lasts_s = min(seconds, trial.seconds)
         fault = trial.begin(f"SIGSTOP {role} for {lasts_s:.0f} s")
-        async with trial.ground.paused(trial.ground.pick(role, trial.dice)):
+        async with trial.ground.paused(await trial.ground.pick(role, trial.dice)):
             await asyncio.sleep(lasts_s)
         trial.heal(fault)
 
@@ -172,7 +172,7 @@ async def everything_at_once(trial: Trial) -> None:
 
 async def rolling_restart(trial: Trial) -> None:
     """SIGTERM to one process after the other, each replaced before the next; every one must exit 0 by itself."""
-    rows = [row for role in APPLICATIONS for row in trial.ground.rows(role)]
+    rows = await trial.ground.all_of(*APPLICATIONS)
     trial.dice.shuffle(rows)
     for row in rows:
         name = f"{row['role']}-{row['member']}"
@@ -226,7 +226,7 @@ async def wipe_kafka(trial: Trial) -> None:
 async def _touch_data(trial: Trial, role: str, what: str, touch: Callable[[], object]) -> None:
     await asyncio.sleep(trial.seconds * trial.dice.uniform(0.3, 0.5))
     fault = trial.begin(f"{role} {what}")
-    async with trial.ground.away(trial.ground.pick(role, trial.dice)):
+    async with trial.ground.away(await trial.ground.pick(role, trial.dice)):
         touch()
     trial.heal(fault)
     await asyncio.sleep(max(0.0, trial.left_s))
@@ -292,7 +292,7 @@ async def fill_disk_under_redis(trial: Trial) -> None:
     import psutil
 
     await asyncio.sleep(trial.seconds * trial.dice.uniform(0.2, 0.4))
-    row = trial.ground.pick("redis", trial.dice)
+    row = await trial.ground.pick("redis", trial.dice)
     largest = max(file.stat().st_size for file in trial.ground.append_only.iterdir())
     fault = trial.begin("redis: no room for its append-only file; room again once it has ended")
     psutil.Process(row["pid"]).rlimit(resource.RLIMIT_FSIZE, (largest + 4096, resource.RLIM_INFINITY))
@@ -322,7 +322,7 @@ def random_faults(roles: Sequence[str] = (*APPLICATIONS, *SERVERS)) -> Faults:
 
     async def faults(trial: Trial) -> None:
         async def one() -> None:
-            row = trial.ground.pick(trial.dice.choice(roles), trial.dice)
+            row = await trial.ground.pick(trial.dice.choice(roles), trial.dice)
             name, lasts_s = f"{row['role']}-{row['member']}", trial.dice.uniform(0.5, 4.0)
             if row["role"] != "postgres" and trial.dice.random() < 0.4:
                 fault = trial.begin(f"SIGSTOP {name} for {lasts_s:.1f} s")

@@ -18,6 +18,7 @@ from pathlib import Path
 import aiohttp
 import psutil
 
+from infra import registry
 from infra.local.ports import free_ports, load_config
 from infra.local.specs import process_env, stack_env
 from infra.registry import Row
@@ -75,10 +76,16 @@ class Ground(Stack):
         assert config is not None, "no stack is up"
         return process_env(config, self.state_dir)
 
-    def pick(self, role: str, dice: random.Random) -> Row:
-        rows = self.rows(role)
-        assert rows, f"no {role} runs"
-        return dice.choice(rows)
+    async def all_of(self, *roles: str) -> list[Row]:
+        """The processes of these roles, once there is one of each: one that has just ended is about to be replaced."""
+        until = time.monotonic() + REGISTER_TIMEOUT_S
+        while missing := [role for role in roles if not self.rows(role)]:
+            assert time.monotonic() < until, f"no {' and no '.join(missing)} runs: {self.seen(*missing)}"
+            await asyncio.sleep(LOOK_EVERY_S)
+        return [row for role in roles for row in self.rows(role)]
+
+    async def pick(self, role: str, dice: random.Random) -> Row:
+        return dice.choice(await self.all_of(role))
 
     async def replaced(self, row: Row) -> float:
         """Wait until another process has taken this one's place in the registry; seconds."""
@@ -87,7 +94,7 @@ class Ground(Stack):
             now = [other for other in self.rows(row["role"]) if other["member"] == row["member"]]
             if now and now[0]["pid"] != row["pid"]:
                 return time.monotonic() - started
-            assert time.monotonic() - started < REGISTER_TIMEOUT_S, f"{row} was not replaced"
+            assert time.monotonic() - started < REGISTER_TIMEOUT_S, f"{row} was not replaced: {self.seen(row['role'])}"
             await asyncio.sleep(LOOK_EVERY_S)
 
     async def ended(self, pid: int) -> float:
@@ -121,7 +128,9 @@ class Ground(Stack):
 
     @contextlib.contextmanager
     def _supervisor_held(self) -> Iterator[None]:
-        (supervisor,) = (psutil.Process(row["pid"]) for row in self.rows("supervisor"))
+        rows = self.rows("supervisor")
+        assert rows, f"no supervisor runs: {self.seen()}"
+        supervisor = psutil.Process(rows[0]["pid"])
         supervisor.suspend()
         try:
             yield
@@ -130,7 +139,9 @@ class Ground(Stack):
 
     async def kill_everything(self) -> None:
         """kill -9 of every process at once, supervisor first, so that it starts nothing again."""
-        rows = sorted(self.rows(), key=lambda row: row["role"] != "supervisor")
+        rows = sorted(
+            await self.all_of("supervisor", *APPLICATIONS, *SERVERS), key=lambda row: row["role"] != "supervisor"
+        )
         for row in rows:
             with contextlib.suppress(ProcessLookupError):  # a child that its supervisor's death ended first
                 os.kill(row["pid"], signal.SIGKILL)
@@ -193,7 +204,7 @@ class Ground(Stack):
 
 def gone(pid: int) -> bool:
     """True when the process has ended."""
-    return not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
+    return registry.started(pid) is None
 
 
 def _family(pid: int) -> list[psutil.Process]:

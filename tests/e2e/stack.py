@@ -17,7 +17,9 @@ from typing import Any
 from bench.buyers import run
 from bench.plan import Plan
 from bench.tally import Result
-from infra.registry import Row, live_rows
+from infra.local.phase import read_phase
+from infra.local.process import tail
+from infra.registry import Row, live_rows, run_dir, started
 
 THRONES = str(Path(sys.executable).with_name("thrones"))
 # Settings that a developer's shell may have from `thrones env`: they would send our stack to another one's servers.
@@ -55,6 +57,22 @@ BAD_WEATHER = {
     "declined": 0.05,
     "reset_after_capture": 0.01,
 }
+
+
+def told(file: Path) -> str:
+    """What became of the process that wrote this row."""
+    try:
+        row = json.loads(file.read_text())
+        pid, now = row["pid"], started(row["pid"])
+    except (OSError, ValueError, KeyError) as error:
+        return f"no row: {error!r}"
+    if now == row["started"]:
+        return f"pid {pid} runs"
+    return (
+        f"pid {pid} has ended"
+        if now is None
+        else f"pid {pid} is another process: it started as {now}, not {row['started']}"
+    )
 
 
 @dataclass
@@ -143,6 +161,18 @@ class Stack:
     def rows(self, role: str | None = None) -> list[Row]:
         """What `thrones status` says, without the cost of a command: it is asked many times a second."""
         return [row for row in live_rows(self.state_dir) if role in (None, row["role"])]
+
+    def seen(self, *roles: str) -> str:
+        """For a test that misses a process: what the registry knows, how busy the machine is, the last lines of the logs."""
+        files = sorted(run_dir(self.state_dir).glob("*.json"))
+        logs = [log for role in ("supervisor", *roles) for log in (self.state_dir / "logs").glob(f"{role}-*.log")]
+        return "\n".join(
+            [
+                f"load average {os.getloadavg()[0]:.0f} on {os.cpu_count()} cores; the stack: {' '.join(read_phase(self.state_dir))}",
+                *(f"{file.name}: {told(file)}" for file in files),
+                *(f"the end of {log.name}:\n{tail(log)}" for log in logs),
+            ]
+        )
 
     def down(self) -> None:
         done = self.thrones("reset")

@@ -36,7 +36,7 @@ def test_outside_tools_are_told_where_everything_is(stack: Stack) -> None:
     lines = dict(line.split("=", 1) for line in stack.thrones("env").stdout.splitlines())
     assert lines == env
     rows: list[dict[str, Any]] = json.loads(stack.thrones("status", "--json").stdout)
-    assert {row["role"] for row in rows} == ROLES
+    assert {row["role"] for row in rows} == ROLES, stack.seen(*ROLES - {row["role"] for row in rows})
     assert all(row.keys() == {"role", "member", "pid", "port"} for row in rows)
     gateways = [row for row in rows if row["role"] == "gateway"]
     assert [row["port"] for row in gateways] == [int(env["PORT"])] * 2

@@ -59,7 +59,7 @@ def test_stages_started_by_fausts_own_command_share_the_work_and_leave_in_order(
             assert time.monotonic() < until, stack.thrones("doctor").stdout
             assert (order.poll(), payment.poll()) == (None, None)
         pids = {row["pid"] for stage in STAGES for row in stack.rows(stage)}
-        assert {order.pid, payment.pid} < pids
+        assert {order.pid, payment.pid} < pids, stack.seen(*STAGES)
         assert len(pids) == 4, "the members that ran before are still shown"
         result = asyncio.run(stack.buy(product, mode="open", rate=40, seconds=2, follow=1.0))
         assert sum(result.ends.values()) == result.orders == 80

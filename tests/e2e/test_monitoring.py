@@ -108,6 +108,7 @@ async def test_prometheus_finds_every_process_and_its_questions_have_answers(sta
     assert result.orders == 40
 
     roles = {row["role"] for row in stack.rows()} - set(SERVERS)
+    assert {"gateway", "supervisor"} < roles, stack.seen("gateway")
 
     def all_up() -> bool:
         found = (ask(prometheus, "targets") or {}).get("activeTargets", [])

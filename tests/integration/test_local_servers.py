@@ -29,7 +29,7 @@ async def test_killed_servers_are_back_with_what_they_acknowledged(stack: tuple[
     state_dir, env = stack
     await _write(env)
     rows = [row for row in registry.live_rows(state_dir) if row["role"] in {"redis", "postgres", "kafka"}]
-    assert len(rows) == 3
+    assert len(rows) == 3, registry.live_rows(state_dir)
     for row in rows:
         os.kill(row["pid"], signal.SIGKILL)
     await _answering(state_dir)
