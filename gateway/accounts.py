@@ -1,11 +1,14 @@
 """Names and passwords in, tokens out: register, login, me."""
 
-import re
+from collections.abc import Callable
+from functools import partial
+from typing import TypeVar
 
 import asyncpg
 import msgspec
 from aiohttp import web
 
+from infra.credentials import clean_email, clean_name, known_email, password_spellings
 from infra.logs import get_logger
 from infra.metrics.definitions import GATEWAY_FAILED_LOGINS
 from infra.postgres.pool import UNAVAILABLE
@@ -16,17 +19,16 @@ from infra.tokens import sign
 from .addresses import Addresses
 from .identity import Identity
 from .login_attempts import LoginAttempts
-from .passwords import Passwords, check_password
+from .passwords import Passwords
 from .problems import Problem
 from .registrations import Registrations
 from .slow_bodies import SlowBodies
 from .wire import answer, read_members
 
-NAME_MAX_CHARACTERS = 100
-EMAIL_MAX_CHARACTERS = 254
 QUERY_TIMEOUT_S = 2.0
+any_password = partial(password_spellings, minimum=0)  # what is too short is wrong, and no more than that
+T = TypeVar("T")
 _failed_logins = GATEWAY_FAILED_LOGINS.make()
-_EMAIL = re.compile(r"[A-Za-z0-9.!#$%&'*+/=?^_`{|}~-]{1,64}@[A-Za-z0-9-]{1,63}(\.[A-Za-z0-9-]{1,63})*")
 
 
 class Registration(msgspec.Struct, forbid_unknown_fields=True):
@@ -66,8 +68,8 @@ class Accounts:
 
     async def register(self, request: web.Request) -> web.Response:
         wish = await read_members(request, self._bodies, Registration)
-        name, email = _check_name(wish.name), _check_email(wish.email)
-        secret, address = check_password(wish.password), self._addresses.of(request)
+        name, email = _read(clean_name, wish.name), _read(clean_email, wish.email)
+        secret, address = _read(password_spellings, wish.password)[0], self._addresses.of(request)
         async with self._registrations.one(address):
             user_id = await self._create(name, email, await self._passwords.hash(secret, address))
         return answer(self._signed_in(user_id, name, email, "user"), 201)
@@ -84,12 +86,12 @@ class Accounts:
     async def login(self, request: web.Request) -> web.Response:
         """An unknown user costs the same work and gets the same bytes as a wrong password."""
         wish = await read_members(request, self._bodies, Login)
-        email, secret = _check_email(wish.email), check_password(wish.password, minimum=0)
+        email, spellings = _read(known_email, wish.email), _read(any_password, wish.password)
         address = self._addresses.of(request)
         attempt = await self._attempts.begin(email, address)
         try:
             row = await self._pool.fetchrow(SQL.user_by_email, email, timeout=QUERY_TIMEOUT_S)
-            right = await self._passwords.matches(secret, row["password_hash"] if row else None, address)
+            right = await self._passwords.matches(spellings, row["password_hash"] if row else None, address)
         except UNAVAILABLE:
             await self._attempts.given_back(attempt)
             raise Problem("unavailable") from None
@@ -121,15 +123,9 @@ class Accounts:
         }
 
 
-def _check_name(text: str) -> str:
-    name = text.strip()
-    if not 1 <= len(name) <= NAME_MAX_CHARACTERS or not name.isprintable():
-        raise Problem("invalid_request", "A name has 1 to 100 printable characters.")
-    return name
-
-
-def _check_email(text: str) -> str:
-    email = text.strip(" ").lower()
-    if len(email) > EMAIL_MAX_CHARACTERS or not _EMAIL.fullmatch(email):
-        raise Problem("invalid_request", "This is not an email address.")
-    return email
+def _read(judge: Callable[[str], T], text: str) -> T:
+    """What one of infra/credentials.py makes of it. Raises Problem 400."""
+    try:
+        return judge(text)
+    except ValueError as error:
+        raise Problem("invalid_request", str(error)) from None

@@ -16,24 +16,12 @@ import bcrypt
 from .problems import Problem
 from .shares import Full, Shares
 
-PASSWORD_MIN_BYTES, PASSWORD_MAX_BYTES = 8, 72  # bcrypt reads no further than 72
 LOGIN_THREADS, REGISTRATION_THREADS = 2, 1
 WAITING_MAX = 12  # in each of the queues
 DEADLINE_S = 4.5  # any answer is given within 5 s, also when buying leaves these threads little
 NICENESS = 5  # more than the event loop has
 
 T = TypeVar("T")
-
-
-def check_password(password: str, *, minimum: int = PASSWORD_MIN_BYTES) -> bytes:
-    """The bytes to hash. Raises Problem 400 for what bcrypt cannot take whole."""
-    try:
-        secret = password.encode()
-    except UnicodeEncodeError:  # a lone surrogate
-        raise Problem("invalid_request", "The password is not text.") from None
-    if not minimum <= len(secret) <= PASSWORD_MAX_BYTES or b"\0" in secret:
-        raise Problem("invalid_request", "A password has 8 to 72 bytes and no NUL.")
-    return secret
 
 
 class Passwords:
@@ -51,12 +39,12 @@ class Passwords:
         )
         return hashed.decode()
 
-    async def matches(self, secret: bytes, hashed: str | None, address: str) -> bool:
-        """False for no user and for an unusable hash too, after the same work."""
+    async def matches(self, spellings: tuple[bytes, ...], hashed: str | None, address: str) -> bool:
+        """One of the spellings; all are tried. False for no user and for an unusable hash too, after the same work."""
         usable = hashed is not None and hashed.startswith("$2")
         against = hashed.encode() if usable and hashed is not None else self._nobody
-        same: bool = await self._logins.run(lambda: bcrypt.checkpw(secret, against), address)
-        return same and usable
+        same = await self._logins.run(lambda: [bcrypt.checkpw(secret, against) for secret in spellings], address)
+        return any(same) and usable
 
     def close(self) -> None:
         self._logins.close()

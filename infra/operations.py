@@ -19,6 +19,7 @@ from schemas.limits import DEFAULT_MAX_QUANTITY
 from schemas.money import to_decimal
 from schemas.order_state import TERMINAL, Status
 
+from .credentials import clean_email, clean_name, known_email, password_spellings
 from .inventory.inventory import Inventory
 from .inventory.rebuild import rebuild
 from .orders import read_rows
@@ -31,7 +32,6 @@ from .settlement import SettlementDesk, Verdict
 from .tokens import sign_all
 
 USERS_PER_STATEMENT = 20_000  # well inside the statement timeout
-PASSWORD_MIN_BYTES, PASSWORD_MAX_BYTES = 8, 72  # bcrypt reads no further than 72
 SETTLE_TIMEOUT_S = 30.0
 Outcome = Literal[Status.CONFIRMED, Status.PAYMENT_FAILED]
 NO_LOGIN = "!"  # stands where the hash would; no bcrypt hash looks like this
@@ -153,12 +153,13 @@ async def _refuse_other_end(pool: asyncpg.Pool, order_id: OrderId, outcome: Outc
 
 
 async def create_operator(to: Connections, name: str, email: str, password: str) -> int:
-    """A user with the operator's role. Raises Refused for a taken email or a password that cannot be one."""
-    secret = password.encode()
-    if not PASSWORD_MIN_BYTES <= len(secret) <= PASSWORD_MAX_BYTES or b"\0" in secret:
-        raise Refused(f"a password has {PASSWORD_MIN_BYTES} to {PASSWORD_MAX_BYTES} bytes and no NUL")
+    """A user with the operator's role. Raises Refused for a taken email, and for what cannot be a name, email or password."""
+    try:
+        name, email, secret = clean_name(name), clean_email(email), password_spellings(password)[0]
+    except ValueError as error:
+        raise Refused(str(error).rstrip(".")) from None
     hashed = bcrypt.hashpw(secret, bcrypt.gensalt(to.settings.bcrypt_cost)).decode()
-    user_id = await to.pool.fetchval(SQL.create_user, name, email.strip().lower(), hashed, "operator")
+    user_id = await to.pool.fetchval(SQL.create_user, name, email, hashed, "operator")
     if user_id is None:
         raise Refused(f"{email} is taken")
     return int(user_id)
@@ -166,7 +167,10 @@ async def create_operator(to: Connections, name: str, email: str, password: str)
 
 async def demote_operator(to: Connections, email: str) -> int:
     """An operator is a user like everybody else from the next request on. Raises Refused where there is no such operator."""
-    user_id = await to.pool.fetchval(SQL.demote_operator, email.strip().lower())
+    try:
+        user_id = await to.pool.fetchval(SQL.demote_operator, known_email(email))
+    except ValueError as error:
+        raise Refused(str(error).rstrip(".")) from None
     if user_id is None:
         raise Refused(f"there is no operator {email}")
     return int(user_id)

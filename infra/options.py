@@ -7,6 +7,8 @@ from datetime import UTC, datetime
 
 import typer
 
+from .text import is_plain
+
 EARLIEST = datetime(1970, 1, 1, tzinfo=UTC)
 LATEST = datetime(9999, 12, 31, 23, 59, 59, tzinfo=UTC)
 LARGEST_INTEGER = 2**31 - 1  # of Postgres' integer: product ids, units
@@ -15,13 +17,13 @@ LONGEST_WHY = 500
 
 
 def product_name(text: str) -> str:
-    if not text.strip() or len(text) > LONGEST_NAME or not text.isprintable():
+    if not is_plain(text, LONGEST_NAME):
         raise typer.BadParameter(f"1 to {LONGEST_NAME} printable characters")
     return text.strip()
 
 
 def why(text: str) -> str:
-    if not text.strip() or len(text) > LONGEST_WHY or not text.isprintable():
+    if not is_plain(text, LONGEST_WHY):
         raise typer.BadParameter(f"1 to {LONGEST_WHY} printable characters that say why")
     return text.strip()
 

@@ -17,6 +17,7 @@ from .inventory.inventory import Inventory
 from .inventory.rebuild import rebuild, sale_arguments
 from .operations import Connections, Refused
 from .postgres.queries import SQL
+from .text import is_plain
 
 LARGEST_STOCK = 2**31 - 1
 LONGEST_WHY = 500
@@ -106,7 +107,7 @@ async def sale(pool: asyncpg.Pool, product: ProductId) -> Sale:
 
 def check(wish: Wish) -> None:
     """Raises Refused for a wish that makes no sense, whatever the sale."""
-    if not wish.why.strip() or len(wish.why) > LONGEST_WHY or not wish.why.isprintable():
+    if not is_plain(wish.why, LONGEST_WHY):
         raise Refused(f"why: 1 to {LONGEST_WHY} printable characters")
     if wish.action is Action.RESTOCK and (wish.units is None or not 1 <= wish.units <= LARGEST_STOCK):
         raise Refused("restock needs the units to add, at least 1")

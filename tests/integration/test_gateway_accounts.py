@@ -292,3 +292,36 @@ async def _forget_addresses(gateway: GatewayClient) -> None:
     for kind in ("login", "register"):
         async for key in gateway.to.redis.scan_iter(f"{kind}:address:*"):
             await gateway.to.redis.delete(key)
+
+
+async def test_nobody_logs_in_by_an_address_that_only_becomes_somebodys(gateway: GatewayClient) -> None:
+    """U+212A, the Kelvin sign, is a `k` in lower case."""
+    email = f"k{uuid4().hex}@winterfell.example"
+    assert (await register(gateway, email=email)).status == 201
+    for other in ("\N{KELVIN SIGN}" + email[1:], "\N{FULLWIDTH LATIN SMALL LETTER K}" + email[1:]):
+        assert (await login(gateway, other, "valar morghulis")).is_problem(400, "invalid_request")
+        assert (await register(gateway, email=other)).is_problem(400, "invalid_request")
+    assert (await register(gateway, email="..x@-.-")).is_problem(400, "invalid_request")
+    assert (await login(gateway, "..x@-.-", "valar morghulis")).is_problem(401, "unauthorized")
+
+
+@pytest.mark.parametrize("name", ["می\u200cخواهم", "👩\u200d🚀", "Jean\u00a0Valjean", "山田\u3000太郎"])
+async def test_people_have_names_in_every_script(gateway: GatewayClient, name: str) -> None:
+    created = await register(gateway, name=name)
+    assert (created.status, created.json["user"]["name"]) == (201, name)
+    assert (await register(gateway, name=f"{name}\N{RIGHT-TO-LEFT OVERRIDE}")).is_problem(400, "invalid_request")
+
+
+async def test_a_password_is_the_same_whichever_keyboard_it_was_typed_on(gateway: GatewayClient) -> None:
+    """Composed on one, decomposed on another; and one that was hashed as it was typed, before, still logs in."""
+    composed, decomposed = "Caf\u00e9 am Eck", "Cafe\u0301 am\u00a0Eck"
+    for first, then in ((composed, decomposed), (decomposed, composed)):
+        email = (await register(gateway, password=first)).json["user"]["email"]
+        assert [(await login(gateway, email, typed)).status for typed in (then, first, "Cafe am Eck")] == [
+            200,
+            200,
+            401,
+        ]
+    old = bcrypt.hashpw(decomposed.encode(), bcrypt.gensalt(10)).decode()
+    await gateway.to.pool.execute("UPDATE users SET password_hash = $1 WHERE email = $2", old, email)
+    assert [(await login(gateway, email, typed)).status for typed in (decomposed, composed)] == [200, 401]
