@@ -23,7 +23,8 @@ app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,  # its tracebacks print local variables, secrets among them
-    help="Backend of Thrones: a flash sale that never oversells, loses nothing it accepted and charges nobody twice.",
+    help="Backend of Thrones: a flash sale that never oversells, loses nothing it accepted and charges nobody twice."
+    "\n\nExample: thrones status",
 )
 app.add_typer(local_app)
 app.add_typer(operator_app)

@@ -17,6 +17,8 @@ from typing import Annotated
 import msgspec
 import typer
 
+from infra.cli import Commands
+
 from .generator import generate, load_users
 from .plan import Mode, Plan, Share
 from .tally import Result, Tally, show, summarise
@@ -27,7 +29,9 @@ REST_S = 120.0  # over the plan's own times, for answers and followed orders to 
 GENERATE = "generate"  # first argument of a generator process; the second is the file for its tally
 READY = b"ready\n"
 
-app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
+app = typer.Typer(
+    cls=Commands, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__
+)
 
 
 class GeneratorFailed(Exception):

@@ -13,9 +13,17 @@ from infra.sale_cli import app as sale_app
 from schemas.limits import DEFAULT_MAX_QUANTITY
 
 app = typer.Typer(no_args_is_help=True)
-product_app = typer.Typer(no_args_is_help=True, help="Products on sale.")
-stock_app = typer.Typer(no_args_is_help=True, help="The books of a product in Redis.")
-operator_app = typer.Typer(no_args_is_help=True, help="Users with the operator's role.")
+product_app = typer.Typer(
+    no_args_is_help=True,
+    help='Products on sale.\n\nExample: thrones product create --id 7 --name "Valyrian steel" --price 9.99 --stock 500',
+)
+stock_app = typer.Typer(
+    no_args_is_help=True, help="The books of a product in Redis.\n\nExample: thrones stock rebuild 1"
+)
+operator_app = typer.Typer(
+    no_args_is_help=True,
+    help="Users with the operator's role.\n\nExample: thrones operator create --email ned@winterfell.example --name Ned",
+)
 app.add_typer(product_app, name="product")
 app.add_typer(stock_app, name="stock")
 app.add_typer(operator_app, name="operator")

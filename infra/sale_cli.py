@@ -8,7 +8,10 @@ import typer
 from infra import options
 from infra.cli import Json, Server, report, run_command
 
-app = typer.Typer(no_args_is_help=True, help="Sales under way: who did what to them, when and why is kept.")
+app = typer.Typer(
+    no_args_is_help=True,
+    help="Sales under way: who did what to them, when and why is kept.\n\nExample: thrones sale show 1",
+)
 
 ProductArgument = Annotated[int, typer.Argument(min=1, max=options.LARGEST_INTEGER, metavar="PRODUCT")]
 Why = Annotated[str, typer.Option("--why", parser=options.why, metavar="TEXT", help="Kept in the audit trail.")]

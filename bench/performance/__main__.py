@@ -18,6 +18,7 @@ from typing import Annotated
 import structlog
 import typer
 
+from infra.cli import Commands
 from infra.local.place import REPOSITORY
 
 from .report import Report, read, write
@@ -29,7 +30,7 @@ STATE_DIR = REPOSITORY / ".thrones-bench"
 QUICK_FOLDER = REPOSITORY / ".thrones-bench-quick"
 JSON = "performance.json"
 
-app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, help=__doc__)
+app = typer.Typer(cls=Commands, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
 
 
 class Named(StrEnum):

@@ -14,7 +14,10 @@ from infra.cli import Json, Server, fail, report, run_command
 if TYPE_CHECKING:
     from .letters import Condition
 
-app = typer.Typer(no_args_is_help=True, help="Records that could not be processed: what they are, and another try.")
+app = typer.Typer(
+    no_args_is_help=True,
+    help="Records that could not be processed: what they are, and another try.\n\nExample: thrones dlq list",
+)
 
 
 def _condition(text: str) -> "Condition":

@@ -84,6 +84,21 @@ def test_every_command_shows_an_example(name: str, command: click.Command) -> No
     assert name in command.help.split("Example:")[1]
 
 
+def every_group(group: Any = None, path: tuple[str, ...] = ()) -> Iterator[tuple[str, Any]]:
+    group = group or typer.main.get_command(app)
+    if hasattr(group, "commands"):
+        yield " ".join(path), group
+        for name, command in group.commands.items():
+            yield from every_group(command, (*path, name))
+
+
+@pytest.mark.parametrize(("name", "group"), list(every_group()), ids=[name or "thrones" for name, _ in every_group()])
+def test_every_group_of_commands_shows_an_example(name: str, group: Any) -> None:
+    assert f"Example: thrones {name}" in (group.help or "")
+    result = RUN.invoke(app, name.split())
+    assert "Example" in result.output
+
+
 def test_every_command_of_the_interface_is_there() -> None:
     names = {name for name, _ in every_command()}
     assert {

@@ -5,12 +5,21 @@ from pathlib import Path
 from unittest.mock import MagicMock
 
 import pytest
+from pydantic import SecretStr
 
+from consumers.dead_letter_desk import comebacks
 from gateway.app import make_gateway
 from gateway.problems import KINDS
+from infra import reach
+from infra.inventory import pipeliner
 from infra.inventory.pipeliner import SCRIPTS
+from infra.postgres.pool import MIGRATIONS
 from infra.settings import Settings, SigningSettings
 from schemas import topics
+from schemas.generate import EVENTS, name_of
+from schemas.limits import DEFAULT_MAX_QUANTITY
+from schemas.money import MOST_CENTS
+from streams import acks, dead_letters, order_stage
 
 ROOT = Path(__file__).parent.parent.parent
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")])
@@ -89,3 +98,103 @@ def test_the_architecture_lists_exactly_the_scripts_and_topics_there_are() -> No
     assert set(re.findall(r"^\| \[`(\w+)\.lua`]", page, re.M)) == SCRIPTS.keys()
     told = set(re.findall(r"^\| `([\w-]+)` \|[^|]*\|[^|]*\| (\d+) \|", page, re.M))
     assert told == {(topic.name, str(topic.partitions)) for topic in topics.ALL}
+
+
+def rows_of(page: str, heading: str) -> list[list[str]]:
+    """The cells of every row of the tables under a heading."""
+    text = read(page).partition(f"\n{heading}\n")[2]
+    depth = heading.count("#")
+    text = re.split(rf"^#{{1,{depth}}} ", text, flags=re.M)[0]
+    return [
+        [cell.strip() for cell in line.strip("|").split(" | ")] for line in text.splitlines() if line.startswith("| `")
+    ]
+
+
+def names_in(cell: str) -> list[str]:
+    return re.findall(r"`([^`]+)`", cell)
+
+
+def test_the_architecture_tells_of_every_topic_what_the_code_does() -> None:
+    """Key, events, partitions, retention and the group that reads it."""
+    read_by = {topic.name: group for group, topic in topics.CONSUMED_BY.items()}
+    told = {names_in(row[0])[0]: row[1:] for row in rows_of("docs/architecture.md", "## Topics") if len(row) == 6}
+    assert told.keys() == {topic.name for topic in topics.ALL}
+    for topic in topics.ALL:
+        key, values, partitions, kept, readers = told[topic.name]
+        assert key.replace("`", "") == topic.key
+        assert names_in(values) == [name_of(event) for event in topics.CARRIES.get(topic.name, ())]
+        assert int(partitions) == topic.partitions
+        days = topic.retention_ms // topics.DAY_MS
+        assert kept == ("for ever" if topic.retention_ms == topics.FOR_EVER else f"{days} days")
+        assert topic.name not in read_by or f"`{read_by[topic.name]}`" in readers
+
+
+def test_the_architecture_lists_exactly_the_fields_there_are() -> None:
+    told = {
+        names_in(row[0])[0]: set(" ".join(names_in(row[1])).split())
+        for row in rows_of("docs/architecture.md", "## Topics")
+        if len(row) == 2
+    }
+    assert told == {name_of(event): set(event.__struct_fields__) for event in EVENTS}
+
+
+def test_the_architecture_lists_exactly_the_tables_and_functions_there_are() -> None:
+    applied = "".join(
+        file.read_text().partition("-- migrate: rollback")[0] for file in sorted(MIGRATIONS.glob("*.sql"))
+    )
+    tables = set(re.findall(r"CREATE TABLE (\w+)", applied)) - set(re.findall(r"DROP TABLE (\w+)", applied))
+    assert {names_in(row[0])[0] for row in rows_of("docs/architecture.md", "## Postgres")} == tables
+    section = read("docs/architecture.md").partition("## Postgres")[2].partition("\n## ")[0]
+    functions = set(re.findall(r"CREATE (?:OR REPLACE )?FUNCTION (\w+)", applied))
+    assert {name for name in functions if f"`{name}`" not in section} == set()
+
+
+def test_the_page_for_analysts_knows_every_topic() -> None:
+    """Where it shows what a wrong name is answered."""
+    (told,) = re.findall(r"no topic '[\w-]+'; there are: (.*)", read("docs/data.md"))
+    assert told.split(", ") == sorted(topic.name for topic in topics.ALL)
+
+
+def test_samples_for_analysts_are_of_one_sale() -> None:
+    """One day in all outputs of the page, but for examples of how a time is written."""
+    shown = re.sub(r"(?s)write an offset.*?\n", "", "".join(re.findall(r"(?s)```.*?```", read("docs/data.md"))))
+    assert len(set(re.findall(r"20\d\d-\d\d-\d\d", shown))) == 1
+
+
+def test_the_page_for_operators_tells_every_default() -> None:
+    for cells in rows_of("docs/operations.md", "## Settings"):
+        variables = names_in(cells[0])
+        defaults = [default.strip("`") for default in cells[1].split(", ")]
+        assert len(variables) == len(defaults), cells
+        for variable, told in zip(variables, defaults, strict=True):
+            assert told == default_of(variable), variable
+
+
+def default_of(variable: str) -> str:
+    default = Settings.model_fields[variable.lower()].default
+    secret = default.get_secret_value() if isinstance(default, SecretStr) else default
+    return str(secret) if secret not in ("", ()) else "none"
+
+
+NUMBERS = [
+    ("docs/architecture.md", f"once `MAX_HELD` orders of a product hold units ({int(default_of('MAX_HELD')):,};"),
+    ("docs/architecture.md", f"once it owes Kafka {int(default_of('MAX_UNPUBLISHED')):,} orders"),
+    ("docs/architecture.md", f"More than {dead_letters.LIMIT:,} letters within a minute"),
+    ("docs/architecture.md", f"At {acks.MAX_OPEN:,} open records a member takes no more until half of them"),
+    ("docs/limits.md", f"until a member has {acks.MAX_OPEN:,} records open"),
+    ("docs/architecture.md", f"is the next batch, at most {order_stage.MAX_BATCH}."),
+    ("docs/architecture.md", f"up to {int(default_of('WORKER_CONCURRENCY')):,} at once"),
+    ("docs/architecture.md", f"at most {pipeliner.MAX_TRIP} calls"),
+    ("docs/limits.md", f"until `MAX_HELD` orders of the product hold units ({int(default_of('MAX_HELD')):,})"),
+    ("docs/limits.md", f"at most {int(default_of('MAX_UNPUBLISHED')):,} orders (`MAX_UNPUBLISHED`)"),
+    ("docs/operations.md", f"more than {dead_letters.LIMIT:,} dead letters in a minute"),
+    ("docs/operations.md", f"`--max-quantity` (units one order may be of, {DEFAULT_MAX_QUANTITY})"),
+    ("docs/operations.md", f"{MOST_CENTS // 100:,}.{MOST_CENTS % 100:02d} (2^53 cents)"),
+    ("docs/operations.md", f"A server that hangs is named after {reach.ANSWER_S:.0f} s"),
+    ("docs/runbook.md", f"read what it sent, {comebacks.PROCESSED_WITHIN_S:.0f} s at most"),
+]
+
+
+@pytest.mark.parametrize(("page", "text"), NUMBERS)
+def test_numbers_that_pages_quote_are_the_codes(page: str, text: str) -> None:
+    assert text in read(page)
