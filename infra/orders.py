@@ -15,6 +15,8 @@ from schemas.events import OrderPlaced, OrderStatusChanged, Step
 from schemas.ids import OrderId, ProductId, UserId
 from schemas.order_state import Status
 
+REFUSED_BY_DATABASE = "no stock left in the database"  # the reason that place_orders writes
+
 
 def now_ms() -> int:
     """For people and for records; what is decided by time asks one clock twice (infra/clock.py)."""

@@ -11,7 +11,9 @@ from datetime import UTC, datetime
 from itertools import pairwise
 
 import msgspec
+from msgspec import UNSET
 
+from infra.orders import REFUSED_BY_DATABASE
 from schemas.money import to_decimal
 from schemas.order_state import RANK, STORED, TERMINAL, Entry, Status
 
@@ -19,6 +21,7 @@ from .facts import Capture, ClientLog, OrderRow, PostgresBook, ProductFacts, Red
 from .log_book import LogBook, Totals
 from .problems import Problems
 
+REBUILD_MS = 300_000  # it lasts no longer; what was given back meanwhile it may still have counted
 KEY_LIFETIME_MS = 24 * 3_600_000
 GIVEN_BACK = frozenset({Status.FAILED, Status.PAYMENT_FAILED})
 STATUSES = sorted(STORED, key=lambda status: (RANK[status], status))
@@ -115,6 +118,9 @@ def _balance_product(facts: ProductFacts) -> tuple[ProductReport, list[str]]:
     _check_postgres(facts.postgres, problems)
     _check_redis(facts, problems)
     _check_log_against_rows(facts.log, rows, problems)
+    for row in facts.postgres.orders:
+        if row.status is Status.FAILED and row.id in facts.log.placed and _failed_with_units_there(row, facts):
+            problems.add("failed although there were units", f"order {row.id}: {row.reason}")
     charges = _check_charges(facts.captures, rows, problems)
     stranded = _stranded(facts.redis, rows, facts.log) if facts.redis else 0
     if stranded:
@@ -238,6 +244,50 @@ def _check_row_in_log(row: OrderRow, log: LogBook, problems: Problems) -> None:
         problems.add("in Postgres, not in the log", f"order {row.id}")
     if row.status in TERMINAL and row.id not in log.ended:
         problems.add("end not in the log", f"order {row.id} is {row.status}")
+
+
+def _failed_with_units_there(row: OrderRow, facts: ProductFacts) -> bool:
+    """Whether nothing in the books explains why an accepted order is `failed`: it was not for want of units.
+
+    Its end returned units: then the books in force held them for it until then, and only the database can have refused,
+    which has the books made anew. Or its reservation was lost with older books: then the later ones must have lacked units,
+    or its key, its buyer's limit or the end of the sale stood in the way.
+    """
+    end = facts.log.ended.get(row.id)
+    if end is None:
+        return False  # named as such
+    if row.reason == REFUSED_BY_DATABASE and facts.log.newest_epoch > row.epoch:
+        return False
+    if end.returned is not UNSET and end.returned > 0:
+        return True
+    lowest = facts.log.lowest_after(row.epoch)
+    lacked = (lowest is not None and lowest < row.quantity) or _was_full_for(row, facts)
+    return not (lacked or facts.log.kept_from_ms or _stood_in_the_way(row, end.at_ms, facts.postgres))
+
+
+def _was_full_for(row: OrderRow, facts: ProductFacts) -> bool:
+    """Whether the rows of others left no room for this one when it failed: a rebuild counts them as it finds them."""
+    initial = min((opening.initial for epoch, opening in facts.log.openings.items() if epoch >= row.epoch), default=0)
+    others = sum(
+        order.quantity
+        for order in facts.postgres.orders
+        if order.id != row.id
+        and order.created_at_ms <= row.created_at_ms
+        and order.status is not Status.FAILED
+        and (order.status is not Status.PAYMENT_FAILED or order.updated_at_ms > row.created_at_ms - REBUILD_MS)
+    )
+    return others + row.quantity > initial
+
+
+def _stood_in_the_way(row: OrderRow, ended_ms: int, book: PostgresBook) -> bool:
+    """Its key had gone to another order, its buyer had as many as allowed, or the sale was over."""
+    others = [order for order in book.orders if order.user_id == row.user_id and order.id != row.id]
+    key_used_again = row.key_hash is not None and any(
+        order.key_hash == row.key_hash and order.status is not Status.FAILED for order in others
+    )
+    units = row.quantity + sum(order.quantity for order in others if order.status is not Status.FAILED)
+    over_limit = book.per_user_limit is not None and units > book.per_user_limit
+    return key_used_again or over_limit or (book.closes_at_ms is not None and ended_ms >= book.closes_at_ms)
 
 
 def _check_charges(captures: Sequence[Capture], rows: dict[str, OrderRow], problems: Problems) -> ChargedUnits:

@@ -61,6 +61,9 @@ class OrderRow:
     epoch: int = 1
     placed_at_ms: int = 0
     key_hash: str | None = None
+    reason: str | None = None  # why it failed or was declined
+    created_at_ms: int = 0
+    updated_at_ms: int = 0  # of one that has ended: when it did
 
     @property
     def total_cents(self) -> int:
@@ -76,6 +79,7 @@ class PostgresBook:
     epoch: int
     orders: Sequence[OrderRow] = ()
     per_user_limit: int | None = None
+    closes_at_ms: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -85,6 +85,12 @@ class LogBook:
         """What each version of an epoch was spent on, as far as the log tells."""
         return self._uses.get(epoch, {})
 
+    def lowest_after(self, epoch: int) -> int | None:
+        """The fewest units on sale that the log shows in any books later than these; None where there are none."""
+        openings = [opening.available for later, opening in self.openings.items() if later > epoch]
+        uses = [use.available for later, of in self._uses.items() if later > epoch for use in of.values()]
+        return min([*openings, *uses], default=None)
+
     def add(self, event: AnyEvent, appended_ms: int) -> None:
         match event:
             case OrderPlaced():

@@ -75,7 +75,10 @@ async def read_postgres(pool: asyncpg.Pool, products: Sequence[ProductId]) -> di
                 continue
             cursor = connection.cursor(SQL.audit_orders, product, prefetch=ROWS_AT_ONCE)
             orders = [_order(record) async for record in cursor]
-            books[product] = PostgresBook(row["initial"], row["taken"], row["epoch"], orders, row["per_user_limit"])
+            closes_at_ms = int(row["closes_at"].timestamp() * 1000) if row["closes_at"] else None
+            books[product] = PostgresBook(
+                row["initial"], row["taken"], row["epoch"], orders, row["per_user_limit"], closes_at_ms
+            )
         return books
 
 

@@ -118,7 +118,8 @@ SELECT u.id FROM generate_series($1::integer, $2::integer) AS n JOIN users u ON 
 ORDER BY n;
 
 -- name: audit_orders
-SELECT id::text, user_id, quantity, unit_price_cents, currency, status, epoch, placed_at_ms, key_hash
+SELECT id::text, user_id, quantity, unit_price_cents, currency, status, reason, epoch, placed_at_ms, key_hash,
+    (extract(epoch FROM created_at) * 1000)::bigint AS created_at_ms, (extract(epoch FROM updated_at) * 1000)::bigint AS updated_at_ms
 FROM orders WHERE product_id = $1;
 
 -- name: unended_orders

@@ -24,6 +24,8 @@ from .trial import Trial
 EXIT_MAX_S = 25.0
 SELLS_AGAIN_MAX_S = 45.0  # with every core busy
 STAGES = ("order-stage", "payment-stage")
+TERMINATE_OTHERS = """SELECT pg_terminate_backend(pid) FROM pg_stat_activity
+    WHERE datname = current_database() AND pid <> pg_backend_pid()"""
 
 
 def kill_every(seconds: float, roles: Sequence[str]) -> Faults:
@@ -308,13 +310,30 @@ async def cut_postgres(trial: Trial) -> None:
     async def cut() -> None:
         connection = await asyncpg.connect(trial.ground.settings().postgres_dsn, timeout=5)
         fault = trial.begin("every connection to postgres terminated")
-        await connection.execute(
-            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()"
-        )
+        await connection.execute(TERMINATE_OTHERS)
         await connection.close()
         trial.heal(fault)
 
     await trial.every(min(5.0, trial.seconds / 4), cut)
+
+
+async def read_only_postgres(trial: Trial) -> None:
+    """As when it fails over: it can only be read for 10 s (less in a short run), then every connection is another server's."""
+    await asyncio.sleep(trial.seconds * trial.dice.uniform(0.1, 0.3))
+    lasts_s = min(10.0, trial.seconds / 2)
+    connection = await asyncpg.connect(trial.ground.settings().postgres_dsn, timeout=5)
+    try:
+        fault = trial.begin(f"postgres read-only for {lasts_s:.0f} s, then every connection terminated")
+        await connection.execute("ALTER SYSTEM SET default_transaction_read_only = on")
+        await connection.execute("SELECT pg_reload_conf()")
+        await asyncio.sleep(lasts_s)
+        await connection.execute("ALTER SYSTEM RESET default_transaction_read_only")
+        await connection.execute("SELECT pg_reload_conf()")
+        await connection.execute(TERMINATE_OTHERS)
+        trial.heal(fault)
+    finally:
+        await connection.close()
+    await asyncio.sleep(max(0.0, trial.left_s))
 
 
 def random_faults(roles: Sequence[str] = (*APPLICATIONS, *SERVERS)) -> Faults:

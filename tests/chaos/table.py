@@ -319,6 +319,18 @@ ROWS = (
         figures=(Figure("accepted meanwhile and after", "%", accepted_share, at_least=95, timed=True), QUIET),
     ),
     Row(
+        "postgres-read-only",
+        "postgres can only be read for 10 s, then every connection is another server's",
+        "I1-I9 I11",
+        faults.read_only_postgres,
+        figures=(
+            Figure("orders failed for it", "orders", orders("failed"), at_most=0),
+            Figure("accepted meanwhile and after", "%", accepted_share, at_least=95, timed=True),
+            QUIET,
+        ),
+        short_s=10.0,
+    ),
+    Row(
         "provider-dead",
         "the payment provider away for 45 s",
         "I1-I9 I11",

@@ -1,4 +1,4 @@
-"""Ten rows of the fault table in short form, one after the other on one stack: no violation of any book, whatever is killed.
+"""The rows of the fault table that have a short form, one after the other on one stack: no violation of any book, whatever is killed.
 
 The whole table, at length and with figures of time: `make chaos`, docs/reliability.md.
 """

@@ -12,12 +12,13 @@ import pytest
 from consumers.audit.audit import audit
 from consumers.audit.books import Report
 from infra.inventory import keys
-from infra.inventory.inventory import Held, Reservation
+from infra.inventory.inventory import Held, Reservation, Settlement
 from infra.lifecycle import Stop
 from infra.local.charge_ledger import CAPTURE, ChargeLedger, Entry
 from infra.local.payment_gateway import serve
 from infra.local.ports import free_ports
 from infra.orders import read_rows, terminal_event
+from infra.postgres.queries import SQL
 from infra.settings import Settings
 from schemas.codec import encode
 from schemas.events import OrderStatusChanged
@@ -232,6 +233,43 @@ async def the_log_never_hears_of_an_order(ended: Ended) -> None:
     await end(sale, wish, Status.PAYMENT_FAILED)
 
 
+async def an_order_fails_although_its_units_are_held(ended: Ended) -> None:
+    """As a stage did that took a read-only database for the record's fault: every book balances afterwards."""
+    sale = ended.sale
+    wish, held = await sale.reserve(7, 1)
+    await sale.publish(wish, held)
+    await fail(sale, wish, held, "postgres: cannot execute INSERT in a read-only transaction")
+    [settlement] = await sale.inventory.settle([(wish.product_id, wish.order_id, outcome_of(Status.FAILED))])
+    await tell_failed(sale, wish, settlement)
+
+
+async def an_order_is_taken_for_lost_although_there_are_units(ended: Ended) -> None:
+    """Failed when the books had been made anew, in which four units are free."""
+    sale = ended.sale
+    wish, held = await sale.reserve(7, 1)
+    await sale.publish(wish, held)
+    await fail(sale, wish, held, "its reservation was lost with the books")
+    await sale.rebuild()
+    ids = [order.order_id for order, _ in ended.orders]
+    await sale.settle_and_project(ids)
+    [settlement] = await sale.inventory.settle([(wish.product_id, wish.order_id, outcome_of(Status.FAILED))])
+    await tell_failed(sale, wish, settlement)
+
+
+async def fail(sale: Sale, wish: Reservation, held: Held, reason: str) -> None:
+    await sale.pool.execute(
+        SQL.fail_order, wish.order_id, wish.product_id, wish.user_id, wish.quantity, reason, held.epoch, held.version,
+        held.available, None, held.at_ms,
+    )  # fmt: skip
+
+
+async def tell_failed(sale: Sale, wish: Reservation, settlement: Settlement | None) -> None:
+    row = (await read_rows(sale.pool, [wish.order_id]))[wish.order_id]
+    event = terminal_event(row, settlement)
+    await sale.publisher.publish(ORDER_STATUS, event.order_id, encode(event))
+    await sale.inventory.project([event])
+
+
 CORRUPTIONS: list[tuple[Callable[[Ended], Awaitable[None]], str]] = [
     (redis_counts_wrong, "Redis does not add up"),
     (redis_keeps_an_entry, "entry left in Redis"),
@@ -250,6 +288,8 @@ CORRUPTIONS: list[tuple[Callable[[Ended], Awaitable[None]], str]] = [
     (the_log_uses_a_version_twice, "version used twice"),
     (the_log_ends_an_order_both_ways, "order with two ends"),
     (the_log_never_hears_of_an_end, "accepted without an end"),
+    (an_order_fails_although_its_units_are_held, "failed although there were units"),
+    (an_order_is_taken_for_lost_although_there_are_units, "failed although there were units"),
     (the_log_never_hears_of_an_order, "in Postgres, not in the log"),
 ]
 

@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
+from infra.orders import REFUSED_BY_DATABASE
 from infra.postgres.pool import connect_postgres
 from infra.postgres.queries import SQL
 from infra.settings import Settings
@@ -44,6 +45,7 @@ async def test_the_database_refuses_the_unit_too_many_whatever_redis_gave_out(po
         outcomes |= await place(pool, batch)
     statuses = Counter(status for _, status in outcomes.values())
     assert statuses == {Status.AWAITING_PAYMENT: 1_000, Status.FAILED: 100}
+    assert await pool.fetchval("SELECT count(*) FROM orders WHERE reason = $1", REFUSED_BY_DATABASE) == 100
     assert await taken(pool, PRODUCT) == 1_000
 
 

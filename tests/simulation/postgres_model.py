@@ -13,6 +13,7 @@ from typing import Any
 
 import asyncpg
 
+from infra.orders import REFUSED_BY_DATABASE
 from infra.postgres.queries import SQL
 from schemas.limits import DEFAULT_MAX_QUANTITY
 
@@ -112,7 +113,7 @@ class PostgresModel:
             fields = {name: wish[name] for name in names if name != "product"}
             fields |= {
                 "status": "awaiting_payment" if fits else "failed",
-                "reason": None if fits else "no stock left in the database",
+                "reason": None if fits else REFUSED_BY_DATABASE,
             }
             self._insert(wish["product"], fields)
             if fits:

@@ -7,6 +7,7 @@ from consumers.audit.books import Report, balance
 from consumers.audit.facts import Capture, ClientLog, OrderRow, PostgresBook, ProductFacts, RedisBook
 from consumers.audit.readers import read_log
 from infra.inventory import entry, keys
+from infra.orders import REFUSED_BY_DATABASE
 from schemas import topics
 from schemas.ids import OrderId, ProductId
 from schemas.order_state import Status
@@ -17,7 +18,6 @@ from .faults import CALM
 from .kafka_ports import OffsetsPort
 from .settings import SETTINGS
 
-REFUSED_BY_DATABASE = "no stock left in the database"
 GIVEN_BACK = ("failed", "payment_failed")
 
 
@@ -126,7 +126,9 @@ class Verdict:
         ]
         report = balance(facts, client_log=self._client_log(), other_problems=[*self._letters(), *self._sale_rules()])
         problems = [
-            problem for problem in report.problems if not self._is_falsified(problem) and not self._was_asleep(problem)
+            problem
+            for problem in report.problems
+            if not (self._is_falsified(problem) or self._was_asleep(problem) or self._was_refused(problem))
         ]
         return Report(ok=not problems, products=report.products, problems=problems)
 
@@ -142,6 +144,12 @@ class Verdict:
         return "version missing" in problem and any(
             problem.startswith(f"product {product}: ") and f"epoch {epoch} " in problem
             for product, epoch in self._world.striker.slept_in
+        )
+
+    def _was_refused(self, problem: str) -> bool:
+        """An order that the database refuses whatever is tried: the audit cannot know that no value of it was any good."""
+        return "failed although there were units" in problem and any(
+            order_id in problem for order_id in self._world.postgres.refused
         )
 
     def _letters(self) -> list[str]:
@@ -212,8 +220,33 @@ class Verdict:
         )
 
     def _postgres_book(self, product: ProductId) -> PostgresBook:
-        names = ("id", "user_id", "quantity", "unit_price_cents", "currency", "epoch", "placed_at_ms", "key_hash")
+        names = (
+            "id",
+            "user_id",
+            "quantity",
+            "unit_price_cents",
+            "currency",
+            "epoch",
+            "placed_at_ms",
+            "key_hash",
+            "reason",
+        )
         rows = [row for row in self._world.postgres.orders.values() if row["product_id"] == product]
-        orders = [OrderRow(status=Status(row["status"]), **{name: row[name] for name in names}) for row in rows]
+        orders = [
+            OrderRow(
+                status=Status(row["status"]),
+                created_at_ms=int(row["created_at"].timestamp() * 1000),
+                updated_at_ms=int(row["updated_at"].timestamp() * 1000),
+                **{name: row[name] for name in names},
+            )
+            for row in rows
+        ]
         of_product = self._world.postgres.products[product]
-        return PostgresBook(of_product["initial"], of_product["taken"], of_product["epoch"], orders)
+        closes_at = of_product["closes_at"]
+        return PostgresBook(
+            of_product["initial"],
+            of_product["taken"],
+            of_product["epoch"],
+            orders,
+            closes_at_ms=int(closes_at.timestamp() * 1000) if closes_at else None,
+        )

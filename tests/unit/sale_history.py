@@ -120,6 +120,33 @@ class Sale:
             )
         )
 
+    def lose(self, order_id: str) -> None:
+        """Redis comes back without it."""
+        self.held_orders.remove(order_id)
+        self.held -= self.rows[order_id].quantity
+        self.available += self.rows[order_id].quantity
+
+    def fail(self, order_id: str, reason: str) -> None:
+        """Uncharged; announced with its units where the books hold them, else without."""
+        self.rows[order_id] = dataclasses.replace(self.rows[order_id], reason=reason)
+        if order_id in self.held_orders:
+            self.end(order_id, Status.FAILED)
+            return
+        row = self.rows[order_id] = dataclasses.replace(self.rows[order_id], status=Status.FAILED)
+        self._publish(
+            OrderStatusChanged(
+                order_id=order_id,
+                product_id=self.product_id,
+                user_id=row.user_id,
+                quantity=row.quantity,
+                total_cents=row.total_cents,
+                currency=row.currency,
+                status=Status.FAILED,
+                placed_at_ms=row.placed_at_ms,
+                at_ms=self.now_ms,
+            )
+        )
+
     def end_all(self, status: Status = Status.CONFIRMED) -> None:
         for order_id in list(self.held_orders):
             self.end(order_id, status)

@@ -13,6 +13,7 @@ from consumers.audit.books import Report, balance
 from consumers.audit.facts import Capture, ClientLog, ProductFacts
 from consumers.audit.log_book import TAIL_MS
 from consumers.audit.show import show
+from infra.orders import REFUSED_BY_DATABASE
 from schemas.events import OrderPlaced, OrderStatusChanged, StockOpened
 from schemas.order_state import Entry, Status
 
@@ -141,6 +142,34 @@ def test_a_wrong_book_is_named(named: str) -> None:
     facts = small_sale().facts()
     assert problems_of(facts) == ""
     assert named in problems_of(WRONG_BOOKS[named](facts))
+
+
+@pytest.mark.parametrize("held", [True, False], ids=["held to its end", "lost with older books"])
+def test_an_order_that_failed_although_there_were_units_is_named(held: bool) -> None:
+    sale = small_sale()
+    order = sale.buy(9, 1)
+    assert order is not None
+    if not held:
+        sale.lose(order)
+        sale.rebuild()
+    sale.fail(order, "postgres: read-only")
+    assert f"failed although there were units: order {order}: postgres: read-only" in problems_of(sale.facts())
+
+
+@pytest.mark.parametrize("why", ["sold out", "key used again", "database"])
+def test_an_order_that_failed_for_a_reason_that_the_books_show_is_none(why: str) -> None:
+    sale = small_sale()
+    order = sale.buy(9, 1, key_hash="k")
+    assert order is not None
+    sale.lose(order)
+    sale.rebuild()
+    if why == "sold out":
+        sale.buy(10, sale.available)
+    if why == "key used again":
+        sale.buy(9, 1, key_hash="k")
+    sale.fail(order, REFUSED_BY_DATABASE if why == "database" else "lost")
+    sale.end_all()
+    assert problems_of(sale.facts()) == ""
 
 
 def test_a_unit_too_many_is_oversold() -> None:

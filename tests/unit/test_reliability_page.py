@@ -38,9 +38,9 @@ def test_every_result_is_of_a_row_that_there_is() -> None:
     assert {result.row for result in read()} <= BY_NAME.keys()
 
 
-def test_rows_have_names_of_their_own_and_ten_of_them_are_in_make_test() -> None:
+def test_rows_have_names_of_their_own_and_ten_or_more_of_them_are_in_make_test() -> None:
     assert len(BY_NAME) == len(ROWS)
-    assert len(SHORT) == 10
+    assert len(SHORT) >= 10
 
 
 def test_a_row_shows_every_seed_with_its_figures_and_what_was_missed_and_violated() -> None:
