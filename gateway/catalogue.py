@@ -16,7 +16,7 @@ from infra.postgres.queries import SQL
 from infra.redis_client import RedisError
 from schemas.ids import ProductId
 from schemas.limits import DEFAULT_MAX_QUANTITY
-from schemas.money import to_decimal
+from schemas.money import MOST_CENTS, to_decimal
 
 from .problems import Problem
 
@@ -55,7 +55,8 @@ def make_product(
         }
     )
     before, between, after = body.split("\ue000".encode())
-    return Product(product, name, price_cents, currency, max_quantity, (before, between, after))
+    payable = MOST_CENTS // max(1, price_cents)  # units whose total is an amount: more is refused before it is reserved
+    return Product(product, name, price_cents, currency, min(max_quantity, payable), (before, between, after))
 
 
 class Catalogue:

@@ -7,6 +7,7 @@ import asyncio
 import time
 from collections.abc import Iterable
 from datetime import timedelta
+from decimal import Decimal, InvalidOperation
 from email.utils import parsedate_to_datetime
 from types import TracebackType
 from typing import Protocol, Self
@@ -120,7 +121,7 @@ class _Question(msgspec.Struct, frozen=True, rename="camel"):
 class _Receipt(msgspec.Struct, frozen=True, rename="camel"):
     charge_id: str
     order_id: str
-    amount: str | int | float
+    amount: msgspec.Raw  # a text or a number, read exactly: a double would round
 
 
 class _Refusal(msgspec.Struct, frozen=True, rename="camel"):
@@ -131,6 +132,7 @@ class _Refusal(msgspec.Struct, frozen=True, rename="camel"):
 _encoder = msgspec.json.Encoder()
 _receipt = msgspec.json.Decoder(_Receipt)
 _refusal = msgspec.json.Decoder(_Refusal)
+_text = msgspec.json.Decoder(str)
 
 
 def read_answer(status: int, retry_after: str | None, body: bytes, order_id: str, amount_cents: int) -> ChargeOutcome:
@@ -147,16 +149,24 @@ def read_answer(status: int, retry_after: str | None, body: bytes, order_id: str
 def _captured(body: bytes, order_id: str, amount_cents: int) -> ChargeOutcome:
     try:
         receipt = _receipt.decode(body)
-        answered_cents = to_cents(str(receipt.amount))
-    except (ValueError, RecursionError):
+        right = _is_amount(receipt.amount, amount_cents)
+    except (ValueError, RecursionError, InvalidOperation):
         return Unknown("unreadable receipt")
     if receipt.order_id != order_id:
         return Unknown("receipt of another order")
-    if answered_cents != amount_cents:
+    if not right:
         return Unknown("receipt over another amount")
     if not is_storable(receipt.charge_id, CHARGE_ID_MAX):
         return Unknown("receipt without a charge id that can be kept")
     return Captured(receipt.charge_id)
+
+
+def _is_amount(said: msgspec.Raw, cents: int) -> bool:
+    """Raises ValueError or InvalidOperation for what is no amount."""
+    text = bytes(said).decode()
+    if text.startswith('"'):
+        return to_cents(_text.decode(said)) == cents
+    return Decimal(text) == Decimal(cents) / 100
 
 
 def _declined(body: bytes, order_id: str) -> ChargeOutcome:

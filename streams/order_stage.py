@@ -235,6 +235,8 @@ class OrderStage:
         match await until_it_works("verified books", BOOKS_AWAY, self._reserve, event):
             case Held(value=value):
                 await self._publisher.publish(ORDERS, event.order_id, value)  # comes back here under the new epoch
+            case None:
+                await self._advance_known([event])
             case Known(order_id=other) if other != order_id:
                 await self._fail(
                     event, f"its key was used again for order {other} after the books were lost", key_lost=True
@@ -248,7 +250,10 @@ class OrderStage:
             case Refused(reason=reason):
                 await self._fail(event, f"its reservation was lost with the books, and then: {reason}", key_lost=True)
 
-    async def _reserve(self, event: OrderPlaced) -> Held | Known | Refused:
+    async def _reserve(self, event: OrderPlaced) -> Held | Known | Refused | None:
+        """None where the order has its row by now: read late, it may have ended, and Redis have forgotten it and its key."""
+        if await until_it_works("postgres", UNAVAILABLE, read_rows, self._pool, [OrderId(event.order_id)]):
+            return None
         answer = await self._inventory.reserve(
             Reservation(
                 order_id=OrderId(event.order_id),

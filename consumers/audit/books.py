@@ -249,20 +249,20 @@ def _check_row_in_log(row: OrderRow, log: LogBook, problems: Problems) -> None:
 def _failed_with_units_there(row: OrderRow, facts: ProductFacts) -> bool:
     """Whether nothing in the books explains why an accepted order is `failed`: it was not for want of units.
 
-    Its end returned units: then the books in force held them for it until then, and only the database can have refused,
-    which has the books made anew. Or its reservation was lost with older books: then the later ones must have lacked units,
-    or its key, its buyer's limit or the end of the sale stood in the way.
+    Either the books that accepted it returned its units: they held them to its end, and only the database can have
+    refused it, which has the books made anew. Or its reservation was lost with them: then the later ones must have lacked
+    units, or its key, its buyer's limit or the end of the sale stood in the way.
     """
     end = facts.log.ended.get(row.id)
     if end is None:
         return False  # named as such
     if row.reason == REFUSED_BY_DATABASE and facts.log.newest_epoch > row.epoch:
         return False
-    if end.returned is not UNSET and end.returned > 0:
+    if end.epoch == row.epoch and end.returned is not UNSET and end.returned > 0:
         return True
     lowest = facts.log.lowest_after(row.epoch)
     lacked = (lowest is not None and lowest < row.quantity) or _was_full_for(row, facts)
-    return not (lacked or facts.log.kept_from_ms or _stood_in_the_way(row, end.at_ms, facts.postgres))
+    return not (lacked or facts.log.kept_from_ms or _stood_in_the_way(row, facts))
 
 
 def _was_full_for(row: OrderRow, facts: ProductFacts) -> bool:
@@ -279,15 +279,14 @@ def _was_full_for(row: OrderRow, facts: ProductFacts) -> bool:
     return others + row.quantity > initial
 
 
-def _stood_in_the_way(row: OrderRow, ended_ms: int, book: PostgresBook) -> bool:
+def _stood_in_the_way(row: OrderRow, facts: ProductFacts) -> bool:
     """Its key had gone to another order, its buyer had as many as allowed, or the sale was over."""
+    book, placed, end = facts.postgres, facts.log.placed[row.id], facts.log.ended[row.id]
     others = [order for order in book.orders if order.user_id == row.user_id and order.id != row.id]
-    key_used_again = row.key_hash is not None and any(
-        order.key_hash == row.key_hash and order.status is not Status.FAILED for order in others
-    )
+    key_used_again = any(order.key_hash == placed.key_hash for order in others)  # UNSET is nobody's
     units = row.quantity + sum(order.quantity for order in others if order.status is not Status.FAILED)
     over_limit = book.per_user_limit is not None and units > book.per_user_limit
-    return key_used_again or over_limit or (book.closes_at_ms is not None and ended_ms >= book.closes_at_ms)
+    return key_used_again or over_limit or (book.closes_at_ms is not None and end.at_ms >= book.closes_at_ms)
 
 
 def _check_charges(captures: Sequence[Capture], rows: dict[str, OrderRow], problems: Problems) -> ChargedUnits:

@@ -215,6 +215,10 @@ NONSENSE = {
     "a longer amount": http("200 OK", receipt(amount='"999.990000000000000000000000000001"')),
     "amount nan": http("200 OK", receipt(amount='"nan"')),
     "amount 1e400": http("200 OK", receipt(amount="1e400")),
+    "amount 1e999999999": http("200 OK", receipt(amount="1e999999999")),
+    "amount true": http("200 OK", receipt(amount="true")),
+    "amount a list": http("200 OK", receipt(amount="[999.99]")),
+    "amount in other digits": http("200 OK", receipt(amount='"\u0669\u0669\u0669.99"')),
     "amount null": http("200 OK", receipt(amount="null")),
     "charge id empty": http("200 OK", receipt(charge_id='""')),
     "charge id a number": http("200 OK", receipt(charge_id="7")),
@@ -267,6 +271,22 @@ async def test_an_honest_receipt_is_captured(amount: str) -> None:
 async def test_a_402_is_a_decline_whatever_it_says_unless_it_names_another_order(body: bytes) -> None:
     async with client_of(http("402 Payment Required", body)) as (provider, _):
         assert await provider.charge(ORDER, CENTS, CURRENCY) == Declined("declined")
+
+
+@pytest.mark.parametrize("cents", [100_000_000_000, 9_007_199_254_740_991, 2**53])
+@pytest.mark.parametrize("quote", ['"', ""], ids=["text", "number"])
+async def test_a_receipt_over_any_amount_that_can_be_charged_is_read_to_the_cent(cents: int, quote: str) -> None:
+    """A thousand million and more: unreadable, it was charged and never confirmed."""
+    amount = f"{quote}{cents // 100}.{cents % 100:02d}{quote}"
+    async with client_of(http("200 OK", receipt(amount=amount))) as (provider, _):
+        assert await provider.charge(ORDER, cents, CURRENCY) == Captured("ch_1")
+        assert await provider.charge(ORDER, cents - 1, CURRENCY) == Unknown("receipt over another amount")
+
+
+@pytest.mark.parametrize("amount", ["1E+9", "1.0e9", "1000000000", '"1000000000"', '"1000000000.0"'])
+async def test_a_receipt_may_spell_its_amount_as_json_does(amount: str) -> None:
+    async with client_of(http("200 OK", receipt(amount=amount))) as (provider, _):
+        assert await provider.charge(ORDER, 100_000_000_000, CURRENCY) == Captured("ch_1")
 
 
 @pytest.mark.parametrize(

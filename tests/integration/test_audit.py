@@ -259,7 +259,7 @@ async def an_order_is_taken_for_lost_although_there_are_units(ended: Ended) -> N
 async def fail(sale: Sale, wish: Reservation, held: Held, reason: str) -> None:
     await sale.pool.execute(
         SQL.fail_order, wish.order_id, wish.product_id, wish.user_id, wish.quantity, reason, held.epoch, held.version,
-        held.available, None, held.at_ms,
+        held.available, None, held.at_ms, False,
     )  # fmt: skip
 
 

@@ -4,6 +4,8 @@ import dataclasses
 import random
 from dataclasses import dataclass, field
 
+from msgspec import UNSET
+
 from consumers.audit.facts import Capture, OrderRow, PostgresBook, ProductFacts, RedisBook
 from consumers.audit.log_book import LogBook
 from infra.inventory.entry import HeldEntry
@@ -72,6 +74,7 @@ class Sale:
                 epoch=self.epoch,
                 version=self.version,
                 available=self.available,
+                key_hash=key_hash or UNSET,
             )
         )
         self.rows[order_id] = OrderRow(
