@@ -156,6 +156,13 @@ async def test_another_amount_under_the_same_order_is_never_taken_for_an_answer(
     assert world.captures(order) == [order]
 
 
+@pytest.mark.parametrize("cents", [100_000_000_000, 2**53])
+async def test_the_largest_amounts_are_charged_like_any_other(world: World, order: str, cents: int) -> None:
+    outcome = await world.provider.charge(order, cents, CURRENCY)
+    assert isinstance(outcome, Captured)
+    assert await world.provider.charge(order, cents, CURRENCY) == outcome
+
+
 async def test_fifty_charges_of_one_order_at_once_take_the_money_once(world: World, order: str) -> None:
     await world.next_is(order, "answered")
     outcomes = await asyncio.gather(*(charge(world, order) for _ in range(50)))
@@ -280,6 +287,7 @@ async def test_a_receipt_over_any_amount_that_can_be_charged_is_read_to_the_cent
     amount = f"{quote}{cents // 100}.{cents % 100:02d}{quote}"
     async with client_of(http("200 OK", receipt(amount=amount))) as (provider, _):
         assert await provider.charge(ORDER, cents, CURRENCY) == Captured("ch_1")
+    async with client_of(http("200 OK", receipt(amount=amount))) as (provider, _):
         assert await provider.charge(ORDER, cents - 1, CURRENCY) == Unknown("receipt over another amount")
 
 

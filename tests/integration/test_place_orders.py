@@ -12,10 +12,11 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 from infra.orders import REFUSED_BY_DATABASE
-from infra.postgres.pool import connect_postgres
+from infra.postgres.pool import RECORDS_FAULT, connect_postgres
 from infra.postgres.queries import SQL
 from infra.settings import Settings
 from schemas.ids import OrderId, ProductId, new_order_id
+from schemas.money import MOST_CENTS
 from schemas.order_state import TERMINAL, UNPAID, Status
 from tests.rows import Placed, create_product, place, placed, settle, taken
 
@@ -47,6 +48,16 @@ async def test_the_database_refuses_the_unit_too_many_whatever_redis_gave_out(po
     assert statuses == {Status.AWAITING_PAYMENT: 1_000, Status.FAILED: 100}
     assert await pool.fetchval("SELECT count(*) FROM orders WHERE reason = $1", REFUSED_BY_DATABASE) == 100
     assert await taken(pool, PRODUCT) == 1_000
+
+
+async def test_an_order_whose_total_is_no_amount_has_no_row_and_so_is_never_charged(pool: asyncpg.Pool) -> None:
+    """Of two units at half of the largest amount and a cent, two are too many; the gateway refuses them before."""
+    await create_product(pool, PRODUCT, 10)
+    await pool.execute("UPDATE products SET price_cents = $1 WHERE id = $2", MOST_CENTS // 2 + 1, PRODUCT)
+    with pytest.raises(RECORDS_FAULT):
+        await place(pool, [placed(PRODUCT, 1, quantity=2)])
+    assert (await place(pool, [placed(PRODUCT, 2, quantity=1)])).popitem()[1] == ("new", Status.AWAITING_PAYMENT)
+    assert await taken(pool, PRODUCT) == 1
 
 
 async def test_within_a_batch_lower_versions_are_served_first(pool: asyncpg.Pool) -> None:

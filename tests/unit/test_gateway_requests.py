@@ -18,6 +18,7 @@ from gateway.passwords import Passwords
 from gateway.problems import KINDS, Problem
 from gateway.wire import iso_ms
 from schemas.ids import ProductId, new_order_id
+from schemas.money import MOST_CENTS
 
 
 @given(st.integers(1, 2**31 - 1), st.integers(1, 2**31 - 1), st.booleans())
@@ -153,3 +154,8 @@ def test_every_code_has_one_meaning() -> None:
         answer = Problem(code).answer()
         assert ("Retry-After" in answer.headers) == (kind.status in (429, 503))
         assert orjson.loads(Problem(code).body())["error"] == kind.title
+
+
+@pytest.mark.parametrize(("price_cents", "most"), [(999, 10), (MOST_CENTS // 3, 3), (MOST_CENTS, 1), (0, 10)])
+def test_no_order_may_be_so_large_that_its_total_is_no_amount(price_cents: int, most: int) -> None:
+    assert make_product(ProductId(1), "a castle", price_cents, "USD", max_quantity=10).max_quantity == most
