@@ -16,7 +16,6 @@ from infra.postgres.queries import SQL
 from infra.publisher import Publisher
 from infra.redis_client import RedisError, connect_redis
 from infra.sale_control import (
-    LONGEST_WHY,
     Action,
     KeyReused,
     Sale,
@@ -28,6 +27,7 @@ from infra.sale_control import (
     sale,
 )
 from infra.settings import Settings
+from schemas.limits import LONGEST_WHY
 
 from .catalogue import parse_product_id
 from .identity import Identity, User

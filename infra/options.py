@@ -7,13 +7,14 @@ from datetime import UTC, datetime
 
 import typer
 
+from schemas.limits import LONGEST_WHY
+
 from .text import is_plain
 
 EARLIEST = datetime(1970, 1, 1, tzinfo=UTC)
 LATEST = datetime(9999, 12, 31, 23, 59, 59, tzinfo=UTC)
 LARGEST_INTEGER = 2**31 - 1  # of Postgres' integer: product ids, units
 LONGEST_NAME = 200
-LONGEST_WHY = 500
 
 
 def product_name(text: str) -> str:

@@ -12,6 +12,7 @@ import asyncpg
 
 from schemas.events import StockOpened
 from schemas.ids import ProductId
+from schemas.limits import LONGEST_WHY
 
 from .inventory.inventory import Inventory
 from .inventory.rebuild import rebuild, sale_arguments
@@ -20,7 +21,6 @@ from .postgres.queries import SQL
 from .text import is_plain
 
 LARGEST_STOCK = 2**31 - 1
-LONGEST_WHY = 500
 TRAIL = 100  # actions shown, newest first
 
 

@@ -6,7 +6,7 @@ import resource
 import shutil
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -18,12 +18,14 @@ from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
 from infra import registry
+from infra.cli import Server
 from infra.local.jars import KAFKA, cache_dir, kafka_jars
 from infra.local.ports import DEFAULT_PORT, StackConfig, StackError, is_free, load_config, owner_of
 from infra.local.postgres import postgres_dsn
 from infra.local.readiness import STABLE, group_members
 from infra.local.specs import stack_env
 from infra.local.valkey import redis_url
+from infra.reach import Silent, must_answer
 from infra.server_settings import Setting, ask_kafka, ask_postgres, ask_redis
 from infra.settings import Settings
 from schemas.topics import CONSUMED_BY
@@ -38,6 +40,9 @@ class Finding(NamedTuple):
     ok: bool
     detail: str
     remedy: str = ""
+
+
+Look = Callable[[StackConfig], AsyncIterator[Finding]]
 
 
 def examine(state_dir: Path) -> list[Finding]:
@@ -86,10 +91,18 @@ def _port(port: int) -> Finding:
 
 
 async def _collect(config: StackConfig) -> list[Finding]:
-    findings: list[Finding] = []
-    for look in (_redis, _postgres, _kafka):
-        findings += [finding async for finding in look(config)]
-    return findings
+    looks = ((Server.REDIS, _redis), (Server.POSTGRES, _postgres), (Server.KAFKA, _kafka))
+    found = await asyncio.gather(*(_look(server, look, config) for server, look in looks))
+    return [finding for findings in found for finding in findings]
+
+
+async def _look(server: Server, look: Look, config: StackConfig) -> list[Finding]:
+    """What there is to say of one server; of one that hangs, after a few seconds, that it does."""
+    try:
+        await must_answer(_settings(config), [server])
+    except Silent as error:
+        return [Finding(server.lower(), False, str(error), f"thrones logs {server.lower()}")]
+    return [finding async for finding in look(config)]
 
 
 def _settings(config: StackConfig) -> Settings:

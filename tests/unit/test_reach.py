@@ -1,5 +1,6 @@
 """Servers that take a connection and never say a word, as one that is stopped does: each command says so once, and soon."""
 
+import os
 import socket
 import time
 from collections.abc import Iterator
@@ -9,6 +10,8 @@ import pytest
 from typer.testing import CliRunner
 
 from infra import reach
+from infra.local import doctor
+from infra.local.ports import make_config
 from infra.settings import get_settings, get_signing_settings
 from thrones import app
 
@@ -69,6 +72,23 @@ def test_a_server_that_hangs_is_named_once_and_soon(command: str, servers: str) 
     assert "does not answer (0.2 s)" in line
     assert "is the stack up?" in line
     assert "hidden" not in line
+
+
+@pytest.mark.usefixtures("silent")
+async def test_the_doctor_names_every_server_that_hangs_and_soon() -> None:
+    port = int(os.environ["DB_PORT"])
+    config = make_config(brokers=1)
+    config.redis_port = config.postgres_port = port
+    config.kafka_ports = [port]
+    started = time.monotonic()
+    found = await doctor._collect(config)
+    assert time.monotonic() - started < 5
+    assert [(finding.what, finding.ok) for finding in found] == [
+        ("redis", False),
+        ("postgres", False),
+        ("kafka", False),
+    ]
+    assert all("does not answer" in finding.detail for finding in found)
 
 
 def test_a_person_waits_five_seconds_at_most() -> None:

@@ -1,5 +1,6 @@
 """Replay without a broker: bounds, columns, and files that are whole or not there."""
 
+import asyncio
 import csv
 import json
 from collections.abc import Sequence
@@ -10,9 +11,11 @@ from pathlib import Path
 import msgspec
 import pyarrow.parquet as pq
 import pytest
+from aiokafka import TopicPartition
 from hypothesis import given
 from hypothesis import strategies as st
 
+from consumers.replay import reader
 from consumers.replay.output import output, size_of
 from consumers.replay.reader import ReplayError
 from consumers.replay.table import EVENTS, SCHEMA, Aside, to_table
@@ -196,3 +199,29 @@ def test_force_deletes_nothing_but_a_replay(tmp_path: Path) -> None:
     with pytest.raises(ReplayError, match="no directory"):
         write(tmp_path / "nowhere" / "x.csv", [])
     assert (home / "thesis.tex").read_text() == "years of work"
+
+
+class SilentConsumer:
+    """A consumer whose broker hangs once it has been assigned to."""
+
+    def assign(self, _: object) -> None: ...
+
+    def seek(self, _: object, __: int) -> None: ...
+
+    def pause(self, _: object) -> None: ...
+
+    async def getmany(self, **_: object) -> dict[TopicPartition, list[object]]:
+        await asyncio.sleep(0.01)
+        return {}
+
+    async def position(self, _: object) -> int:
+        return 0
+
+
+async def test_a_broker_that_falls_silent_in_the_middle_ends_the_reading(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reader, "STALLED_S", 0.05)
+    reading = reader.TopicReader(SilentConsumer()).read(  # type: ignore[arg-type]  # all of it that is used
+        {TopicPartition("orders", 0): reader.Span(0, 9)}, reader.Progress(9)
+    )
+    with pytest.raises(TimeoutError, match="Kafka has sent nothing"):
+        await anext(reading)
