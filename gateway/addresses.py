@@ -17,6 +17,11 @@ class Addresses:
         parsed = _parsed(self._hop(request)) or _parsed(request.remote or "")
         return "unknown" if parsed is None else _counted_as(parsed)
 
+    def of_peer(self, address: str) -> str | None:
+        """Who is at the other end of a connection; None for a trusted proxy, who is many."""
+        parsed = _parsed(address)
+        return None if parsed is None or self._is_trusted(address) else _counted_as(parsed)
+
     def _hop(self, request: web.Request) -> str:
         address = request.remote or "unknown"
         hops = [hop.strip() for line in request.headers.getall("X-Forwarded-For", []) for hop in line.split(",")]

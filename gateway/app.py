@@ -110,7 +110,7 @@ def make_gateway(
         ("GET", "/api/orders", order_list.mine),
         ("GET", "/api/ops/sales/{id}", ops.show),
         ("POST", "/api/ops/sales/{id}", ops.control),
-        ("GET", "/sse/stock/{id}", StockStream(hub, catalogue).stream),
+        ("GET", "/sse/stock/{id}", StockStream(hub, catalogue, addresses).stream),
         ("GET", "/sse/order/{id}", OrderStream(tickets, reader, updates).stream),
         ("GET", "/health", health.overall),
         ("GET", "/health/live", health.live),

@@ -37,6 +37,12 @@ def last_event_id(request: web.Request) -> str | None:
     return request.headers.get("Last-Event-ID")
 
 
+def end_for_another(request: web.Request) -> None:
+    """Another has the place of this stream now; its client comes back after `retry`."""
+    if request.transport is not None:
+        request.transport.abort()
+
+
 class Frame:
     """One event's bytes, with and without the chunk framing of HTTP/1.1."""
 

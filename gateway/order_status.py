@@ -23,11 +23,13 @@ from schemas.order_state import TERMINAL, Status
 
 from .catalogue import Catalogue
 from .identity import Identity
-from .order_updates import OrderUpdates
+from .order_updates import News, OrderUpdates
 from .problems import Problem
+from .shares import Full, Shares
 from .wire import answer, iso_ms
 
 WAIT_MAX_S = 25.0
+WAITS_MAX = 10_000  # a worker
 QUERY_TIMEOUT_S = 2.0
 LOOK_EVERY_S = 2.0  # without news from the log
 LOOK_SOON_S = 0.03  # after news: the projector is about to write it, or just has
@@ -115,6 +117,7 @@ class OrderStatus:
         self._catalogue = catalogue
         self._reader = reader
         self._updates = updates
+        self._waits = Shares(WAITS_MAX)
 
     async def one(self, request: web.Request) -> web.Response:
         """The present state; with `?wait=` the answer comes when the order is terminal, or after that many seconds."""
@@ -127,20 +130,28 @@ class OrderStatus:
         return answer({"success": True, **await self.public(view)})
 
     async def _until_terminal(self, view: OrderView, wait_s: float) -> OrderView:
+        """As it then is; sooner where another has the place of this wait, and at once where there is none."""
+        with self._updates.listen(view.id) as news:
+            try:
+                with self._waits.one(view.user_id, news.leave):
+                    return await self._follow(view, news, wait_s)
+            except Full:
+                return view
+
+    async def _follow(self, view: OrderView, news: News, wait_s: float) -> OrderView:
         loop = asyncio.get_running_loop()
         deadline = loop.time() + wait_s
         soon_s = LOOK_SOON_S
-        with self._updates.listen(view.id) as news:
-            while not view.terminal:
-                left_s = deadline - loop.time()
-                if left_s <= 0 or self._updates.closed:
-                    break
-                if news.terminal:
-                    await asyncio.sleep(min(left_s, soon_s))
-                    soon_s = min(soon_s * 2, LOOK_EVERY_S)
-                else:
-                    await news.wait(min(left_s, LOOK_EVERY_S))
-                view = await self._reader.again(view)
+        while not view.terminal:
+            left_s = deadline - loop.time()
+            if left_s <= 0 or news.left or self._updates.closed:
+                break
+            if news.terminal:
+                await asyncio.sleep(min(left_s, soon_s))
+                soon_s = min(soon_s * 2, LOOK_EVERY_S)
+            else:
+                await news.wait(min(left_s, LOOK_EVERY_S))
+            view = await self._reader.again(view)
         return view
 
     async def public(self, view: OrderView) -> dict[str, object]:

@@ -8,10 +8,11 @@ from aiohttp import web
 from infra.metrics.definitions import GATEWAY_STREAMS
 from schemas.order_state import Status, replaces
 
-from .event_stream import KEEP_ALIVE, KEEP_ALIVE_EVERY_S, EventStream, Frame, last_event_id
+from .event_stream import KEEP_ALIVE, KEEP_ALIVE_EVERY_S, EventStream, Frame, end_for_another, last_event_id
 from .order_status import LOOK_EVERY_S, LOOK_SOON_S, OrderReader, OrderView
 from .order_updates import News, OrderUpdates
 from .problems import Problem
+from .shares import Full, Shares
 from .tickets import Tickets
 from .wire import iso_ms
 
@@ -25,7 +26,7 @@ class OrderStream:
         self._tickets = tickets
         self._reader = reader
         self._updates = updates
-        self._open = 0
+        self._open = Shares(STREAMS_MAX)
 
     async def stream(self, request: web.Request) -> web.StreamResponse:
         owner = await self._tickets.user_of(request)
@@ -33,9 +34,13 @@ class OrderStream:
         seen = _seen(request)
         if view.terminal and seen is view.status:
             return web.Response(status=204, headers={"Server": "thrones"})  # tells an EventSource not to come back
-        if self._open >= STREAMS_MAX:
-            raise Problem("busy")
-        self._open += 1
+        try:
+            with self._open.one(owner, lambda: end_for_another(request)):
+                return await self._show(request, view, seen)
+        except Full:
+            raise Problem("busy") from None
+
+    async def _show(self, request: web.Request, view: OrderView, seen: Status | None) -> web.StreamResponse:
         _streams.inc()
         try:
             stream = await EventStream.open(request)
@@ -43,7 +48,6 @@ class OrderStream:
                 await self._follow(stream, view, news, seen)
             return await stream.end()
         finally:
-            self._open -= 1
             _streams.dec()
 
     async def _follow(self, stream: EventStream, view: OrderView, news: News, shown: Status | None) -> None:

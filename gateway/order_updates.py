@@ -15,13 +15,18 @@ from .tail import Tail
 
 
 class News:
-    """One listener's nudges. `terminal` stays true once a terminal status was seen on the log."""
+    """One listener's nudges. `terminal` stays true once a terminal status was seen on the log; `left` once it is to go."""
 
-    __slots__ = ("_event", "terminal")
+    __slots__ = ("_event", "left", "terminal")
 
     def __init__(self) -> None:
         self._event = asyncio.Event()
         self.terminal = False
+        self.left = False
+
+    def leave(self) -> None:
+        self.left = True
+        self._event.set()
 
     def nudge(self, terminal: bool) -> None:
         self.terminal = self.terminal or terminal

@@ -21,9 +21,11 @@ from schemas.codec import Undecodable, decode
 from schemas.events import StockChanged
 from schemas.ids import ProductId
 
+from .addresses import Addresses
 from .catalogue import Catalogue, parse_product_id
-from .event_stream import KEEP_ALIVE, KEEP_ALIVE_EVERY_S, EventStream, Frame, last_event_id
+from .event_stream import KEEP_ALIVE, KEEP_ALIVE_EVERY_S, EventStream, Frame, end_for_another, last_event_id
 from .problems import Problem
+from .shares import Full, Shares
 from .tail import Tail
 
 STREAMS_MAX = 10_000  # a worker
@@ -190,15 +192,22 @@ def _seen(request: web.Request) -> Version:
 class StockStream:
     """The route."""
 
-    def __init__(self, hub: StockHub, catalogue: Catalogue) -> None:
+    def __init__(self, hub: StockHub, catalogue: Catalogue, addresses: Addresses) -> None:
         self._hub = hub
         self._catalogue = catalogue
+        self._addresses = addresses
+        self._open = Shares(STREAMS_MAX)
 
     async def stream(self, request: web.Request) -> web.StreamResponse:
         product = parse_product_id(request.match_info["id"])
         await self._catalogue.find(product)
-        if self._hub.count >= STREAMS_MAX:
-            raise Problem("busy")
+        try:
+            with self._open.one(self._addresses.of(request), lambda: end_for_another(request)):
+                return await self._watch(request, product)
+        except Full:
+            raise Problem("busy") from None
+
+    async def _watch(self, request: web.Request, product: ProductId) -> web.StreamResponse:
         read = await self._snapshot(product)
         if read is None:
             raise Problem("stock_not_verified")

@@ -8,11 +8,13 @@ from aiohttp import web
 from infra.redis_client import Redis, RedisError
 from schemas.ids import UserId
 
+from .admission import Rates
 from .identity import Identity
 from .problems import Problem
 from .wire import answer
 
 LIFETIME_S = 30
+PER_SECOND = 20  # of a user, a worker; each takes memory of Redis' for as long as it lives
 TICKET_MAX_CHARACTERS = 64
 
 
@@ -22,9 +24,12 @@ class Tickets:
     def __init__(self, identity: Identity, redis: Redis) -> None:
         self._identity = identity
         self._redis = redis
+        self._rates = Rates(PER_SECOND)
 
     async def issue(self, request: web.Request) -> web.Response:
         user = self._identity.user_of(request)
+        if not self._rates.take(user.id):
+            raise Problem("rate_limited")
         ticket = secrets.token_urlsafe(24)
         try:
             await self._redis.set(_key(ticket), int(user.id), ex=LIFETIME_S)

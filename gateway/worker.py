@@ -22,6 +22,7 @@ from infra.redis_client import connect_redis
 from infra.settings import SigningSettings
 
 from .acceptor import Acceptor
+from .addresses import Addresses
 from .app import Gateway, make_gateway
 from .server import connection_factory
 
@@ -39,7 +40,7 @@ async def run_worker(settings: SigningSettings, sock: socket.socket, stop: Stop,
     async with _gateway(settings, role) as gateway:
         runner = web.AppRunner(gateway.app, shutdown_timeout=IN_FLIGHT_S, handle_signals=False)
         await runner.setup()
-        acceptor = Acceptor(sock, connection_factory(runner))
+        acceptor = Acceptor(sock, connection_factory(runner, Addresses(settings.trusted_proxies)))
         acceptor.start()
         registry.register(role, settings.thrones_member, sock.getsockname()[1], state_dir=settings.thrones_state_dir)
         log.info("serving", port=sock.getsockname()[1])

@@ -123,15 +123,65 @@ async def test_who_comes_back_gets_only_what_is_newer_than_the_last_event_seen(g
 
 
 async def test_streams_of_unknown_products_and_too_many_streams_are_refused(
-    gateway: GatewayClient, monkeypatch: pytest.MonkeyPatch
+    settings: SigningSettings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """404 and 503 are said before the stream begins."""
-    assert (await gateway.ask("GET", "/sse/stock/2147483645")).is_problem(404, "not_found")
-    monkeypatch.setattr("gateway.stock_stream.STREAMS_MAX", 1)
-    product = await gateway.product(1)
-    async with stream(gateway, f"/sse/stock/{product}") as events:
-        await events.next()
-        assert (await gateway.ask("GET", f"/sse/stock/{product}")).is_problem(503, "busy")
+    """404 and 503 are said before the stream begins. Of a full worker, the address with most streams makes room for another."""
+    monkeypatch.setattr("gateway.stock_stream.STREAMS_MAX", 2)
+    async with gateway_on(settings, trusted_proxies=("127.0.0.0/8",)) as gateway:
+        assert (await gateway.ask("GET", "/sse/stock/2147483645")).is_problem(404, "not_found")
+        path = f"/sse/stock/{await gateway.product(1)}"
+        flood, another = ({"X-Forwarded-For": f"203.0.113.{n}"} for n in (1, 2))
+        async with stream(gateway, path, headers=flood) as oldest, stream(gateway, path, headers=flood) as newest:
+            await oldest.next()
+            await newest.next()
+            assert (await gateway.ask("GET", path, headers=flood)).is_problem(503, "busy")
+            async with stream(gateway, path, headers=another) as events:
+                await events.next()
+                with pytest.raises((EOFError, aiohttp.ClientError)):
+                    await oldest.next()
+                assert (await gateway.ask("GET", path, headers=another)).is_problem(503, "busy")
+
+
+async def test_of_a_full_worker_the_user_with_most_waits_and_streams_makes_room_for_another(
+    settings: SigningSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A wait that gives way, or finds no place, answers with the present state; a stream that does is cut."""
+    monkeypatch.setattr("gateway.order_status.WAITS_MAX", 2)
+    monkeypatch.setattr("gateway.order_stream.STREAMS_MAX", 2)
+    async with gateway_on(settings) as gateway:
+        product, buyer = await gateway.product(9), gateway.another_user()
+        mine = (await gateway.buy({"productId": product})).json["orderId"]
+        his = (await buyer.buy({"productId": product})).json["orderId"]
+        waits = [asyncio.create_task(gateway.status(mine, "?wait=20")) for _ in range(2)]
+        await asyncio.sleep(0.3)
+        assert (await asyncio.wait_for(gateway.status(mine, "?wait=20"), 5)).json["status"] == "queued"
+        waiting = asyncio.create_task(buyer.status(his, "?wait=20"))
+        done, waits_left = await asyncio.wait(waits, timeout=5, return_when=asyncio.FIRST_COMPLETED)
+        assert [task.result().json["status"] for task in done] == ["queued"]
+        assert not waiting.done()
+        for task in (*waits_left, waiting):
+            task.cancel()
+        path = f"/sse/order/{mine}"
+        async with (
+            stream(gateway, path, headers=gateway.bearer) as oldest,
+            stream(gateway, path, headers=gateway.bearer),
+        ):
+            await oldest.next()
+            assert (await gateway.ask("GET", path, headers=gateway.bearer)).is_problem(503, "busy")
+            async with stream(gateway, f"/sse/order/{his}", headers=buyer.bearer) as events:
+                await events.next()
+                with pytest.raises((EOFError, aiohttp.ClientError)):
+                    await oldest.next()
+
+
+async def test_a_user_gets_so_many_tickets_a_second(gateway: GatewayClient) -> None:
+    """Each is kept in Redis for as long as it lives."""
+    asked = [gateway.ask("POST", "/api/auth/ticket", headers=gateway.bearer) for _ in range(60)]
+    answers = await asyncio.gather(*asked)
+    assert {answer.status for answer in answers} == {200, 429}
+    assert next(answer for answer in answers if answer.status == 429).is_problem(429, "rate_limited")
+    other = gateway.another_user()
+    assert (await other.ask("POST", "/api/auth/ticket", headers=other.bearer)).status == 200
 
 
 async def test_a_reader_that_stops_reading_is_cut_and_delays_nobody(

@@ -108,3 +108,19 @@ async def test_a_queue_that_counts_requests_before_their_bodies_have_come_keeps_
         async with sockets(gateway, [_slow(gateway)] * SLOW):
             await asyncio.sleep(STANDING_S)
             assert await _bought(gateway, product) == [503] * BUYERS
+
+
+async def test_connections_of_one_address_on_which_nothing_comes_keep_no_other_out(
+    settings: SigningSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A full worker lets go of the oldest of the address that has most; who comes with one more himself is not let in."""
+    monkeypatch.setattr("gateway.server.CONNECTIONS_MAX", 20)
+    async with gateway_on(settings) as gateway:
+        port = int(gateway.url.rpartition(":")[2])
+        async with sockets(gateway, [b"GET /health/live HT"] * 30) as readers, asyncio.timeout(8):
+            for reader in readers[22:]:  # the client of the test has connections of its own
+                assert await reader.read() == b""
+            reader, writer = await asyncio.open_connection("127.0.0.1", port, local_addr=("127.0.0.2", 0))
+            writer.write(b"GET /health/live HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+            assert (await reader.read()).startswith(b"HTTP/1.1 200 ")
+            writer.close()
