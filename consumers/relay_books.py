@@ -85,6 +85,7 @@ class Keeper:
     _quiet_checked_at: float = -QUIET_EVERY_S
     _marked: dict[ProductId, tuple[int, int]] = field(default_factory=dict)
     _announced: dict[ProductId, int] = field(default_factory=dict)  # epoch whose stock.opened was seen on the log
+    _log_lost: set[ProductId] = field(default_factory=set)  # whose next opening is to say so
     _rebuilding: dict[ProductId, asyncio.Task[None]] = field(default_factory=dict)
     _failures: dict[ProductId, tuple[int, float]] = field(default_factory=dict)  # how many, not again before
     _seen: dict[ProductId, tuple[int, int]] = field(default_factory=dict)  # newest epoch and version of the books
@@ -109,7 +110,8 @@ class Keeper:
 
     async def check_log(self) -> None:
         """Create missing topics; close products whose opening the log has lost. Raises KafkaError when it cannot say."""
-        if await self.log.was_wiped():
+        wiped = await self.log.was_wiped()
+        if wiped:
             log.error("the log was wiped: every product gets a new epoch")
             await create_topics(self.settings)
             self._announced.clear()
@@ -117,9 +119,11 @@ class Keeper:
             epoch = self.in_force.get(product.id)
             if epoch is None or self._announced.get(product.id) == epoch:
                 continue
-            if not await self.log.has_opening(product.id, epoch, product.opened_from):
+            # A copy of its opening may have come late, to a log that has lost what came after it.
+            if wiped or not await self.log.has_opening(product.id, epoch, product.opened_from):
                 if self.in_force.get(product.id) == epoch:  # and not rebuilt while we searched
-                    log.error("stock.opened is not on the log: closing", product=product.id, epoch=epoch)
+                    log.error("the log has lost the product's records: closing", product=product.id, epoch=epoch)
+                    self._log_lost.add(product.id)
                     await self._close(product.id)
             else:
                 self._announced[product.id] = epoch
@@ -165,9 +169,16 @@ class Keeper:
         try:
             async with self._slots, asyncio.timeout(REBUILD_MAX_S):
                 opened = await rebuild_if_needed(
-                    product, reason, redis=self.redis, pool=self.pool, settings=self.settings, publisher=self.publisher
+                    product,
+                    reason,
+                    redis=self.redis,
+                    pool=self.pool,
+                    settings=self.settings,
+                    publisher=self.publisher,
+                    log_lost=product in self._log_lost,
                 )
             if opened is not None:
+                self._log_lost.discard(product)
                 _rebuilds.labels(reason).inc()
                 self._announced[product] = opened.epoch
             self._failures.pop(product, None)

@@ -58,6 +58,11 @@ class StockOpened(Event, frozen=True, kw_only=True, tag="stock.opened"):
     opened_at_ms: Count
     reason: str
     name: str | UnsetType = UNSET  # the product's; openings of before it was added have none
+    # What may be missing of the epochs before, and is bounded by it (absent in older records):
+    found_epoch: Count | UnsetType = UNSET  # of the books that Redis still had, 0 where it had none; with their version
+    found_version: Count | UnsetType = UNSET
+    announced_again: Count | UnsetType = UNSET  # orders that had ended, and whose end this epoch announces (again)
+    log_lost: bool = False  # the log had lost what came before this record
 
 
 class PaymentRequested(Event, frozen=True, kw_only=True, tag="payment.requested"):

@@ -31,6 +31,7 @@ _SQL_TYPES = {
     pa.string(): "VARCHAR",
     pa.int32(): "INTEGER",
     pa.int64(): "BIGINT",
+    pa.bool_(): "BOOLEAN",
     SCHEMA.field("appended_at").type: "TIMESTAMPTZ",
 }
 

@@ -7,7 +7,8 @@ and at the end the units opened with are on sale, held or sold.
 
 import msgspec
 
-from consumers.audit.log_book import ENDED, WITHOUT_END, LogBook
+from consumers.audit.log_book import WITHOUT_END, LogBook
+from consumers.audit.missing import ENDED
 from consumers.audit.readers import read_log
 from consumers.replay.when import show_ms
 from infra.kafka import Offsets
@@ -152,7 +153,7 @@ def show(proof: Proof) -> str:
 
 
 def _show_epoch(epoch: EpochProof) -> list[str]:
-    gaps = "none missing" if not epoch.missing else f"{epoch.missing} missing (their news was still on its way)"
+    gaps = "none missing" if not epoch.missing else f"{epoch.missing} missing (lost with Redis, or announced later)"
     versions = f"versions 1..{epoch.versions}, each used once, {gaps}" if epoch.versions else "no version used"
     return [
         f"  epoch {epoch.epoch:<3} opened {show_ms(epoch.opened_at_ms)} ({epoch.reason}): "

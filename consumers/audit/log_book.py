@@ -1,7 +1,7 @@
 """Events of one product in, in any order and any number of copies; out what the log alone proves about its stock.
 
 Within an epoch versions run 1..V without a gap and `available` follows from each one's units, so no unit was sold twice.
-Only an epoch that a rebuild closed may miss its tail: reservations and settlements whose news was still on its way.
+Only an epoch that a rebuild closed may miss versions, and only as many as the openings after it explain (see missing.py).
 """
 
 from collections import defaultdict
@@ -13,26 +13,14 @@ from msgspec import UNSET
 from schemas.events import AnyEvent, OrderPlaced, OrderStatusChanged, StockOpened
 from schemas.order_state import TERMINAL, Status
 
+from .missing import ENDED, PLACED, History, Life, Use, last_version
 from .problems import Problems
 
-TAIL_MS = 120_000  # how long before its end an epoch's news may still have been on its way
-PLACED, ENDED = "placed", "ended"
 _BIT = {status: 1 << at for at, status in enumerate(Status)}
 # An order that was given to payment ends by the provider's word: `failed` is the order stage's refusal, uncharged.
 _AT_PAYMENT = _BIT[Status.AWAITING_PAYMENT] | _BIT[Status.PROCESSING_PAYMENT] | _BIT[Status.NEEDS_RECONCILIATION]
 _NO_PATH = _BIT[Status.FAILED]
 WITHOUT_END = "accepted without an end"
-
-
-@dataclass(frozen=True, slots=True)
-class Use:
-    """What a version was spent on."""
-
-    order_id: str
-    kind: str
-    change: int  # of the units on sale
-    available: int
-    appended_ms: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +45,6 @@ class LogBook:
         self.placed: dict[str, OrderPlaced] = {}
         self.ended: dict[str, OrderStatusChanged] = {}
         self.openings: dict[int, StockOpened] = {}
-        self._opened_at_ms: dict[int, int] = {}
         self._uses: defaultdict[int, dict[int, Use]] = defaultdict(dict)
         self._versions: dict[tuple[int, str, str], int] = {}
         self._passed: dict[str, int] = {}  # the statuses announced of an order, a bit each
@@ -73,7 +60,9 @@ class LogBook:
     @property
     def whole_from(self) -> int:
         """The first epoch whose rows must all be here. An opening alone may be a copy that came late, to a log that was wiped."""
-        return min((epoch for epoch in self.openings if 1 in self.uses(epoch)), default=self.newest_epoch)
+        told = max((epoch for epoch, opening in self.openings.items() if opening.log_lost), default=0)
+        used = (epoch for epoch in self.openings if last_version(epoch, self.openings, self._uses))
+        return max(told, min(used, default=self.newest_epoch))
 
     @property
     def newest_epoch(self) -> int:
@@ -100,15 +89,18 @@ class LogBook:
                 if event.status in TERMINAL:
                     self._add_ended(event, appended_ms)
             case StockOpened():
-                self._add_opened(event, appended_ms)
+                self._add_opened(event)
             case _:
                 pass  # nothing of it is in the books
 
     def check(self, redis_version: int | None = None) -> tuple[Totals, list[str]]:
         """What the log proves and what is wrong with it; `redis_version` is the newest epoch's last one in Redis."""
         problems = Problems(self._where)
+        whole = {epoch: opening for epoch, opening in self.openings.items() if epoch >= self.whole_from}
+        history = History(whole, self._uses, self._lives())
         gaps = sum(
-            self._check_epoch(epoch, redis_version, problems) for epoch in sorted(self._uses.keys() | self.openings)
+            self._check_epoch(epoch, history, redis_version, problems)
+            for epoch in sorted(self._uses.keys() | self.openings)
         )
         lost = [order for order in self.placed.values() if order.order_id not in self.ended]
         for order in lost:
@@ -148,7 +140,7 @@ class LogBook:
         change = 0 if event.returned is UNSET else event.returned
         self._use(event.epoch, event.version, Use(event.order_id, ENDED, change, event.available, appended_ms))
 
-    def _add_opened(self, event: StockOpened, appended_ms: int) -> None:
+    def _add_opened(self, event: StockOpened) -> None:
         first = self.openings.setdefault(event.epoch, event)
         if first != event:
             self._folding.add("epoch opened twice, differently", f"epoch {event.epoch}")
@@ -157,7 +149,6 @@ class LogBook:
                 "opening that does not add up",
                 f"epoch {event.epoch}: {event.initial} != {event.available} + {event.held} + {event.sold}",
             )
-        self._opened_at_ms.setdefault(event.epoch, appended_ms)
 
     def _use(self, epoch: int, version: int, use: Use) -> None:
         known = self._uses[epoch].setdefault(version, use)
@@ -170,24 +161,44 @@ class LogBook:
         if first != version:
             self._folding.add("done twice in one epoch", f"{_name(use)}: epoch {epoch} versions {first} and {version}")
 
-    def _check_epoch(self, epoch: int, redis_version: int | None, problems: Problems) -> int:
+    def _check_epoch(self, epoch: int, history: History, redis_version: int | None, problems: Problems) -> int:
         """Checks the chain of one epoch; the number of versions missing without an excuse."""
         opening, uses = self.openings.get(epoch), self._uses[epoch]
         if not self.kept_from_ms and (epoch < self.first_epoch or not self.openings):
             return 0  # of a log that is gone: nothing to start from
         if opening is None and not self.kept_from_ms:
             problems.add("epoch without an opening", f"epoch {epoch}, {len(uses)} versions")
-        last = max(uses, default=0)
+        last = max(uses, default=0) if self.kept_from_ms else last_version(epoch, self.openings, self._uses)
         if epoch >= self.newest_epoch and redis_version is not None:
             if last > redis_version:
                 problems.add("ahead of Redis", f"epoch {epoch} version {last}, Redis has {redis_version}")
             last = max(last, redis_version)
         self._check_chain(epoch, opening, problems)
+        if epoch not in history.openings and not self.kept_from_ms:
+            return 0
+        if not self.kept_from_ms and (units := history.units_from_nowhere(epoch)):
+            problems.add(
+                "opened with units of no order", f"epoch {epoch}: {units} more are taken than the log knows of"
+            )
         missing = [v for v in range(1, last + 1) if v not in uses]
-        unexcused = [v for v, after_ms in self._appended_after(missing, uses) if not self._excused(epoch, after_ms)]
+        kept = [v for v, after_ms in self._appended_after(missing, uses) if not self._was_cut(after_ms)]
+        unexcused = kept if epoch >= self.newest_epoch else history.unexplained(epoch, kept)
         for version in unexcused:
             problems.add("version missing", f"epoch {epoch} version {version} of {last}")
         return len(unexcused)
+
+    def _lives(self) -> dict[str, Life]:
+        placed: dict[str, int] = {}
+        ended: dict[str, int] = {}
+        for epoch, order_id, kind in self._versions:
+            if kind == PLACED:
+                placed[order_id] = min(epoch, placed.get(order_id, epoch))
+            else:
+                ended[order_id] = max(epoch, ended.get(order_id, epoch))
+        return {
+            id_: Life(placed.get(id_, 0), self.placed[id_].quantity if id_ in self.placed else 0, ended.get(id_))
+            for id_ in placed.keys() | ended.keys()
+        }
 
     def _check_chain(self, epoch: int, opening: StockOpened | None, problems: Problems) -> None:
         uses = self._uses[epoch]
@@ -215,17 +226,9 @@ class LogBook:
             found.append((version, earliest))
         return found[::-1]
 
-    def _excused(self, epoch: int, after_ms: int | None) -> bool:
-        """Cut off with the log's beginning, or the tail of an epoch that a rebuild closed."""
-        if after_ms is not None and after_ms <= self.kept_from_ms:
-            return True
-        if epoch >= self.newest_epoch:
-            return False
-        if after_ms is None:
-            return True
-        opened_ms = min(at for later, at in self._opened_at_ms.items() if later > epoch)
-        last_ms = max(use.appended_ms for use in self._uses[epoch].values())  # the next may have been opened days later
-        return min(opened_ms, last_ms) - after_ms <= TAIL_MS
+    def _was_cut(self, after_ms: int | None) -> bool:
+        """With the log's beginning."""
+        return after_ms is not None and after_ms <= self.kept_from_ms
 
 
 def _terms(event: OrderPlaced) -> tuple[int, int, int, str]:

@@ -67,6 +67,10 @@ FIELDS: list[tuple[str, pa.DataType]] = [
     ("requested_at_ms", pa.int64()),
     ("at_ms", pa.int64()),
     ("opened_at_ms", pa.int64()),
+    ("found_epoch", pa.int64()),
+    ("found_version", pa.int64()),
+    ("announced_again", pa.int64()),
+    ("log_lost", pa.bool_()),
     ("charge_started_at_ms", pa.int64()),
     ("charge_answered_at_ms", pa.int64()),
     ("steps", pa.string()),  # JSON: [{"status", "at_ms"}, ...]

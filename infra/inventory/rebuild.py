@@ -70,16 +70,26 @@ async def rebuild(
 
 
 async def rebuild_if_needed(
-    product_id: ProductId, reason: str, *, redis: Redis, pool: asyncpg.Pool, settings: Settings, publisher: Publisher
+    product_id: ProductId,
+    reason: str,
+    *,
+    redis: Redis,
+    pool: asyncpg.Pool,
+    settings: Settings,
+    publisher: Publisher,
+    log_lost: bool = False,
 ) -> StockOpened | None:
-    """As `rebuild`, unless someone is doing it now or has just done it: then None, at once."""
+    """As `rebuild`, unless someone is doing it now or has just done it: then None, at once.
+
+    `log_lost`: the log does not hold any more what came before; the opening says so.
+    """
     async with books_lock(settings, product_id, wait=False) as connection:
         if connection is None:
             return None
         epoch = (await connection.fetchrow(SQL.product, product_id) or {"epoch": None})["epoch"]
         if await in_force(redis, product_id, epoch):
             return None
-        return await _Rebuild(product_id, reason, redis, pool, settings, publisher, connection).run()
+        return await _Rebuild(product_id, reason, redis, pool, settings, publisher, connection, log_lost).run()
 
 
 async def in_force(redis: Redis, product: ProductId, epoch: int | None) -> bool:
@@ -129,8 +139,9 @@ class _Rebuild:
         settings: Settings,
         publisher: Publisher,
         connection: Any,
+        log_lost: bool = False,
     ) -> None:
-        self._product, self._reason = product, reason
+        self._product, self._reason, self._log_lost = product, reason, log_lost
         self._redis, self._pool, self._publisher, self._settings = redis, pool, publisher, settings
         self._connection = connection
 
@@ -165,6 +176,7 @@ class _Rebuild:
         self, books: PreparedBooks, offsets: Offsets, run: str, epoch: int, started_at: datetime
     ) -> StockOpened:
         await books.begin()
+        self._found = await self._redis.hmget(keys.stock(self._product), ["epoch", "version"])  # closed: it stays
         # Before Postgres: what is before these offsets has a row there.
         starts = await unprocessed_from(offsets, topics.ORDER_STAGE_GROUP, topics.ORDERS)
         async with self._connection.transaction(isolation="repeatable_read", readonly=True):
@@ -314,6 +326,10 @@ class _Rebuild:
             opened_at_ms=time.time_ns() // 1_000_000,
             reason=self._reason,
             name=product["name"],
+            found_epoch=int(self._found[0] or 0),
+            found_version=int(self._found[1] or 0),
+            announced_again=books.announced_again,
+            log_lost=self._log_lost,
         )
         # First on the log, then in force: no version of this epoch can be there without its opening.
         sent = self._publisher.publish(topics.ORDERS, str(self._product), encode(opened))

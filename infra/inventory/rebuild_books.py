@@ -92,6 +92,7 @@ class PreparedBooks:
         self.held_units = 0
         self.held_orders = 0  # that hold some of them
         self.unannounced_units = 0  # of confirmed orders that have an entry: sold, and the log is yet to say so
+        self.announced_again = 0  # orders that have ended, and have an entry for the news of it
         self.entries = 0
 
     @property
@@ -114,6 +115,7 @@ class PreparedBooks:
         for row in rows:
             if row["status"] == Status.CONFIRMED:
                 self.unannounced_units += row["quantity"]
+            self.announced_again += row["status"] in TERMINAL
             if row["status"] not in TERMINAL:
                 chunk.read_models.append(_read_model_of_row(row))
         await self._write(chunk)

@@ -45,7 +45,6 @@ class Striker:
         self.day = 0  # how often time has leapt
         self.lost: set[str] = set()  # orders that no store knew any more: the design forgives those, and only those
         self.too_high: dict[int, int] = {}  # products whose books were falsified, by their epoch
-        self.slept_in: set[tuple[int, int]] = set()  # products and epochs of which news was on its way for a day
         self.poison: set[bytes] = set()  # keys of records that nobody can process
         self._faults: list[tuple[int, Callable[[Actor], None]]] = [
             (8, self._kill_this),
@@ -194,7 +193,6 @@ class Striker:
             if actor in self._world.processes.gateways or not suspended or self._world.chance(0.3):
                 self._world.processes.kill(actor)
         self.day += 1
-        self.slept_in |= {(p, row["epoch"]) for p, row in self._world.postgres.products.items()}
         self._world.loop.now_s += self._leap_s
         with self._losing():
             for topic in topics.ALL:

@@ -1,5 +1,6 @@
 """What must hold: at every instant, when all is quiet, and - by the audit's own books - once it is over."""
 
+import re
 from collections import Counter, defaultdict
 from typing import Any
 
@@ -126,25 +127,19 @@ class Verdict:
         ]
         report = balance(facts, client_log=self._client_log(), other_problems=[*self._letters(), *self._sale_rules()])
         problems = [
-            problem
-            for problem in report.problems
-            if not (self._is_falsified(problem) or self._was_asleep(problem) or self._was_refused(problem))
+            problem for problem in report.problems if not (self._is_falsified(problem) or self._was_refused(problem))
         ]
         return Report(ok=not problems, products=report.products, problems=problems)
 
     def _is_falsified(self, problem: str) -> bool:
         """Units that Redis was made to believe in follow from nothing; that is the falsification, not its consequence."""
-        return "available does not follow" in problem and any(
-            problem.startswith(f"product {product}: ") and f"epoch {epoch} " in problem
-            for product, epoch in self._world.striker.too_high.items()
-        )
-
-    def _was_asleep(self, problem: str) -> bool:
-        """An epoch that was closed may miss its tail, which the audit takes to be minutes long: here it was a day."""
-        return "version missing" in problem and any(
-            problem.startswith(f"product {product}: ") and f"epoch {epoch} " in problem
-            for product, epoch in self._world.striker.slept_in
-        )
+        for product, epoch in self._world.striker.too_high.items():
+            if problem.startswith(f"product {product}: "):
+                if "available does not follow" in problem and f"epoch {epoch} " in problem:
+                    return True
+                if found := re.search(r"opened with units of no order: epoch (\d+)", problem):
+                    return int(found[1]) > epoch  # its chain says that they are on sale
+        return False
 
     def _was_refused(self, problem: str) -> bool:
         """An order that the database refuses whatever is tried: the audit cannot know that no value of it was any good."""

@@ -38,8 +38,10 @@ class Sale:
         self.available = self.initial
         self.rebuild()
 
-    def rebuild(self) -> None:
-        """New books: a new epoch, whose versions start again."""
+    def rebuild(
+        self, found: tuple[int, int] | None = None, announced_again: int | None = None, *, log_lost: bool = False
+    ) -> None:
+        """New books: a new epoch, whose versions start again. `found`: in Redis, epoch and version; older records lack it."""
         self.epoch, self.version = self.epoch + 1, 0
         self._publish(
             StockOpened(
@@ -51,6 +53,10 @@ class Sale:
                 sold=self.sold,
                 opened_at_ms=self.now_ms,
                 reason="test",
+                found_epoch=UNSET if found is None else found[0],
+                found_version=UNSET if found is None else found[1],
+                announced_again=UNSET if announced_again is None else announced_again,
+                log_lost=log_lost,
             )
         )
 

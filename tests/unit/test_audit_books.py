@@ -11,7 +11,6 @@ from hypothesis import strategies as st
 
 from consumers.audit.books import Report, balance
 from consumers.audit.facts import Capture, ClientLog, ProductFacts
-from consumers.audit.log_book import TAIL_MS
 from consumers.audit.show import show
 from infra.orders import REFUSED_BY_DATABASE
 from schemas.events import OrderPlaced, OrderStatusChanged, StockOpened
@@ -258,32 +257,106 @@ def test_two_different_ends_are_named_and_the_same_end_under_a_new_epoch_is_not(
     assert changed_log(announce_again).problems == []
 
 
-def test_only_a_closed_epoch_may_miss_its_tail() -> None:
-    def lose_the_last_news(sale: Sale) -> None:
-        # The settlement's news died with Redis; the rebuild held the order again and announced it under the new epoch.
-        last, _ = sale.events.pop()
-        assert isinstance(last, OrderStatusChanged)
-        sale.sold, sale.held = sale.sold - 2, sale.held + 2
-        sale.rebuild()
-        sale.sold, sale.held, sale.version = sale.sold + 2, sale.held - 2, 1
-        again = msgspec.structs.replace(last, epoch=sale.epoch, version=1, available=sale.available)
-        sale.events.append((again, sale.now_ms))
+DAY_MS = 24 * 3_600_000
 
-    def lose_it_and_open_again_much_later(sale: Sale) -> None:
+
+def a_settlement_without_news(sale: Sale) -> None:
+    """It died with Redis; the rebuild has the order announced again under the new epoch."""
+    last, _ = sale.events.pop()
+    assert isinstance(last, OrderStatusChanged)
+    sale.sold, sale.held = sale.sold - last.quantity, sale.held + last.quantity
+    sale.rebuild(found=(0, 0), announced_again=1)
+    sale.sold, sale.held, sale.version = sale.sold + last.quantity, sale.held - last.quantity, 1
+    again = msgspec.structs.replace(last, epoch=sale.epoch, version=1, available=sale.available)
+    sale.events.append((again, sale.now_ms))
+
+
+def reservations_lost_with_redis(sale: Sale, orders: int) -> None:
+    """Accepted while Kafka was away, and before others of which the log knows; then Redis lost its data."""
+    for _ in range(orders):
+        lost = sale.buy(9)
+        assert lost is not None
+        sale.events.pop()
+        sale.held_orders.remove(lost)
+        del sale.rows[lost]
+    kept = sale.buy(5)
+    assert kept is not None
+    sale.end(kept, Status.CONFIRMED)
+    sale.available, sale.held = sale.available + orders, sale.held - orders
+
+
+def test_only_a_closed_epoch_may_miss_news_and_however_long_ago() -> None:
+    def much_later(sale: Sale) -> None:
         """All was down: the epoch had ended long before anybody was there to open the next."""
-        sale.now_ms += 2 * TAIL_MS
-        lose_the_last_news(sale)
+        sale.now_ms += DAY_MS
+        a_settlement_without_news(sale)
 
-    def lose_the_first_news_long_before(sale: Sale) -> None:
+    assert changed_log(a_settlement_without_news).problems == []
+    assert changed_log(much_later).problems == []
+    assert changed_log(lambda sale: without(sale, OrderStatusChanged, 1)).products[0].log.gaps == 1
+
+
+@pytest.mark.parametrize("told", [True, False])  # by openings that say what Redis still had, and by older ones
+def test_reservations_that_redis_lost_may_be_missing_and_not_one_more(told: bool) -> None:
+    def lose_three(sale: Sale) -> None:
+        reservations_lost_with_redis(sale, 3)
+        sale.rebuild(found=(0, 0) if told else None)
+
+    def lose_three_and_another(sale: Sale) -> None:
+        reservations_lost_with_redis(sale, 3)
         without(sale, OrderPlaced, 0)
-        event, _ = sale.events[-1]
-        sale.now_ms += 2 * TAIL_MS
-        sale.events[-1] = event, sale.now_ms
-        sale.rebuild()
+        sale.rebuild(found=(0, 0) if told else None)
 
-    assert changed_log(lose_the_last_news).problems == []
-    assert changed_log(lose_it_and_open_again_much_later).problems == []
-    assert changed_log(lose_the_first_news_long_before).products[0].log.gaps == 1
+    assert changed_log(lose_three).problems == []
+    assert changed_log(lose_three_and_another).products[0].log.gaps == 1
+
+
+def test_nothing_may_be_missing_where_redis_lost_nothing() -> None:
+    """A restart: the opening found the books whole, so each reservation in them is published in the end."""
+
+    def restart(sale: Sale) -> None:
+        reservations_lost_with_redis(sale, 3)
+        sale.rebuild(found=(sale.epoch, sale.version))
+
+    assert changed_log(restart).products[0].log.gaps == 3
+
+
+@pytest.mark.parametrize("told", [True, False])
+@pytest.mark.parametrize("first", [0, 1, 350, 700])
+def test_orders_that_are_missing_from_a_short_sale_are_missed_after_a_restart(first: int, told: bool) -> None:
+    """300 of 1,000, of a sale that took seconds, its first and its last ones among them."""
+    sale = Sale(initial=1_000)
+    orders = [sale.buy(user) for user in range(1, 1_001)]
+    sale.end_all()
+    gone = set(orders[first : first + 300])
+    sale.events = [event for event in sale.events if getattr(event[0], "order_id", None) not in gone]
+    sale.rebuild(found=(sale.epoch, sale.version) if told else None, announced_again=0)
+    report = balance([sale.facts()])
+    assert not report.ok
+    log = [problem for problem in report.problems if ": log: " in problem]
+    assert any("version missing" in problem or "units of no order" in problem for problem in log), report.problems
+    assert report.products[0].log.gaps == 600 or not told
+
+
+def test_an_opening_cannot_count_units_that_no_order_has_taken() -> None:
+    """The log's tail is gone, and Redis too: what was sold in it shows in the next opening."""
+
+    def cut(sale: Sale) -> None:
+        del sale.events[-3:]
+        sale.rebuild(found=(0, 0), announced_again=0)
+
+    sale = Sale(initial=10)
+    for user in range(1, 6):
+        sale.buy(user)
+    cut(sale)
+    assert "opened with units of no order: epoch 2: 3 more" in problems_of(sale.facts())
+
+
+def test_of_a_log_that_was_lost_nothing_is_missed() -> None:
+    sale = small_sale()
+    del sale.events[1:6]
+    sale.rebuild(found=(1, 8), log_lost=True)
+    assert problems_of(sale.facts()) == ""
 
 
 def test_a_proof_starts_where_the_log_starts() -> None:

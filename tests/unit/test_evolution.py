@@ -13,6 +13,7 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from msgspec.inspect import (
+    BoolType,
     EnumType,
     Field,
     IntType,
@@ -42,6 +43,8 @@ def values_of(kind: Type) -> st.SearchStrategy[Any]:
             return st.integers(low, high) | st.sampled_from([low, high])
         case StrType(pattern=str(pattern)):
             return st.from_regex(pattern.removesuffix("$") + r"\Z")
+        case BoolType():
+            return st.booleans()
         case StrType():
             return st.text(max_size=40)
         case EnumType(cls=names):
