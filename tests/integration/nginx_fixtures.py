@@ -124,6 +124,7 @@ class Reply:
         )
         assert (self.status in (429, 503)) == ("retry-after" in self.headers), self
         assert (self.status, body["code"]) == (status, code), self
+        assert body["requestId"] == self.headers["x-request-id"], self
         return True
 
 

@@ -220,6 +220,24 @@ async def test_requests_that_are_none_are_refused_here(
         assert fake.heads == []
 
 
+async def test_a_request_s_id_is_handed_on_where_it_is_sane_and_made_where_it_is_not(
+    nginx_binary: Path, tmp_path: Path
+) -> None:
+    """Gateways and nginx's own refusals know the request by one id."""
+    async with fake_gateways(send()) as [fake], nginx_on(nginx_binary, tmp_path, [fake.port]) as nginx:
+        for given, kept in ("own.Id-1_", "own.Id-1_"), ('bad"id', "[0-9a-f]{32}"), ("a" * 129, "[0-9a-f]{32}"):
+            async with Raw.to(nginx.port) as raw:
+                raw.writer.write(f"GET / HTTP/1.1\r\nHost: x\r\nX-Request-Id: {given}\r\n\r\n".encode())
+                await raw.reply()
+            [told] = re.findall(r"x-request-id: (\S+)", fake.heads[-1].lower())
+            assert re.fullmatch(kept.lower(), told), told
+            async with Raw.to(nginx.port) as raw:
+                raw.writer.write(f"GET /metrics HTTP/1.1\r\nHost: x\r\nX-Request-Id: {given}\r\n\r\n".encode())
+                refused = await raw.reply()
+            assert refused.is_problem(403, "forbidden")
+            assert re.fullmatch(kept, refused.headers["x-request-id"])
+
+
 def test_what_nginx_says_are_the_gateways_own_words() -> None:
     """Code, status, title and whether to repeat are one table: gateway/problems.py."""
     said = [orjson.loads(text) for text in re.findall(r"return \d+ '(.*)';", TEMPLATE.read_text())]

@@ -1,8 +1,9 @@
-"""Clients made by generators from /openapi.json: each is made without a complaint, and buys from a real gateway.
+"""Clients of others: those made by generators from /openapi.json buy from a real gateway, and httpx-sse reads its streams.
 
-The generators are fetched into temporary folders.
+They are fetched into temporary folders.
 """
 
+import asyncio
 import json
 import shutil
 from pathlib import Path
@@ -11,10 +12,11 @@ from typing import Any
 import pytest
 
 from gateway.api_docs import document
+from infra.settings import SigningSettings
 from schemas.ids import new_order_id
 
 from .foreign_clients import CLIENTS, PREPARED_WITHIN_S, foreign_python, needed, run
-from .gateway_fixtures import GatewayClient, gateway, settings
+from .gateway_fixtures import GatewayClient, gateway, gateway_on, settings
 
 __all__ = ["foreign_python", "gateway", "settings"]
 
@@ -55,3 +57,26 @@ async def test_a_typescript_client_is_generated_compiles_and_buys(gateway: Gatew
     await run(tools / "openapi-typescript", "openapi.json", "-o", "schema.d.ts", cwd=tmp_path)
     await run(tools / "tsc", cwd=tmp_path)
     await bought(gateway, needed("node"), "buy.js", cwd=tmp_path)
+
+
+@pytest.mark.timeout(PREPARED_WITHIN_S + 60)
+async def test_httpx_sse_sees_our_events_and_nothing_else(
+    settings: SigningSettings, foreign_python: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It takes every blank line for the end of an event, so a keep-alive comment must not be followed by one."""
+    monkeypatch.setattr("gateway.stock_stream.KEEP_ALIVE_EVERY_S", 0.1)
+    async with gateway_on(settings) as gateway:
+        product = await gateway.product(9)
+        command = (foreign_python, CLIENTS / "watch.py", f"{gateway.url}/sse/stock/{product}", 2)
+        watching = await asyncio.create_subprocess_exec(*map(str, command), stdout=asyncio.subprocess.PIPE)
+        assert watching.stdout is not None
+        first = await watching.stdout.readline()
+        await asyncio.sleep(1.0)  # ten comments
+        await gateway.buy({"productId": product})
+        rest = await watching.stdout.read()
+        assert await watching.wait() == 0
+    events = [json.loads(line) for line in (first + rest).splitlines()]
+    assert [(kind, id_, json.loads(data)) for kind, id_, data in events] == [
+        ("message", "1.0", {"productId": product, "stock": 9}),
+        ("message", "1.1", {"productId": product, "stock": 8}),
+    ]
