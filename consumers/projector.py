@@ -48,7 +48,7 @@ async def run(settings: Settings, stop: Stop) -> None:
     redis = connect_redis(settings, timeout_s=2.0)
     consumer = make_consumer(settings, group=PROJECTOR_GROUP)
     consumer.subscribe([ORDER_STATUS.name], listener=_Assignments())
-    watchdog = Watchdog(settings, PROJECTOR_GROUP, idle=lambda: True)
+    watchdog = Watchdog(settings, PROJECTOR_GROUP, lambda: True, lambda: {tp.partition for tp in consumer.assignment()})
     try:
         async with background(_project(consumer, Inventory(redis)), watchdog.run()):
             await stop.wait()  # whichever server is waited for; what was not committed is read again

@@ -8,6 +8,7 @@ from typing import Any
 import stamina
 from aiokafka import AIOKafkaConsumer, TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
+from aiokafka.coordinator.protocol import ConsumerProtocolMemberAssignment
 from aiokafka.errors import (
     CoordinatorLoadInProgressError,
     GroupCoordinatorNotAvailableError,
@@ -82,6 +83,17 @@ class Offsets:
                 known = await self._admin.list_consumer_group_offsets(group)
         by_partition = {tp.partition: meta.offset for tp, meta in known.items() if tp.topic == topic.name}
         return {p: max(by_partition.get(p, 0), 0) for p in await self.partitions(topic)}
+
+    async def held(self, group: str, topic: Topic) -> set[int]:
+        """The partitions that some member of a group holds. Raises KafkaError or OSError."""
+        await self._connect()
+        assert self._admin is not None
+        async for attempt in stamina.retry_context(on=NO_COORDINATOR, attempts=None, timeout=10.0, wait_max=0.5):
+            with attempt:
+                answer = (await self._admin.describe_consumer_groups([group]))[0]
+        assignments = [member[4] for described in answer.groups for member in described[5] if member[4]]
+        decoded: list[Any] = [ConsumerProtocolMemberAssignment.decode(assignment) for assignment in assignments]
+        return {p for one in decoded for name, partitions in one.assignment if name == topic.name for p in partitions}
 
     async def ends(self, topic: Topic) -> dict[int, int]:
         """The offset the next record will get, by partition."""

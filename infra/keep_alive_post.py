@@ -50,9 +50,10 @@ class KeepAlivePost:
         self._connect_timeout_s = connect_timeout_s
         self._idle_s = idle_s
         self._body_max_bytes = body_max_bytes
+        self.host = url.host_port_subcomponent  # an IPv6 address in brackets; never the user of the URL
         lines = (
             f"POST {url.raw_path_qs} HTTP/1.1",
-            f"Host: {url.authority}",
+            f"Host: {self.host}",
             *(f"{k}: {v}" for k, v in headers.items()),
         )
         self._head = "".join(f"{line}\r\n" for line in lines)
@@ -94,7 +95,7 @@ class KeepAlivePost:
                     lambda: _Connection(self._body_max_bytes, self._open), self._host, self._port, ssl=self._ssl
                 )
         except (OSError, TimeoutError) as error:
-            raise NotConnected(type(error).__name__) from error
+            raise NotConnected(f"{type(error).__name__}: {error}".rstrip(": ")) from error
         return connection
 
 

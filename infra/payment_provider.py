@@ -17,6 +17,7 @@ from yarl import URL
 
 from infra import tracing
 from infra.keep_alive_post import BrokenOff, KeepAlivePost, NotConnected, TooLarge
+from infra.logs import get_logger
 from infra.text import cleaned, is_storable
 from schemas.codec import TRACE_HEADER
 from schemas.money import to_cents, to_decimal
@@ -29,7 +30,10 @@ REASON_MAX = 100  # characters of a decline's reason: for people, so what is not
 RETRY_AFTER_MAX_S = 60.0
 KEY_LIFETIME = timedelta(hours=24)  # how long the provider remembers a key, from its first use
 ASKED_FOR = KEY_LIFETIME - timedelta(minutes=10)  # from the row's creation: clocks differ, and requests travel
+REPEAT_AFTER_S = 5.0
 IDLE_CONNECTION_S = 20.0  # less than the provider's keep-alive, or its close races our next request
+
+log = get_logger()
 
 
 class Captured(msgspec.Struct, frozen=True):
@@ -80,6 +84,7 @@ class HttpPaymentProvider:
             headers={"Content-Type": "application/json", "Accept-Encoding": "identity"},
         )
         self._attempt_timeout_s = attempt_timeout_s
+        self._told_at = -REPEAT_AFTER_S
 
     async def __aenter__(self) -> Self:
         return self
@@ -94,7 +99,8 @@ class HttpPaymentProvider:
         try:
             async with asyncio.timeout(self._attempt_timeout_s):
                 answer = await self._charges.ask(question, _headers(order_id))
-        except NotConnected:
+        except NotConnected as error:
+            self._tell_not_reached(str(error))
             return NotSent(None, reached=False)
         except TimeoutError:
             return Unknown("timeout")
@@ -103,6 +109,13 @@ class HttpPaymentProvider:
         except BrokenOff as error:
             return Unknown(str(error))
         return read_answer(answer.status, answer.retry_after, answer.body, order_id, amount_cents)
+
+    def _tell_not_reached(self, reason: str) -> None:
+        """A refused connection, or what TLS says of a certificate: once, and again every few seconds, not once an order."""
+        now = time.monotonic()
+        if now - self._told_at >= REPEAT_AFTER_S:
+            self._told_at = now
+            log.warning("the payment provider is not reached", to=self._charges.host, reason=cleaned(reason, 300))
 
 
 def _headers(order_id: str) -> str:

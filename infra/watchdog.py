@@ -1,15 +1,16 @@
 """A consuming process that no longer consumes ends itself, loudly, and the supervisor starts a new one.
 
 Consumers can stay alive and never read again after a broker restart or a rebalance (faust-streaming 175, 523, 629; aiokafka
-1154). A process is stuck when its event loop does not turn, or when its group lags and does not move while this member has
-nothing in work and has declared no wait. Waiting for Postgres, Redis, Kafka or the provider is not being stuck.
+1154). A process is stuck when its event loop does not turn, or when its own partitions lag and do not move while it has nothing
+in work and has declared no wait; without any partition it looks at those that nobody holds: what others hold is theirs.
+Waiting for Postgres, Redis, Kafka or the provider is not being stuck.
 """
 
 import asyncio
 import os
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 
 from infra.lifecycle import cancelled
 from infra.logs import get_logger
@@ -28,19 +29,21 @@ log = get_logger()
 
 
 class Watchdog:
-    """`idle` says whether this member has no record in work. Run it beside the consumer; it never returns."""
+    """`idle`: this member has no record in work. `partitions`: those it holds. Run it beside the consumer; it never returns."""
 
     def __init__(
         self,
         settings: Settings,
         group: str,
         idle: Callable[[], bool],
+        partitions: Callable[[], Collection[int]],
         *,
         clock: Callable[[], float] = time.monotonic,
         end_process: Callable[[int], object] = os._exit,
     ) -> None:
         self._group = group
         self._idle = idle
+        self._partitions = partitions
         self._clock = clock
         self._end_process = end_process
         self._watermarks = Watermarks(settings)
@@ -63,15 +66,17 @@ class Watchdog:
     async def _look(self) -> None:
         try:
             lag = await self._watermarks.lag(self._group)
+            own = self._partitions() or await self._watermarks.nobodys(self._group)
         except AWAY:  # nobody can read while Kafka cannot even say how far we are
             self._moved_at = self._clock()
             return
+        lag = {partition: records for partition, records in lag.items() if partition in own}
         if self.is_stuck(lag):
-            log.error("stuck: the group lags and nothing is in work here", group=self._group, lag=sum(lag.values()))
+            log.error("stuck: nothing is read of what lags here", group=self._group, lag=sum(lag.values()))
             self._end_process(EXIT_CODE)
 
     def is_stuck(self, lag: dict[int, int]) -> bool:
-        """Told the group's lag by partition: has nothing moved for too long, without a reason?
+        """Told the lag of what it should read, by partition: has nothing moved for too long, without a reason?
 
         A partition that keeps getting records and processes none grows; one that is read shrinks or is empty. So a lag
         that shrank anywhere is movement.

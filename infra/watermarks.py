@@ -80,6 +80,12 @@ class Watermarks:
         async with asyncio.timeout(ANSWER_TIMEOUT_S):
             return {p: end - at for p, (at, end) in (await self._positions(group)).items()}
 
+    async def nobodys(self, group: str) -> set[int]:
+        """The partitions that no member of the group holds. Raises like `lag`."""
+        topic = CONSUMED_BY[group]
+        async with asyncio.timeout(ANSWER_TIMEOUT_S):
+            return set(await self._offsets.partitions(topic)) - await self._offsets.held(group, topic)
+
     async def watermark(self, group: str) -> int | None:
         """None when Kafka cannot say, or the group has not come to where its log was first seen to end: then nothing
         counts as stranded."""

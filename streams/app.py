@@ -135,6 +135,7 @@ class StageApp(faust.App):
     stage: Stage
     resources: Resources | None = None
     taking = False
+    own: frozenset[int] = frozenset()  # partitions
     by_faust = True  # started by `faust -A ... worker`: nobody else has entered this process in the registry
 
     def _new_transport(self) -> Any:
@@ -148,7 +149,7 @@ class StageApp(faust.App):
         self.resources = await Resources.open(settings)
         self.acks: Acks = InOrderAcks()
         self.stage = self.make_stage(self.resources, self.acks)
-        watchdog = Watchdog(settings, self.conf.id, idle=lambda: self.taking and not self.acks.open)
+        watchdog = Watchdog(settings, self.conf.id, lambda: self.taking and not self.acks.open, lambda: self.own)
         self._watching = asyncio.create_task(watchdog.run(), name="watchdog")
         self._telling = asyncio.create_task(self._tell_vitals(), name="vitals")
         self._work = asyncio.create_task(self.stage.run(), name="stage")
@@ -226,10 +227,12 @@ def stage_app(group: str, topic: Topic, make_stage: MakeStage) -> StageApp:
 
     async def forget(_app: Any, revoked: set[TP], *, signal: Any = None, **_: Any) -> None:
         app.acks.revoke(revoked)
+        app.own = frozenset()
         _partitions.set(0)
 
     async def count(_app: Any, assigned: set[TP], *, signal: Any = None, **_: Any) -> None:
         _partitions.set(len(assigned))
+        app.own = frozenset(tp.partition for tp in assigned)
         _rebalances.inc()
 
     app.agent(source, name=group)(feed)

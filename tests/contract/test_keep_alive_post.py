@@ -165,3 +165,31 @@ def test_the_same_on_uvloop_which_the_stage_runs_on() -> None:
     uvloop.run(test_one_connection_serves_one_request_after_the_other_and_many_at_once_take_many())
     uvloop.run(test_what_nobody_asked_for_is_never_an_answer())
     uvloop.run(test_an_answer_that_breaks_off_is_said_to())
+
+
+@pytest.mark.parametrize(
+    ("url", "host"),
+    [
+        ("http://[::1]:9000/charges", "[::1]:9000"),
+        ("http://[::1]/charges", "[::1]"),
+        ("http://someone:secret@127.0.0.1:9000/charges", "127.0.0.1:9000"),
+        ("http://provider.example/charges", "provider.example"),
+    ],
+)
+def test_the_host_is_named_as_http_wants_it(url: str, host: str) -> None:
+    """An IPv6 address in brackets, the scheme's own port left out, and nobody's password."""
+    client = KeepAlivePost(URL(url), connect_timeout_s=1, idle_s=1, body_max_bytes=1, headers={})
+    assert client.host == host
+    assert f"\r\nHost: {host}\r\n" in client._head
+
+
+async def test_a_handshake_that_fails_says_why() -> None:
+    async def answer_at_once(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(OK)
+        await writer.drain()
+
+    async with posting_to(answer_at_once) as (plain, _):
+        url = URL(f"https://{plain.host}/charges")
+        client = KeepAlivePost(url, connect_timeout_s=2.0, idle_s=1, body_max_bytes=1, headers={})
+        with pytest.raises(NotConnected, match=r"SSLError: .*WRONG_VERSION_NUMBER"):
+            await client.ask(b"{}", "")

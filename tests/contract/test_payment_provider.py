@@ -1,6 +1,7 @@
 """What every `PaymentProvider` promises, asked of the fake and of the HTTP client with the real gateway process."""
 
 import asyncio
+import re
 import signal
 import socket
 from collections.abc import AsyncIterator
@@ -9,6 +10,7 @@ from typing import Protocol
 
 import pytest
 import pytest_asyncio
+import structlog
 
 from infra.payment_provider import (
     ANSWER_MAX_BYTES,
@@ -356,3 +358,20 @@ async def test_an_attempt_is_given_up_in_time_however_slowly_the_answer_drips() 
         assert await provider.charge(ORDER, CENTS, CURRENCY) == Unknown("timeout")
         assert loop.time() - began < 2 * TIMEOUT_S
     server.close()
+
+
+async def test_why_a_provider_is_not_reached_is_told_once_not_once_an_order() -> None:
+    """TLS asked of something that speaks none, and a port where nobody listens."""
+    port = free_port()
+    async with await asyncio.start_server(lambda _, writer: writer.close(), "127.0.0.1", port):
+        for url, reason in (
+            (f"https://127.0.0.1:{port}", "SSL|Connection"),
+            (f"http://127.0.0.1:{free_port()}", "111"),
+        ):
+            async with HttpPaymentProvider(url, TIMEOUT_S) as provider:
+                with structlog.testing.capture_logs() as lines:
+                    for _ in range(3):
+                        assert await provider.charge(ORDER, CENTS, CURRENCY) == NotSent(None, reached=False)
+            [line] = lines
+            assert line["event"] == "the payment provider is not reached"
+            assert re.search(reason, line["reason"])

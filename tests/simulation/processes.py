@@ -160,6 +160,7 @@ class Processes:
             SETTINGS,
             group,
             idle=lambda: not acks.open,
+            partitions=lambda: range(CONSUMED_BY[group].partitions),
             clock=self._world.now_s,
             end_process=lambda _: self.kill(actor),
         )

@@ -1,5 +1,8 @@
 """When a consuming process counts as stuck, and when it only waits."""
 
+from dataclasses import dataclass
+from typing import Any, cast
+
 import pytest
 
 from infra.settings import Settings
@@ -16,7 +19,7 @@ class Clock:
 
 
 def watchdog(clock: Clock, *, idle: bool = True) -> Watchdog:
-    return Watchdog(Settings(), "order-stage", idle=lambda: idle, clock=clock, end_process=lambda code: None)
+    return Watchdog(Settings(), "order-stage", lambda: idle, lambda: {0, 1}, clock=clock, end_process=lambda code: None)
 
 
 def looks(dog: Watchdog, clock: Clock, lags: list[int]) -> list[bool]:
@@ -49,3 +52,35 @@ def test_a_declared_wait_is_alive() -> None:
     with declared_wait("postgres"):
         assert not any(looks(dog, clock, [5, 5, 5, 5, 5]))
     assert looks(dog, clock, [5, 5, 5])[-1] is True
+
+
+@dataclass
+class Group:
+    """Watermarks of a group whose lag does not move; `unheld` are partitions that no member holds."""
+
+    lags: dict[int, int]
+    unheld: set[int]
+
+    async def lag(self, _group: str) -> dict[int, int]:
+        return self.lags
+
+    async def nobodys(self, _group: str) -> set[int]:
+        return self.unheld
+
+
+@pytest.mark.parametrize(
+    ("own", "unheld", "ends"),
+    [({0, 1}, set(), True), ({1}, set(), False), (set(), set(), False), (set(), {0}, True)],
+    ids=["its own lag", "another member's lag", "a member too many", "nobody's lag"],
+)
+async def test_a_member_ends_itself_for_partitions_of_its_own_or_of_nobody(
+    own: set[int], unheld: set[int], ends: bool
+) -> None:
+    """While the provider is dead one member waits with what is charged; the others are not stuck for it."""
+    clock, ended = Clock(), list[int]()
+    dog = Watchdog(Settings(), "payment-stage", lambda: True, lambda: own, clock=clock, end_process=ended.append)
+    dog._watermarks = cast(Any, Group({0: 500, 1: 0}, unheld))
+    for _ in range(4):
+        clock.now += GROUP_STALL_S / 2
+        await dog._look()
+    assert bool(ended) is ends
