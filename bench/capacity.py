@@ -9,6 +9,7 @@ import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from infra.inventory.inventory import ENDED_LIFETIME_MS
 from infra.settings import Settings
 from schemas.topics import ORDERS
 
@@ -35,6 +36,13 @@ BESIDE: dict[str, dict[str, float]] = {
     "payment-stage": {"redis": 0.3, "kafka": 0.25, "postgres": 0.5, "payment-gateway": 1.0, "relay": 1.0},
     "projector": {"redis": 0.4, "kafka": 0.2},
 }
+# What Redis keeps of an order, bytes; tests/integration/test_redis_memory.py measures it.
+LIVE_BYTES = 1_000  # while it holds units: its entry, its next look, its user's count, the read model, the key record
+ENDED_BYTES = 290  # afterwards for ENDED_LIFETIME_MS: the read model
+KEY_BYTES = 190  # for 24 hours: the key record, where a key was given
+BUYER_BYTES = 50  # for as long as the product is there: what a user has bought
+MAX_MEMORY_BYTES = 2**30  # of the local stack
+ORDERS_A_DAY = (100_000, 1_000_000, 5_000_000, 10_000_000, 100_000_000)
 SIMULATED_S = 15.0  # as long as the burst
 DRAINED = 10_000.0
 DRAIN_S = 300.0
@@ -172,6 +180,53 @@ def _sustained(chain: Sequence[Station], cores: float, awake_ms: float) -> float
     return min(left_ms / sum(s.total_ms for s in chain), *(s.most_per_s(1.0) for s in chain))
 
 
+def redis_bytes(orders_a_day: int, peak_per_s: float) -> dict[str, float]:
+    """What `orders_a_day`, each with a key and a buyer of its own, keep in Redis at most, by kind; one product."""
+    live = min(orders_a_day, int(Settings.model_fields["max_held"].default))
+    ended = min(orders_a_day, peak_per_s * ENDED_LIFETIME_MS / 1000)
+    return {
+        "live": live * LIVE_BYTES,
+        "ended": ended * ENDED_BYTES,
+        "keys": orders_a_day * KEY_BYTES,
+        "buyers": orders_a_day * BUYER_BYTES,
+    }
+
+
+def _memory(report: Report) -> str:
+    peak, share = _median(report, "sustained"), float(Settings.model_fields["redis_full_at_share"].default)
+    of_a_day = {orders: redis_bytes(orders, peak) for orders in ORDERS_A_DAY}
+    rows = [
+        (what, *(_mebibytes(kinds[kind]) for kinds in of_a_day.values()))
+        for what, kind in (
+            ("under way, at most `MAX_HELD`", "live"),
+            (f"ended within ten minutes, at {shown(peak)} orders/s", "ended"),
+            ("key records of 24 hours", "keys"),
+            ("what buyers have", "buyers"),
+        )
+    ]
+    needed = ("maxmemory", *(_mebibytes(sum(kinds.values()) / share) for kinds in of_a_day.values()))
+    table_text = table(("Redis' memory, MiB, at orders a day of", *(f"{o:,}" for o in ORDERS_A_DAY)), [*rows, needed])
+    left = MAX_MEMORY_BYTES * share - _most_at_once(peak)
+    orders = math.floor(left / (KEY_BYTES + BUYER_BYTES) / 100_000) * 100_000
+    declines = int(Settings.model_fields["declines_per_hour_per_user"].default) * 24
+    accounts = math.floor(MAX_MEMORY_BYTES * share / (declines * KEY_BYTES) / 1_000) * 1_000
+    return (
+        f"{table_text}\n\nSo 1 GiB, which the local stack has, takes {orders:,} orders a day of which each has a key. An account"
+        f" whose payments are always declined leaves at most {declines} key records a day and product, so it takes more than"
+        f" {accounts:,} such accounts to fill it."
+    )
+
+
+def _most_at_once(peak_per_s: float) -> float:
+    """Of orders that are under way, or have just ended."""
+    kinds = redis_bytes(10**9, peak_per_s)
+    return kinds["live"] + kinds["ended"]
+
+
+def _mebibytes(count: float) -> str:
+    return f"{count / 2**20:,.0f}"
+
+
 def tables(report: Report) -> str:
     """The generated part of docs/capacity.md."""
     costs = full_load(report)
@@ -206,6 +261,7 @@ def tables(report: Report) -> str:
             table(("Figure", "Model", "Measured", "Model / measured"), checked),
             f"One Redis shard, {BUSY:.0%} busy, carries {shown(1000 * BUSY / costs['redis'])} orders/s;"
             " one product cannot have more, for its books are one shard's.",
+            _memory(report),
         )
     )
 

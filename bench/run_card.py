@@ -37,6 +37,8 @@ SETTINGS = (
     "max_held",
     "max_unpublished",
     "buys_per_second_per_user",
+    "declines_per_hour_per_user",
+    "redis_full_at_share",
     "redis_timeout_s",
 )
 

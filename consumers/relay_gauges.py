@@ -4,8 +4,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from infra.inventory import keys
-from infra.metrics.definitions import GROUP_DELAY, GROUP_LAG, STOCK_UNITS
+from infra.metrics.definitions import GROUP_DELAY, GROUP_LAG, REDIS_MEMORY, STOCK_UNITS
 from infra.redis_client import Redis
+from infra.redis_memory import read_memory
 from infra.watermarks import Watermarks
 from schemas.ids import ProductId
 from schemas.topics import CONSUMED_BY
@@ -14,6 +15,7 @@ LOOK_EVERY_S = 5.0  # what Prometheus may see of it is as old as its own interva
 PARTS = ("initial", "available", "held", "sold")
 
 _lag, _delay, _units = GROUP_LAG.make(), GROUP_DELAY.make(), STOCK_UNITS.make()
+_memory = REDIS_MEMORY.make()
 
 
 @dataclass(slots=True)
@@ -27,6 +29,7 @@ class Gauges:
         """One look. Raises when a store cannot say."""
         try:
             await self._look_at_stock(list(products))
+            await self._look_at_memory()
             for group in CONSUMED_BY:
                 await self._look_at_group(group)
         except BaseException:
@@ -38,8 +41,13 @@ class Gauges:
         await self.watermarks.close()
 
     def clear(self) -> None:
-        for gauge in (_lag, _delay, _units):
+        for gauge in (_lag, _delay, _units, _memory):
             gauge.clear()
+
+    async def _look_at_memory(self) -> None:
+        memory = await read_memory(self.redis)
+        _memory.labels("used").set(memory.used_bytes)
+        _memory.labels("max").set(memory.max_bytes)
 
     async def _look_at_group(self, group: str) -> None:
         for partition, records in (await self.watermarks.lag(group)).items():

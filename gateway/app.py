@@ -25,6 +25,7 @@ from .cors import Cors
 from .health import Health
 from .identity import Identity
 from .login_attempts import LoginAttempts
+from .memory_budget import MemoryBudget
 from .ops import Ops
 from .order_list import OrderList
 from .order_status import OrderReader, OrderStatus
@@ -55,6 +56,7 @@ class Gateway:
     hub: StockHub
     updates: OrderUpdates
     passwords: Passwords
+    memory: MemoryBudget
 
 
 def make_gateway(
@@ -82,9 +84,10 @@ def make_gateway(
     reader = OrderReader(reads, pool)
     tickets = Tickets(identity, reads_redis)
     # What travels to Redis together shares a flush of its log and is published together: the publisher's linger, taken here.
+    memory = MemoryBudget(reads_redis, settings.redis_full_at_share)
     inventory = Inventory(redis, Pace(BUSY_PER_S, LINGER_S))
     orders = (Orders if tracing.on is None else TracedOrders)(
-        settings, identity, bodies, catalogue, inventory, publisher
+        settings, identity, bodies, catalogue, inventory, publisher, memory
     )
     attempts = LoginAttempts(reads_redis)
     registrations = Registrations(reads_redis, settings.registrations_per_minute_per_address)
@@ -131,7 +134,7 @@ def make_gateway(
         resource.add_route(method, handler, expect_handler=_expect)
         if method == "GET" and not path.startswith("/sse/"):
             resource.add_route("HEAD", handler, expect_handler=_expect)
-    return Gateway(app, health, hub, updates, passwords)
+    return Gateway(app, health, hub, updates, passwords, memory)
 
 
 def _mark(cors: Cors) -> Callable[[web.Request, web.StreamResponse], Awaitable[None]]:

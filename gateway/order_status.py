@@ -13,6 +13,7 @@ from aiohttp import web
 
 from infra.inventory import keys
 from infra.inventory.pipeliner import Pipeliner
+from infra.inventory.read_model import history
 from infra.inventory.run import SECTION, run_in
 from infra.postgres.pool import UNAVAILABLE
 from infra.postgres.queries import SQL
@@ -191,18 +192,8 @@ def from_redis(order_id: OrderId, fields: dict[bytes, bytes]) -> OrderView:
         status=Status(fields[b"status"].decode()),
         created_at_ms=int(fields[b"placed"]),
         updated_at_ms=int(fields[b"updated"]),
-        history=_history(fields[b"steps"].decode()),
+        history=history(fields[b"steps"].decode(), int(fields[b"placed"])),
     )
-
-
-def _history(steps: str) -> tuple[tuple[str, int], ...]:
-    """'queued@5;processing@7' in order, each status once."""
-    seen: dict[str, int] = {}
-    for step in steps.split(";"):
-        status, _, at = step.partition("@")
-        if at:
-            seen.setdefault(status, int(at))
-    return tuple(seen.items())
 
 
 def from_row(row: asyncpg.Record) -> OrderView:

@@ -33,6 +33,7 @@ from .addresses import Addresses
 from .admission import Overload, Rates, SoldOutMemory, UnderWay
 from .catalogue import Catalogue, Product
 from .identity import Identity
+from .memory_budget import MemoryBudget
 from .problems import Problem
 from .slow_bodies import SlowBodies
 from .wire import REPLAYED, answer_bytes, given_twice, iso_ms, read_json, reason, repeated_member
@@ -51,9 +52,12 @@ REFUSALS = {
     "not_open": "sale_not_open",
     "closed": "sale_closed",
     "user_limit": "user_limit",
+    "declined": "rate_limited",
     "busy": "busy",
     "sold_out": "sold_out",
 }
+
+DECLINED_TOO_OFTEN = "Too many of your payments for this product were declined within the hour."
 
 Positive = Annotated[int, Meta(ge=1, le=2**31 - 1)]
 
@@ -104,18 +108,21 @@ class Orders:
         catalogue: Catalogue,
         inventory: Inventory,
         publisher: Publisher,
+        memory: MemoryBudget,
     ) -> None:
         self._identity = identity
         self._bodies = bodies
         self._catalogue = catalogue
         self._inventory = inventory
         self._publisher = publisher
+        self._memory = memory
         self._rates = Rates(settings.buys_per_second_per_user)
         per_address = settings.buys_per_second_per_address
         self._address_rates = Rates(per_address) if per_address else None
         self._addresses = Addresses(settings.trusted_proxies)
         self._sold_out = SoldOutMemory()
         self._under_way = UnderWay()
+        self._most_declines = settings.declines_per_hour_per_user
         self._max_unpublished = settings.max_unpublished
         self._kafka_slow = False  # the last publish has timed out: not awaited until one is acknowledged again
 
@@ -135,6 +142,8 @@ class Orders:
             raise Problem("sold_out")
         if self._publisher.unpublished >= self._max_unpublished:
             raise Problem("busy")
+        if self._memory.full:
+            raise Problem("unavailable", "There is no room for more orders just now; nothing was reserved.")
         wish = Reservation(
             order_id=new_order_id(),
             user_id=user.id,
@@ -143,6 +152,7 @@ class Orders:
             unit_price_cents=product.price_cents,
             currency=product.currency,
             hashed_key=None if key is None else keys.key_hash(key),
+            most_declines=self._most_declines,
         )
         try:
             with self._under_way.one():  # only now: until all of it had come it depended on the client
@@ -214,6 +224,8 @@ def accepted(product: Product, order_id: OrderId, *, replayed: bool = False) -> 
 
 def _refusal(refused: Refused) -> Problem:
     code = REFUSALS[refused.reason]
+    if refused.reason == "declined":
+        return Problem(code, DECLINED_TOO_OFTEN, retry_after_s=max(1, -(-refused.wait_ms // 1000)))
     if refused.opens_at_ms:
         return Problem(code, opensAt=iso_ms(refused.opens_at_ms))
     return Problem(code)

@@ -35,6 +35,7 @@ class Settings(BaseSettings):
 
     redis_url: str = "redis://127.0.0.1:6379/0"
     redis_timeout_s: float = 0.5
+    redis_full_at_share: Annotated[float, Field(gt=0, le=1)] = 0.9  # of maxmemory: from there on purchases are refused
 
     db_host: str = "127.0.0.1"
     db_port: int = 5432
@@ -65,6 +66,7 @@ class Settings(BaseSettings):
     buys_per_second_per_user: Annotated[int, Field(ge=1)] = 50
     buys_per_second_per_address: Annotated[int, Field(ge=0)] = 0  # 0: no limit; many buyers may share one address
     registrations_per_minute_per_address: Annotated[int, Field(ge=0)] = 60  # 0: no limit
+    declines_per_hour_per_user: Annotated[int, Field(ge=0)] = 20  # orders of one product; 0: no limit
     max_unpublished: Annotated[int, Field(ge=1)] = 10_000  # orders a gateway worker may owe Kafka
 
     otel_exporter_otlp_endpoint: str = ""  # of an OTLP collector over HTTP; none: nothing is traced

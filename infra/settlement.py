@@ -140,7 +140,10 @@ class SettlementDesk:
 
     async def _move_units(self, rows: Sequence[OrderRow]) -> list[Settlement | None]:
         try:
-            return await self._inventory.settle([(row.product_id, row.id, outcome_of(row.status)) for row in rows])
+            return await self._inventory.settle(
+                [(row.product_id, row.id, outcome_of(row.status)) for row in rows],
+                declined={row.id for row in rows if row.status is Status.PAYMENT_FAILED},
+            )
         except SettledOtherwise as error:
             # Postgres is the truth of how an order ended: new books are made from it, and settle waits for them.
             log.error("redis settled an order the other way", order_id=error.order_id, error=str(error))

@@ -3,7 +3,7 @@
 Nothing here decides; the answers are typed and the callers' match statements are exhaustive.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,8 +16,9 @@ from schemas.events import OrderStatusChanged
 from schemas.ids import OrderId, ProductId, UserId
 from schemas.order_state import RANK, TERMINAL, Entry
 
-from . import entry, keys
+from . import entry, key_record, keys
 from .pipeliner import Pipeliner
+from .read_model import steps_text
 from .run import present_run
 
 KEY_LIFETIME_MS = 24 * 3_600_000  # acceptances are remembered this long
@@ -25,13 +26,18 @@ FIRST_LOOK_MS = 2_000  # a gateway killed between reserving and publishing is no
 NEXT_LOOK_MS = 2_000
 NOTHING_SEEN = (0, 0)
 FARTHEST_LOOK_MS = 300_000  # no look is put off longer: one that is further away was dated by a clock that was set back
-TERMINAL_LIFETIME_MS = 24 * 3_600_000  # afterwards the status is read from Postgres
+# How long the read model shows a status that the log told. There is a row then, and Postgres answers afterwards. Who waited
+# for an order's end has seen it within minutes; what ends within this time has to fit into memory at once.
+ENDED_LIFETIME_MS = 10 * 60_000
+UNENDED_LIFETIME_MS = 24 * 3_600_000
+DECLINES_COUNTED_MS = 3_600_000  # from the first decline of a product on; then all of them are forgotten
 
 
 class Reservation(msgspec.Struct, frozen=True):
     """One wish to buy. `hashed_key` is None where the order id itself is the key.
 
     `accepted_at_ms`: made again for an order whose reservation was lost with older books, also where the sale is paused or over.
+    `most_declines`: a user with so many declined orders of the product within the hour is refused; 0: never.
     """
 
     order_id: OrderId
@@ -43,10 +49,11 @@ class Reservation(msgspec.Struct, frozen=True):
     hashed_key: str | None = None
     redriven_from: OrderId | None = None
     accepted_at_ms: int | None = None
+    most_declines: int = 0
 
     @property
     def body(self) -> str:
-        return f"{self.product_id}:{self.quantity}"
+        return key_record.body(self.product_id, self.quantity)
 
 
 class Held(msgspec.Struct, frozen=True):
@@ -69,12 +76,13 @@ class Known:
 
 @dataclass(frozen=True, slots=True)
 class Refused:
-    """Nothing was taken. `reason` is unverified, paused, not_open, closed, user_limit, busy or sold_out."""
+    """Nothing was taken. `reason` is unverified, paused, not_open, closed, user_limit, declined, busy or sold_out."""
 
     reason: str
     epoch: int = 0
     version: int = 0
     opens_at_ms: int = 0
+    wait_ms: int = 0
 
 
 class Settlement(msgspec.Struct, frozen=True):
@@ -124,7 +132,7 @@ class Inventory:
             )
         )
         order_key = keys.order(wish.order_id)
-        product = wish.product_id
+        product, hashed, user = wish.product_id, wish.hashed_key, wish.user_id
         reply = await self._scripts.call(
             "reserve",
             (
@@ -133,8 +141,10 @@ class Inventory:
                 keys.due(product),
                 keys.buyers(product),
                 order_key,
-                keys.key_record(wish.user_id, wish.hashed_key) if wish.hashed_key else order_key,
-                keys.unstored(wish.user_id),
+                keys.key_record(user, hashed) if hashed else order_key,
+                keys.unstored(user),
+                keys.whole_key_record(user, hashed) if hashed else order_key,
+                keys.declined(product),
             ),
             wish.order_id,
             wish.user_id,
@@ -148,14 +158,20 @@ class Inventory:
             product,
             "" if wish.accepted_at_ms is None else wish.accepted_at_ms,
             *self._seen.get(product, NOTHING_SEEN),
+            key_record.short(wish.order_id),
+            wish.most_declines,
         )
         answer = _reserve_answer(wish, head, reply)
         if not isinstance(answer, Known):
             self._see(product, answer.epoch, answer.version)
         return answer
 
-    async def settle(self, orders: Sequence[tuple[ProductId, OrderId, Entry]]) -> list[Settlement | None]:
+    async def settle(
+        self, orders: Sequence[tuple[ProductId, OrderId, Entry]], declined: Collection[OrderId] = ()
+    ) -> list[Settlement | None]:
         """Move the units of terminal orders to SOLD or RELEASED; None where no entry is left (announced before).
+
+        Those of them whose payment was `declined` count against their users.
 
         Idempotent: the same version is given again. Raises NotVerified, SettledOtherwise or RedisError; some of the
         orders may then be settled, which asking again finds out.
@@ -164,8 +180,14 @@ class Inventory:
             "settle",
             [
                 (
-                    (keys.stock(product), keys.held(product), keys.due(product), keys.buyers(product)),
-                    (order_id, entry.LETTERS[outcome], NEXT_LOOK_MS, *self._seen.get(product, NOTHING_SEEN)),
+                    _settle_keys(product),
+                    (
+                        order_id,
+                        entry.LETTERS[outcome],
+                        NEXT_LOOK_MS,
+                        *self._seen.get(product, NOTHING_SEEN),
+                        DECLINES_COUNTED_MS if order_id in declined else "",
+                    ),
                 )
                 for product, order_id, outcome in orders
             ],
@@ -208,16 +230,23 @@ class Inventory:
         return await present_run(self.redis)
 
 
+def _settle_keys(product: ProductId) -> tuple[str, ...]:
+    return (keys.stock(product), keys.held(product), keys.due(product), keys.buyers(product), keys.declined(product))
+
+
 def _reserve_answer(wish: Reservation, head: bytes, reply: list[Any]) -> Held | Known | Refused:
     match reply:
         case [b"held", epoch, version, available, now_ms]:
             return Held(epoch, version, available, now_ms, entry.placed_value(head, now_ms, epoch, version, available))
-        case [b"known", order_id, body]:
-            return Known(OrderId(order_id.decode()), body.decode() == wish.body)
+        case [b"known", record]:
+            order_id, body = key_record.parse(record.decode())
+            return Known(order_id, body == wish.body)
         case [b"sold_out", epoch, version]:
             return Refused("sold_out", epoch, version)
         case [b"not_open", opens_at_ms]:
             return Refused("not_open", opens_at_ms=opens_at_ms)
+        case [b"declined", wait_ms]:
+            return Refused("declined", wait_ms=wait_ms)
         case [reason, *_]:
             return Refused(reason.decode())
         case _:
@@ -251,9 +280,9 @@ def _projection(event: OrderStatusChanged) -> tuple[tuple[str, ...], tuple[str |
             event.status,
             RANK[event.status],
             event.at_ms,
-            ";".join(f"{step.status}@{step.at_ms}" for step in event.steps),
+            steps_text(((step.status, step.at_ms) for step in event.steps), event.placed_at_ms),
             f"{event.epoch} {event.version}" if terminal and event.epoch and event.version else "",
-            TERMINAL_LIFETIME_MS if terminal else "",
+            ENDED_LIFETIME_MS if terminal else UNENDED_LIFETIME_MS,
             event.user_id,
             event.product_id,
             event.quantity,

@@ -1,5 +1,6 @@
 """The names of all Redis keys. Those of one product share a hash tag, so that one script may touch them in Redis Cluster too."""
 
+from base64 import urlsafe_b64encode
 from hashlib import sha256
 
 from schemas.ids import OrderId, ProductId, UserId
@@ -42,4 +43,14 @@ def key_hash(idempotency_key: str) -> str:
 
 
 def key_record(user: UserId, hashed_key: str) -> str:
+    """Of 128 bits of the hash: a key is its user's own, so nobody else's can meet it."""
+    return f"key:{{u{user}}}:{urlsafe_b64encode(bytes.fromhex(hashed_key[:32])).rstrip(b'=').decode()}"
+
+
+def whole_key_record(user: UserId, hashed_key: str) -> str:
+    """Where a release before this one wrote it."""
     return f"key:{{u{user}}}:{hashed_key}"
+
+
+def declined(product: ProductId) -> str:
+    return f"declined:{{p{product}}}"

@@ -16,10 +16,11 @@ from infra.redis_client import Redis, clock_ms
 from schemas.ids import OrderId, ProductId, UserId
 from schemas.order_state import RANK, TERMINAL, Entry, Status
 
-from . import keys
+from . import key_record, keys
 from .entry import HeldEntry, PlacedHead, placed_head
 from .inventory import FARTHEST_LOOK_MS, FIRST_LOOK_MS, KEY_LIFETIME_MS
 from .pipeliner import DIGESTS, SCRIPTS
+from .read_model import steps_text
 
 LOOKS_PER_MS = 1  # the relay's looks at the entries are spread: it pushes at most 1,000 orders/s anyway
 WRITES_AT_ONCE = 2  # while Redis takes in one chunk the next is read; several products may be rebuilt on one pool
@@ -177,21 +178,22 @@ class PreparedBooks:
     def _record_key(self, chunk: _Chunk, order_id: str, user: int, hashed: str, placed_ms: int, quantity: int) -> None:
         remaining_ms = placed_ms + KEY_LIFETIME_MS - self.now_ms
         if remaining_ms > 0:
-            value = f"{order_id} {self._product}:{quantity}"
+            value = key_record.record(OrderId(order_id), self._product, quantity)
             chunk.key_records.append((keys.key_record(UserId(user), hashed), value, remaining_ms))
 
 
 def _read_model_of_row(row: asyncpg.Record) -> tuple[str, int, tuple[str, ...]]:
     status, updated_ms = Status(row["status"]), _milliseconds(row["updated_at"])
-    steps = f"queued@{row['placed_at_ms']};{Status.AWAITING_PAYMENT}@{_milliseconds(row['created_at'])}"
+    steps = [(Status.QUEUED, row["placed_at_ms"]), (Status.AWAITING_PAYMENT, _milliseconds(row["created_at"]))]
     if status is Status.NEEDS_RECONCILIATION:
-        steps += f";{status}@{updated_ms}"
+        steps.append((status, updated_ms))
     return _read_model(
         row["id"],
         status,
         *("user", row["user_id"], "product", row["product_id"], "quantity", row["quantity"]),
         *("price", row["unit_price_cents"], "currency", row["currency"], "placed", row["placed_at_ms"]),
-        *("updated", updated_ms, "steps", steps, "body", f"{row['product_id']}:{row['quantity']}"),
+        *("updated", updated_ms, "steps", steps_text(steps, row["placed_at_ms"])),
+        *("body", key_record.body(row["product_id"], row["quantity"])),
     )
 
 
@@ -202,7 +204,8 @@ def _read_model_of_entry(entry: HeldEntry, head: PlacedHead) -> ReadModel:
         Status.QUEUED,
         *("user", entry.user_id, "product", head.product_id, "quantity", head.quantity),
         *("price", head.unit_price_cents, "currency", head.currency, "placed", entry.at_ms),
-        *("updated", entry.at_ms, "steps", f"queued@{entry.at_ms}", "body", f"{head.product_id}:{head.quantity}"),
+        *("updated", entry.at_ms, "steps", steps_text([(Status.QUEUED, entry.at_ms)], entry.at_ms)),
+        *("body", key_record.body(head.product_id, head.quantity)),
     )
     return (*model, (keys.unstored(entry.user_id), KEY_LIFETIME_MS))
 

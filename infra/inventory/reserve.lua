@@ -10,18 +10,23 @@
 -- KEYS[5] order:ID    hash: the read model
 -- KEYS[6] key record of (user, Idempotency-Key), or KEYS[5] again where the order id is the key
 -- KEYS[7] unstored:{u} sorted set: the user's orders that Postgres may not have yet; project.lua takes them out
+-- KEYS[8] as KEYS[6], where a release before this one wrote it
+-- KEYS[9] declined:{p} hash: user id -> orders whose payment was declined lately (see settle.lua)
 -- ARGV[1] order id   ARGV[2] user id   ARGV[3] quantity   ARGV[4] body ("product:quantity")
 -- ARGV[5] order.placed without its last fields and closing brace   ARGV[6] unit price (cents)   ARGV[7] currency
 -- ARGV[8] lifetime of KEYS[6] and KEYS[7] (ms)   ARGV[9] delay of the relay's first look (ms)   ARGV[10] product id
--- ARGV[11] when it was accepted before (ms) and then lost with older books, else '': pause and window are for new wishes
+-- ARGV[11] when it was accepted before (ms) and then lost with older books, else '': pause, window and
+--          declines are for new wishes
 -- ARGV[12], ARGV[13] the newest epoch and version of these books that the caller has seen
+-- ARGV[14] order id as a key record has it   ARGV[15] declined orders after which a user is refused; 0: never
 --
 -- Returns one of
 --   {'held', epoch, version, available, placed (ms)}  units taken
---   {'known', order id, body}                         this key was accepted before
+--   {'known', record}                                 this key was accepted before: 'order-id product:quantity'
 --   {'unverified'}                                    the books were not made for this Redis run, are being rebuilt, or
 --                                                     are older than the caller has seen them: then they are closed too
 --   {'paused'} {'not_open', opens_at_ms} {'closed'} {'user_limit'}
+--   {'declined', wait_ms}                             too many of the user's payments were declined; when they are forgotten
 --   {'sold_out', epoch, version} {'busy'}
 
 local stock = redis.call('HMGET', KEYS[1], 'run', 'state', 'epoch', 'version', 'available', 'opens_at_ms', 'closes_at_ms',
@@ -36,14 +41,14 @@ end
 
 if KEYS[6] == KEYS[5] then
   local known = redis.call('HMGET', KEYS[5], 'user', 'body')
-  if known[1] then return {'known', ARGV[1], known[2]} end
+  if known[1] then return {'known', ARGV[1] .. ' ' .. known[2]} end
 else
-  local known = redis.call('GET', KEYS[6])
-  if known then return {'known', string.sub(known, 1, 36), string.sub(known, 38)} end
+  local known = redis.call('GET', KEYS[6]) or redis.call('GET', KEYS[8])
+  if known then return {'known', known} end
 end
 
 -- Also once its key record has expired: an order takes its units once.
-if redis.call('HEXISTS', KEYS[2], ARGV[1]) == 1 then return {'known', ARGV[1], ARGV[4]} end
+if redis.call('HEXISTS', KEYS[2], ARGV[1]) == 1 then return {'known', ARGV[1] .. ' ' .. ARGV[4]} end
 
 local time = redis.call('TIME')
 local now = tonumber(time[1]) * 1000 + math.floor(tonumber(time[2]) / 1000)
@@ -52,6 +57,10 @@ if ARGV[11] == '' then
   if stock[2] == 'paused' then return {'paused'} end
   if opens and now < opens then return {'not_open', opens} end
   if closes and now >= closes then return {'closed'} end
+  local declines = tonumber(ARGV[15])
+  if declines > 0 and tonumber(redis.call('HGET', KEYS[9], ARGV[2]) or 0) >= declines then
+    return {'declined', redis.call('PTTL', KEYS[9])}
+  end
 end
 local placed = tonumber(ARGV[11]) or now
 local placed_text = string.format('%.0f', placed)
@@ -74,6 +83,6 @@ redis.call('ZADD', KEYS[7], 0, ARGV[1])
 redis.call('PEXPIRE', KEYS[7], ARGV[8])
 redis.call('HINCRBY', KEYS[4], ARGV[2], quantity)
 redis.call('HSET', KEYS[5], 'user', ARGV[2], 'product', ARGV[10], 'quantity', ARGV[3], 'price', ARGV[6], 'currency', ARGV[7],
-  'status', 'queued', 'rank', 10, 'placed', placed_text, 'updated', placed_text, 'steps', 'queued@' .. placed_text, 'body', ARGV[4])
-if KEYS[6] ~= KEYS[5] then redis.call('SET', KEYS[6], ARGV[1] .. ' ' .. ARGV[4], 'PX', ARGV[8]) end
+  'status', 'queued', 'rank', 10, 'placed', placed_text, 'updated', placed_text, 'steps', 'q0', 'body', ARGV[4])
+if KEYS[6] ~= KEYS[5] then redis.call('SET', KEYS[6], ARGV[14] .. ' ' .. ARGV[4], 'PX', ARGV[8]) end
 return {'held', tonumber(stock[3]), version, available, placed}

@@ -4,8 +4,10 @@
 -- settling drains it.
 --
 -- KEYS[1] stock:{p}   KEYS[2] held:{p}   KEYS[3] due:{p}   KEYS[4] buyers:{p}
+-- KEYS[5] declined:{p}: user id -> orders declined lately. It begins with its first decline and is forgotten as a whole
 -- ARGV[1] order id    ARGV[2] 's' (sold) or 'r' (released)   ARGV[3] delay of the relay's next look (ms)
 -- ARGV[4], ARGV[5] the newest epoch and version of these books that the caller has seen: older ones are closed
+-- ARGV[6] how long declines are counted (ms), '' where the payment was not declined
 --
 -- Returns one of
 --   {'settled', epoch, version, available, returned}   returned: units that went back on sale
@@ -41,6 +43,10 @@ redis.call('HINCRBY', KEYS[1], ARGV[2] == 'r' and 'available' or 'sold', quantit
 version = redis.call('HINCRBY', KEYS[1], 'version', 1)
 available = redis.call('HGET', KEYS[1], 'available')
 if returned > 0 and redis.call('HINCRBY', KEYS[4], user, -returned) <= 0 then redis.call('HDEL', KEYS[4], user) end
+if ARGV[6] ~= '' and quantity > 0 then
+  redis.call('HINCRBY', KEYS[5], user, 1)
+  if redis.call('PTTL', KEYS[5]) < 0 then redis.call('PEXPIRE', KEYS[5], ARGV[6]) end
+end
 redis.call('HSET', KEYS[2], ARGV[1], ARGV[2] .. ' ' .. stock[3] .. ' ' .. version .. ' ' .. available .. ' ' .. quantity ..
   ' ' .. user .. ' ' .. string.format('%.0f', now) .. ' ' .. placed)
 redis.call('ZADD', KEYS[3], now + tonumber(ARGV[3]), ARGV[1])

@@ -205,6 +205,13 @@ STOCK_UNITS = GaugeOf(
     meaning="A product's books in Redis: initial, available, held, sold.",
     labels=("product", "part"),
 )
+REDIS_MEMORY = GaugeOf(
+    name="thrones_redis_memory_bytes",
+    unit="bytes",
+    meaning="Redis' memory: used (what counts against its maxmemory) and max (0: no limit).",
+    to_do="Purchases are refused from REDIS_FULL_AT_SHARE (0.9) of max on; docs/capacity.md has the sum.",
+    labels=("part",),
+)
 RELAY_LEADING = GaugeOf(name="thrones_relay_leading", unit="0 or 1", meaning="1 while this process leads.")
 RELAY_PUSHES = CounterOf(
     name="thrones_relay_pushes_total",

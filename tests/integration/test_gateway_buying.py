@@ -9,15 +9,51 @@ import orjson
 import pytest
 
 from infra.inventory import keys
+from infra.inventory.inventory import Held, Inventory, Reservation
 from infra.kafka import make_consumer
 from infra.settings import SigningSettings
 from schemas import topics
 from schemas.codec import decode
 from schemas.events import OrderPlaced
+from schemas.ids import UserId, new_order_id
+from schemas.order_state import Entry
 
 from .gateway_fixtures import GatewayClient, gateway, gateway_on, settings
 
 __all__ = ["gateway", "settings"]
+
+
+async def test_a_full_redis_is_refused_early_and_what_was_sold_is_settled(settings: SigningSettings) -> None:
+    """Above the share of its memory no purchase gets as far as Redis, which still takes every other write."""
+    async with gateway_on(settings, redis_full_at_share=0.000_1) as gateway:
+        product = await gateway.product(5)
+        inventory = Inventory(gateway.to.redis)
+        wish = Reservation(new_order_id(), UserId(gateway.user_id), product, 1, 1_999, "USD")
+        assert isinstance(await inventory.reserve(wish), Held)
+        async with asyncio.timeout(10):  # until the worker has looked
+            while True:
+                answer = await gateway.buy({"productId": product}, key=uuid4().hex)
+                if answer.status != 202:
+                    break
+                await asyncio.sleep(0.05)
+        assert answer.is_problem(503, "unavailable")
+        assert "no room" in answer.json["detail"]
+        before = await gateway.available(product)
+        assert await inventory.settle([(product, wish.order_id, Entry.RELEASED)]) != [None]
+        assert await gateway.available(product) == before + 1
+
+
+async def test_who_is_always_declined_gets_429_until_it_is_forgotten(settings: SigningSettings) -> None:
+    async with gateway_on(settings, declines_per_hour_per_user=2) as gateway:
+        product, other = await gateway.product(5), await gateway.product(5)
+        await gateway.to.redis.hset(keys.declined(product), str(gateway.user_id), 2)
+        await gateway.to.redis.pexpire(keys.declined(product), 90_500)
+        answer = await gateway.buy({"productId": product})
+        assert answer.is_problem(429, "rate_limited")
+        assert int(answer.headers["Retry-After"]) in (90, 91)
+        assert "declined" in answer.json["detail"]
+        assert (await gateway.buy({"productId": other})).status == 202, "a product's declines are its own"
+        assert (await gateway.another_user().buy({"productId": product})).status == 202
 
 
 async def test_an_order_is_of_at_most_the_products_max_quantity(gateway: GatewayClient) -> None:

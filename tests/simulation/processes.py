@@ -129,7 +129,7 @@ class Processes:
         redis: Any = RedisPort(self._world)
         publisher: Any = PublisherPort(self._world)
         inventory, bodies = Inventory(redis), SlowBodies(Addresses(()))
-        orders = Orders(SETTINGS, _Identity(), bodies, _Catalogue(), inventory, publisher)  # type: ignore[arg-type]
+        orders = Orders(SETTINGS, _Identity(), bodies, _Catalogue(), inventory, publisher, _Room())  # type: ignore[arg-type]
         orders._rates = Rates(1_000)  # of a few users, who are many
         self.gateways[actor] = orders
         self.hubs[actor] = StockHub(SETTINGS, Pipeliner(redis))
@@ -229,6 +229,12 @@ class _Identity:
 
     def user_of(self, request: Any) -> User:
         return User(UserId(request.user), "user", float("inf"))
+
+
+class _Room:
+    """Redis is never full here."""
+
+    full = False
 
 
 class _Catalogue:

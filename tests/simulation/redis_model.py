@@ -107,7 +107,9 @@ class RedisModel:
         if key in self.data and not self.data[key]:
             del self.data[key]
 
-    def _do_info(self, *_: str) -> str:
+    def _do_info(self, section: str) -> str:
+        if section == "memory":  # of which there is always enough here
+            return "# Memory\r\nused_memory:0\r\nmaxmemory:0\r\n"
         return f"# Replication\r\nrole:master\r\nconnected_slaves:0\r\nmaster_replid:{self.run}\r\n"
 
     def _do_time(self) -> list[str]:
@@ -199,6 +201,11 @@ class RedisModel:
             return 0
         self.expires_ms[key] = self.clock_ms() + int(lifetime_ms)
         return 1
+
+    def _do_pttl(self, key: str) -> int:
+        if key not in self.data:
+            return -2
+        return self.expires_ms[key] - self.clock_ms() if key in self.expires_ms else -1
 
     def _do_exists(self, key: str) -> int:
         return int(key in self.data)

@@ -62,7 +62,7 @@ class RedisPort(Port):
 
     def _execute(self, command: tuple[Any, ...]) -> Any:
         if command[0] == "EVALSHA" and command[1] == RESERVE:
-            self.world.striker.before_reservation(str(command[9]))
+            self.world.striker.before_reservation(str(command[3 + command[2]]))
         try:
             return self.world.redis.execute(*command)
         except ResponseError as error:

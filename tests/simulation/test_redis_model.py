@@ -16,6 +16,8 @@ from .redis_model import RedisModel
 PRODUCT = "7"
 STOCK, HELD, DUE, BUYERS = (f"{name}:{{p{PRODUCT}}}" for name in ("stock", "held", "due", "buyers"))
 IN_FORCE = (STOCK, HELD, DUE, BUYERS)
+DECLINED = f"declined:{{p{PRODUCT}}}"
+DECLINES_MS = 2 * 10**12  # what is left of it is masked as the times are
 TIME = re.compile(rb"\b1\d{12}\b")  # milliseconds: the two were asked one after the other
 CALLS = 600
 
@@ -39,7 +41,7 @@ class _Calls:
 
     def draw(self) -> tuple[str, tuple[str, ...], tuple[Any, ...]]:
         kinds = (self._reserve, self._settle, self._project, self._rebuild_chunk, self._open, self._close)
-        return self._random.choices(kinds, (8, 6, 5, 1, 1, 1))[0]()
+        return self._random.choices(kinds, (8, 6, 5, 2, 3, 1))[0]()
 
     def opening(self) -> tuple[str, tuple[str, ...], tuple[Any, ...]]:
         self._epoch += 1
@@ -47,33 +49,43 @@ class _Calls:
 
     def _reserve(self) -> tuple[str, tuple[str, ...], tuple[Any, ...]]:
         id_, user, quantity = self._random.choice(self._ids), self._random.randint(1, 5), self._random.randint(1, 3)
-        key = f"key:{{u{user}}}:{self._random.randint(1, 4)}" if self._random.random() < 0.5 else f"order:{id_}"
+        own = f"order:{id_}"
+        key = f"key:{{u{user}}}:{self._random.randint(1, 4)}" if self._random.random() < 0.5 else own
+        longer = own if key == own else f"key:{{u{user}}}:longer {self._random.randint(1, 4)}"
         head = f'{{"type":"order.placed","order_id":"{id_}"'
         body = f"{PRODUCT}:{quantity}"
         again = self._random.choice(("", 1_800_000_000_000))
         args = (id_, user, quantity, body, head, 999, "USD", 60_000, 2_000, PRODUCT, again, *self._seen())
-        return "reserve", (*IN_FORCE, f"order:{id_}", key, f"unstored:{{u{user}}}"), args
+        return (
+            "reserve",
+            (*IN_FORCE, own, key, f"unstored:{{u{user}}}", longer, DECLINED),
+            (*args, id_[-4:], self._random.choice((0, 1))),
+        )
 
     def _settle(self) -> tuple[str, tuple[str, ...], tuple[Any, ...]]:
-        return "settle", IN_FORCE, (self._random.choice(self._ids), self._random.choice("sr"), 2_000, *self._seen())
+        declined = self._random.choice(("", DECLINES_MS))
+        args = (self._random.choice(self._ids), self._random.choice("sr"), 2_000, *self._seen(), declined)
+        return "settle", (*IN_FORCE, DECLINED), args
 
     def _seen(self) -> tuple[int, int]:
         """Newer than the books, now and then."""
-        return self._epoch - 1 + (self._random.random() < 0.03), self._random.randint(0, 9)
+        return self._epoch - 1 + (self._random.random() < 0.02), self._random.randint(0, 2)
 
     def _project(self) -> tuple[str, tuple[str, ...], tuple[Any, ...]]:
         id_, rank = self._random.choice(self._ids), self._random.choice((20, 40, 100))
         version = f"{self._epoch} {self._random.randint(1, 60)}" if rank == 100 else ""
-        lifetime = 60_000 if rank == 100 else ""
+        lifetime = 60_000 if rank == 100 else 120_000
         fixed = (3, PRODUCT, 2, 999, "USD", 1_800_000_000_000)
-        args = (id_, "status", rank, 1_800_000_000_001, "status@1", version, lifetime, *fixed)
+        args = (id_, "status", rank, 1_800_000_000_001, "a1", version, lifetime, *fixed)
         return "project", (f"order:{id_}", HELD, DUE, "unstored:{u3}"), args
 
     def _rebuild_chunk(self) -> tuple[str, tuple[str, ...], tuple[Any, ...]]:
         self._epoch += 1
         orders = [(id_, f"h 1 1 1 1 3 1800000000000 {{{id_}", 1_800_000_000_000) for id_ in self._ids[:3]]
         unstored = ("unstored:{u3}", 60_000)
-        models = [(f"order:{id_}", 10, ("status", "queued", "user", "3"), unstored) for id_ in self._ids[:3]]
+        models = [
+            (f"order:{id_}", 10, ("status", "queued", "user", "3", "body", "7:1"), unstored) for id_ in self._ids[:3]
+        ]
         chunk = msgspec.msgpack.encode((orders, [(3, 3)], [("key:{u3}:1", "value", 60_000)], models))
         return "prepare", tuple(f"{key}:new:{self._epoch}" for key in IN_FORCE[1:]), (chunk,)
 

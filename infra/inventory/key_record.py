@@ -1,0 +1,33 @@
+"""What an accepted Idempotency-Key leaves for 24 hours: the order and the body it was accepted for, in as few bytes as can be.
+
+It is all that Redis keeps of most orders, so its size decides how many orders a day fit (docs/capacity.md). An order id
+has 22 characters here. Records of a release before this one have it in full; both are read.
+"""
+
+from base64 import urlsafe_b64decode, urlsafe_b64encode
+from uuid import UUID
+
+from schemas.ids import OrderId
+
+SHORT_CHARACTERS = 22
+
+
+def body(product: int, quantity: int) -> str:
+    """A purchase's body, to be compared."""
+    return f"{product}:{quantity}"
+
+
+def short(order_id: OrderId) -> str:
+    return urlsafe_b64encode(bytes.fromhex(order_id.replace("-", ""))).rstrip(b"=").decode()
+
+
+def record(order_id: OrderId, product: int, quantity: int) -> str:
+    return f"{short(order_id)} {body(product, quantity)}"
+
+
+def parse(text: str) -> tuple[OrderId, str]:
+    """The order and the body of a record. Raises ValueError on one that nobody of ours wrote."""
+    order_id, _, of_body = text.partition(" ")
+    if len(order_id) == SHORT_CHARACTERS:
+        order_id = str(UUID(bytes=urlsafe_b64decode(f"{order_id}==")))
+    return OrderId(order_id), of_body
