@@ -37,7 +37,9 @@ BESIDE: dict[str, dict[str, float]] = {
     "projector": {"redis": 0.4, "kafka": 0.2},
 }
 # What Redis keeps of an order, bytes; tests/integration/test_redis_memory.py measures it.
-LIVE_BYTES = 1_150  # while it holds units: its entry, its next look, its user's count and list, the read model, the key record
+LIVE_BYTES = (
+    1_150  # while it holds units: its entry, its next look, its user's count and list, the read model, the key record
+)
 ENDED_BYTES = 290  # afterwards for ENDED_LIFETIME_MS: the read model
 KEY_BYTES = 190  # for 24 hours: the key record, where a key was given
 BUYER_BYTES = 50  # for as long as the product is there: what a user has bought
