@@ -7,9 +7,11 @@ import asyncio
 import random
 
 import asyncpg
+from msgspec.structs import replace
 
-from infra.charging import Charge, charge_once
+from infra.charging import Charge, Unsettled, charge_once
 from infra.circuit_breaker import CircuitBreaker
+from infra.clock import Moment
 from infra.inventory.inventory import Inventory
 from infra.lifecycle import Stop, background, cancelled
 from infra.logs import get_logger
@@ -21,7 +23,7 @@ from infra.postgres.queries import SQL
 from infra.publisher import Publisher
 from infra.redis_client import connect_redis
 from infra.settings import Settings
-from infra.settlement import SettlementDesk, Verdict
+from infra.settlement import IN_HAND_AFTER_S, SettlementDesk, Verdict
 from infra.waits import until_it_works
 from schemas.ids import OrderId
 from schemas.order_state import TERMINAL, Status
@@ -59,12 +61,16 @@ class Reconciler:
 
     async def _ask(self, row: OrderRow) -> Verdict | None:
         started = row.charge_started_at_ms or now_ms()
-        outcome = await charge_once(self._provider, self._breaker, Charge.of(row))
+        outcome = await charge_once(
+            self._provider, self._breaker, Charge.of(row), lambda: row.seen.ago_s() <= IN_HAND_AFTER_S
+        )
         match outcome:
             case Captured(charge_id=charge_id):
                 return Verdict(row.id, Status.CONFIRMED, None, charge_id, started, now_ms())
             case Declined(reason=reason):
                 return Verdict(row.id, Status.PAYMENT_FAILED, reason, None, started, now_ms())
+            case Unsettled():
+                return None  # it is read anew first, if it is still ours to ask about
             case _:
                 self._ask_later(row.id)
                 return None
@@ -103,8 +109,9 @@ async def run(settings: Settings, stop: Stop) -> None:
 async def _reconcile_in_rounds(reconciler: Reconciler, pool: asyncpg.Pool) -> None:
     while not cancelled():
         await asyncio.sleep(PAUSE_S)
+        asked = Moment()  # what is known of them is as old as the question
         records = await until_it_works("postgres", UNAVAILABLE, pool.fetch, SQL.unsettled_payments, ASKED_FOR, MAX_ROWS)
-        rows = [OrderRow.of(record) for record in records]
+        rows = [replace(OrderRow.of(record), seen=asked) for record in records]
         _tell(rows, await until_it_works("postgres", UNAVAILABLE, pool.fetchval, SQL.expired_payments, ASKED_FOR))
         settled = await reconciler.reconcile(rows)
         if settled:

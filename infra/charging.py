@@ -22,6 +22,7 @@ SLOW_AFTER_S = 2.0
 BACKOFF_MIN_S = 0.2
 BACKOFF_MAX_S = 3.0
 TOO_OLD = "older than the provider remembers keys: an operator must settle it"
+READ_TOO_LONG_AGO = "read too long ago: somebody may have settled it"
 
 _answer = {
     kind: PROVIDER_ANSWER.make().labels(name)
@@ -73,10 +74,17 @@ def _answered(outcome: ChargeOutcome) -> bool:
     return not isinstance(outcome, Unknown)
 
 
-async def charge_once(provider: PaymentProvider, breaker: CircuitBreaker, charge: Charge) -> ChargeOutcome | Unsettled:
-    """One attempt under the breaker: waits until it lets us through, and tells it what came of it."""
+async def charge_once(
+    provider: PaymentProvider, breaker: CircuitBreaker, charge: Charge, wanted: Callable[[], bool]
+) -> ChargeOutcome | Unsettled:
+    """One attempt under the breaker: waits until it lets us through, asks whether it is `wanted` still, and tells it what came of it."""
     permit = await _permit(breaker, charge)
-    return Unsettled(TOO_OLD) if permit is None else await _attempt(provider, breaker, permit, charge)
+    if permit is None:
+        return Unsettled(TOO_OLD)
+    if not wanted():
+        breaker.record(permit, None)
+        return Unsettled(READ_TOO_LONG_AGO)
+    return await _attempt(provider, breaker, permit, charge)
 
 
 async def _permit(breaker: CircuitBreaker, charge: Charge) -> int | None:

@@ -23,16 +23,18 @@ from .credentials import clean_email, clean_name, known_email, password_spelling
 from .inventory.inventory import Inventory
 from .inventory.rebuild import rebuild
 from .orders import read_rows
+from .payment_provider import ASKED_FOR, ATTEMPT_TIMEOUT_S
 from .postgres.pool import connect_postgres
 from .postgres.queries import SQL
 from .publisher import Publisher
 from .redis_client import Redis, connect_redis
 from .settings import Settings, SigningSettings
-from .settlement import SettlementDesk, Verdict
+from .settlement import IN_HAND_AFTER_S, SettlementDesk, Verdict
 from .tokens import sign_all
 
 USERS_PER_STATEMENT = 20_000  # well inside the statement timeout
 SETTLE_TIMEOUT_S = 30.0
+LAST_ATTEMPT_S = IN_HAND_AFTER_S + ATTEMPT_TIMEOUT_S + 1.0  # one that began on a row read just before has ended by then
 Outcome = Literal[Status.CONFIRMED, Status.PAYMENT_FAILED]
 NO_LOGIN = "!"  # stands where the hash would; no bcrypt hash looks like this
 
@@ -130,17 +132,39 @@ async def _insert(pool: asyncpg.Pool, product: NewProduct) -> bool:
     return created is not None
 
 
-async def settle(to: Connections, order_id: OrderId, outcome: Outcome, why: str) -> Status:
+async def settle(to: Connections, order_id: OrderId, outcome: Outcome, why: str, *, early: bool = False) -> Status:
     """An operator's answer for an order whose charge nobody else can answer for; the status it then has.
 
-    The reconciler's path with the operator's words as the reason. An order that has ended this way already is only
-    announced again. Raises Refused for one that Postgres does not know or that ended the other way.
+    Out of the reconciler's hands first, and no sooner settled than any attempt that was under way must have ended; then the
+    reconciler's path with the operator's words as the reason. An order that has ended this way already is only announced
+    again. Raises Refused for one that is unknown, ended the other way, is still being charged, or - unless `early` - is
+    asked about still.
     """
-    await _refuse_other_end(to.pool, order_id, outcome)
+    if await _refuse_other_end(to.pool, order_id, outcome) is not outcome:
+        await _take_in_hand(to.pool, order_id, early=early)
+        await _refuse_other_end(to.pool, order_id, outcome)  # the provider's answer may have come first
     desk = SettlementDesk(to.pool, Inventory(to.redis), to.publisher)
     async with asyncio.timeout(SETTLE_TIMEOUT_S):
         await desk.settle([Verdict(order_id, outcome, reason=f"operator: {why}")])
-    return await _refuse_other_end(to.pool, order_id, outcome)  # the provider's answer may have come first
+    return await _refuse_other_end(to.pool, order_id, outcome)
+
+
+async def _take_in_hand(pool: asyncpg.Pool, order_id: OrderId, *, early: bool) -> None:
+    """Returns when nobody else can be asking about it any more."""
+    if await pool.fetchval(SQL.take_in_hand, order_id, ASKED_FOR, early) is None:
+        row = (await read_rows(pool, [order_id]))[order_id]
+        if row.status in TERMINAL:
+            return
+        if row.status is not Status.NEEDS_RECONCILIATION:
+            raise Refused(
+                f"order {order_id} is {row.status}: its payment is under way, only an unknown one is settled by hand"
+            )
+        until = row.created_at + ASKED_FOR
+        raise Refused(
+            f"order {order_id} is asked about until {until:%Y-%m-%d %H:%M} UTC, and the provider's answer ends it;"
+            " --early settles it before"
+        )
+    await asyncio.sleep(LAST_ATTEMPT_S)
 
 
 async def _refuse_other_end(pool: asyncpg.Pool, order_id: OrderId, outcome: Outcome) -> Status:

@@ -32,6 +32,7 @@ from schemas.order_state import TERMINAL, Status, outcome_of
 from schemas.topics import ORDER_STATUS
 
 BOOKS_AWAY = (NotVerified, RedisError, OSError)
+IN_HAND_AFTER_S = 2.0  # no attempt to charge begins on a row read longer ago: by then an operator may have it in hand
 REASON_MAX = 300  # characters of an error
 _settled, _ended = ORDERS_SETTLED.make(), ORDER_ENDED.make()
 _set_aside, _too_late = VERDICTS_SET_ASIDE.make(), ANSWERS_TOO_LATE.make()

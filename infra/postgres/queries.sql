@@ -32,7 +32,14 @@ FROM orders WHERE user_id = $1 AND ($2::uuid IS NULL OR id < $2) ORDER BY id DES
 -- only an operator settles.
 SELECT id::text, product_id, user_id, quantity, unit_price_cents, currency, status, reason, placed_at_ms, created_at, updated_at,
     clock_timestamp() AS read_at, charge_started_at_ms, charge_answered_at_ms
-FROM orders WHERE status = 'needs_reconciliation' AND created_at > now() - $1::interval ORDER BY updated_at LIMIT $2;
+FROM orders WHERE status = 'needs_reconciliation' AND created_at > now() - $1::interval
+    AND (by_hand_since IS NULL OR by_hand_since < now() - interval '10 minutes') -- an operator who never finished
+ORDER BY updated_at LIMIT $2;
+
+-- name: take_in_hand
+-- An order out of the reconciler's hands, if its payment is unknown and its provider may have forgotten it ($2), or early ($3).
+UPDATE orders SET by_hand_since = now()
+WHERE id = $1 AND status = 'needs_reconciliation' AND ($3 OR created_at <= now() - $2::interval) RETURNING id;
 
 -- name: expired_payments
 -- How many only an operator can settle.

@@ -195,7 +195,8 @@ def test_a_key_that_grew_too_old_behind_the_breaker_is_not_asked_about_and_leave
         for _ in range(MIN_CALLS):
             pursuit.breaker.record(await pursuit.breaker.acquire(), False)
         asked = [
-            asyncio.create_task(charge_once(pursuit.provider, pursuit.breaker, EXPIRED)) for _ in range(PROBES + 1)
+            asyncio.create_task(charge_once(pursuit.provider, pursuit.breaker, EXPIRED, lambda: True))
+            for _ in range(PROBES + 1)
         ]
         assert await asyncio.gather(*asked) == [Unsettled(TOO_OLD)] * (PROBES + 1)
         assert pursuit.provider.attempts == []
