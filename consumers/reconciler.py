@@ -99,7 +99,7 @@ async def run(settings: Settings, stop: Stop) -> None:
         async with HttpPaymentProvider(settings.payment_gateway_url) as provider:
             reconciler = Reconciler(SettlementDesk(pool, Inventory(redis), publisher), provider)
             async with background(_reconcile_in_rounds(reconciler, pool)):
-                await stop.wait()  # a round may wait for the provider or the books for ever
+                await stop.wait()  # a round may wait for the provider for ever
     finally:
         await publisher.stop()
         await redis.aclose()

@@ -25,6 +25,8 @@ from infra.watermarks import Watermarks
 
 from .relay_books import LOG_EVERY_S, Keeper
 from .relay_gauges import LOOK_EVERY_S, Gauges
+from .relay_parked import LOOK_EVERY_S as PARKED_EVERY_S
+from .relay_parked import Parked
 from .relay_pushes import Pusher
 from .relay_samples import SAMPLE_EVERY_S, Sampler
 from .relay_trail import LOOK_EVERY_S as TRAIL_EVERY_S
@@ -80,16 +82,20 @@ async def _loops(
     keeper: Keeper,
     gauges: Gauges,
 ) -> None:
-    """Apart from each other, because the pushes may wait for the very books that the keeper has to rebuild."""
+    """Apart from each other: what one of them waits for holds up none of the others."""
     inventory = Inventory(redis)
     pusher = Pusher(inventory, pool, publisher, SettlementDesk(pool, inventory, publisher), watermarks)
     sampler = Sampler(redis, publisher)
+    parked = Parked(pool, publisher)
 
     async def push() -> None:
         await pusher.turn(keeper.in_force)
 
     async def sample() -> None:
         await sampler.turn(keeper.in_force)
+
+    async def send_parked() -> None:
+        await parked.turn(keeper.in_force)
 
     async def look() -> None:
         await gauges.turn(keeper.in_force)
@@ -99,6 +105,7 @@ async def _loops(
         group.create_task(_repeat("log", LOG_EVERY_S, keeper.check_log))
         group.create_task(_repeat("pushes", PUSH_EVERY_S, push))
         group.create_task(_repeat("samples", SAMPLE_EVERY_S, sample))
+        group.create_task(_repeat("parked", PARKED_EVERY_S, send_parked))
         group.create_task(_repeat("gauges", LOOK_EVERY_S, look))
         group.create_task(_repeat("trail", TRAIL_EVERY_S, Trail(pool, publisher).turn))
 

@@ -3,8 +3,9 @@
 An order is stranded when whoever should have moved it has come past its last push and it still stands where it stood.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 from infra.inventory.inventory import FARTHEST_LOOK_MS
 from schemas.order_state import Entry, Next, Status, advance
@@ -16,6 +17,7 @@ FIRST_PUSH_AGAIN_MS = 2_000
 LOOK_AGAIN_MOST_MS = 60_000
 
 Watermarks = Mapping[str, int | None]  # by group; None where Kafka cannot say
+T = TypeVar("T")
 
 # Who should move an order that waits for this step.
 MOVED_BY: dict[Next, str] = {
@@ -109,11 +111,21 @@ class Allowance:
     filled_at_ms: int = 0
 
     def refill(self, now_ms: int) -> int:
-        """Whole pushes allowed now."""
+        """Whole pushes allowed now, of all products together."""
         elapsed_ms = max(0, now_ms - self.filled_at_ms) if self.filled_at_ms else 100
         self.left = min(float(self.per_second), self.left + self.per_second * elapsed_ms / 1000)
         self.filled_at_ms = now_ms
         return int(self.left)
 
+    def share(self, waiting: int) -> int:
+        """Of what is left, the part of one of `waiting` products, rounded up; what it leaves is the others'."""
+        return -(-int(self.left) // waiting)
+
     def spend(self, count: int) -> None:
         self.left -= count
+
+
+def rotated(items: Sequence[T], by: int) -> list[T]:
+    """Another one first each time, so that what is left over by rounding goes round."""
+    at = by % len(items)
+    return [*items[at:], *items[:at]]

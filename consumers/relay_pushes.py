@@ -28,12 +28,12 @@ from schemas.ids import OrderId, ProductId
 from schemas.order_state import Entry, Next, advance
 from schemas.topics import CONSUMED_BY, ORDERS, PAYMENTS
 
-from .relay_decisions import Allowance, Decision, Memory, Standing, decide, due_at, looked, pushed
+from .relay_decisions import Allowance, Decision, Memory, Standing, decide, due_at, looked, pushed, rotated
 
 PUSHES_PER_S = 1_000
 LOOKS_A_TURN = 500
 REMEMBERED = 200_000  # orders whose pushes are remembered; the oldest are forgotten, and looked at as if new
-ANNOUNCE_TIMEOUT_S = 5.0  # books that are not in force keep nobody else waiting
+ANNOUNCE_TIMEOUT_S = 5.0  # Redis or Kafka is away: the next turn finds out
 
 _pushes = RELAY_PUSHES.make()
 log = get_logger()
@@ -48,7 +48,7 @@ class _Order:
 
 @dataclass(slots=True)
 class Pusher:
-    """Looks at due entries, oldest first, product by product."""
+    """Looks at due entries, oldest first, product by product; each product with any has its share of the pushes."""
 
     inventory: Inventory
     pool: asyncpg.Pool
@@ -58,23 +58,30 @@ class Pusher:
     allowance: Allowance = field(default_factory=lambda: Allowance(PUSHES_PER_S))
     _memories: OrderedDict[OrderId, Memory] = field(default_factory=OrderedDict)
     _unacknowledged: set[OrderId] = field(default_factory=set)
+    _turns: int = 0
 
     async def turn(self, epochs: Mapping[ProductId, int]) -> int:
         """One look at each product whose books are in force (`epochs`). Returns how many orders were looked at."""
         redis_ahead_ms = await clock_ms(self.inventory.redis) - since_boot_ms()
-        if not await self._anything_due(list(epochs), redis_ahead_ms):
+        products = await self._with_any_due(list(epochs), redis_ahead_ms)
+        if not products:
             return 0  # asking Kafka for watermarks costs more than this
         # Before everything else that is read: an order that stands behind them still stands there because it is stranded.
         marks = {group: await self.watermarks.watermark(group) for group in CONSUMED_BY}
         if all(mark is None for mark in marks.values()):
             return 0
-        return sum([await self._turn_of(product, epoch, marks, redis_ahead_ms) for product, epoch in epochs.items()])
+        self._turns += 1
+        seen = 0
+        self.allowance.refill(since_boot_ms())
+        for product, to_come in zip(rotated(products, self._turns), range(len(products), 0, -1), strict=True):
+            allowed = self.allowance.share(to_come)
+            seen += await self._turn_of(product, epochs[product], marks, redis_ahead_ms, allowed)
+        return seen
 
     async def _turn_of(
-        self, product: ProductId, epoch: int, marks: Mapping[str, int | None], redis_ahead_ms: int
+        self, product: ProductId, epoch: int, marks: Mapping[str, int | None], redis_ahead_ms: int, allowed: int
     ) -> int:
         now = since_boot_ms()
-        allowed = self.allowance.refill(now)
         ids = await self._due(product, now + redis_ahead_ms, LOOKS_A_TURN) if allowed else []
         if not ids:
             return 0
@@ -96,10 +103,11 @@ class Pusher:
         await self._push(product, to_push)
         return len(ids)
 
-    async def _anything_due(self, products: Sequence[ProductId], redis_ahead_ms: int) -> bool:
-        now = since_boot_ms() + redis_ahead_ms
-        counts = [("ZCOUNT", keys.due(product), *reach) for product in products for reach in due_at(now)]
-        return any(await self.inventory.redis.replies(counts))
+    async def _with_any_due(self, products: Sequence[ProductId], redis_ahead_ms: int) -> list[ProductId]:
+        reaches = due_at(since_boot_ms() + redis_ahead_ms)
+        asked = [("ZCOUNT", keys.due(product), *reach) for product in products for reach in reaches]
+        counts = await self.inventory.redis.replies(asked)
+        return [product for product, *due in zip(products, counts[::2], counts[1::2], strict=True) if any(due)]
 
     async def _due(self, product: ProductId, now: int, most: int) -> list[OrderId]:
         """`now` is Redis' own, as are the times of the looks."""

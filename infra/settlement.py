@@ -15,7 +15,13 @@ import msgspec
 from infra import tracing
 from infra.inventory.inventory import Inventory, NotVerified, SettledOtherwise, Settlement
 from infra.logs import get_logger
-from infra.metrics.definitions import ANSWERS_TOO_LATE, ORDER_ENDED, ORDERS_SETTLED, VERDICTS_SET_ASIDE
+from infra.metrics.definitions import (
+    ANSWERS_TOO_LATE,
+    ORDER_ENDED,
+    ORDERS_LEFT,
+    ORDERS_SETTLED,
+    VERDICTS_SET_ASIDE,
+)
 from infra.orders import OrderRow, now_ms, read_rows, status_event, terminal_event
 from infra.postgres.batches import store
 from infra.postgres.pool import UNAVAILABLE
@@ -31,11 +37,11 @@ from schemas.ids import OrderId, ProductId
 from schemas.order_state import TERMINAL, Status, outcome_of
 from schemas.topics import ORDER_STATUS
 
-BOOKS_AWAY = (NotVerified, RedisError, OSError)
+REDIS_AWAY = (RedisError, OSError)
 IN_HAND_AFTER_S = 2.0  # no attempt to charge begins on a row read longer ago: by then an operator may have it in hand
 REASON_MAX = 300  # characters of an error
 _settled, _ended = ORDERS_SETTLED.make(), ORDER_ENDED.make()
-_set_aside, _too_late = VERDICTS_SET_ASIDE.make(), ANSWERS_TOO_LATE.make()
+_set_aside, _too_late, _left = VERDICTS_SET_ASIDE.make(), ANSWERS_TOO_LATE.make(), ORDERS_LEFT.make()
 log = get_logger()
 
 
@@ -62,7 +68,10 @@ class SettlementDesk:
         self._publisher = publisher
 
     async def settle(self, verdicts: Sequence[Verdict], traced: Traced | None = None) -> None:
-        """Returns when every verdict's effects are acknowledged. Waits through Postgres, Redis and Kafka being away."""
+        """Returns when every verdict's effects are acknowledged, or owed through books that are to be made anew.
+
+        Waits through Postgres, Redis and Kafka being away.
+        """
         await self.conclude(await self.record(verdicts, traced), traced)
 
     async def record(
@@ -107,7 +116,8 @@ class SettlementDesk:
     async def announce(self, rows: Sequence[OrderRow], traced: Traced | None = None) -> None:
         """Move the units of terminal rows (once) and publish their end with the version that drew (again, if need be).
 
-        Each product apart: one whose books cannot be rebuilt holds up the call, but no order of another product.
+        Where a product's books are not in force, its orders are left to them: a rebuild gives every order that has ended and
+        is not announced an entry, and the relay settles those. Nobody waits for one product's books.
         """
         products = {row.product_id for row in rows}
         async with asyncio.TaskGroup() as group:
@@ -117,7 +127,12 @@ class SettlementDesk:
     async def _announce(self, rows: Sequence[OrderRow], traced: Traced | None) -> None:
         traced = {row.id: traced[row.id] for row in rows if row.id in traced} if traced else None
         with tracing.together("redis settle", traced):
-            settlements = await until_it_works("verified books", BOOKS_AWAY, self._move_units, rows)
+            try:
+                settlements = await until_it_works("redis", REDIS_AWAY, self._move_units, rows)
+            except NotVerified:
+                _left.inc(len(rows))
+                log.warning("left to the next books", product=rows[0].product_id, orders=len(rows), order_id=rows[0].id)
+                return
         await self._publish(
             [terminal_event(row, moved) for row, moved in zip(rows, settlements, strict=True) if moved is not None],
             traced,
@@ -146,7 +161,7 @@ class SettlementDesk:
                 declined={row.id for row in rows if row.status is Status.PAYMENT_FAILED},
             )
         except SettledOtherwise as error:
-            # Postgres is the truth of how an order ended: new books are made from it, and settle waits for them.
+            # Postgres is the truth of how an order ended: new books are made from it.
             log.error("redis settled an order the other way", order_id=error.order_id, error=str(error))
             await self._inventory.close(ProductId(rows[0].product_id))
             raise NotVerified from error

@@ -1,6 +1,6 @@
 """Work sorted by product in, done product by product out: what has gathered is a product's next batch, and none waits for another.
 
-Whoever needs a product's books may have to wait for their rebuild, which may need an operator. Such work goes through here.
+Work that needs Redis goes through here: while it is away, what needs only Postgres and the log goes on.
 """
 
 import asyncio

@@ -18,7 +18,7 @@ from infra.pace import Pace
 from infra.postgres.batches import store
 from infra.postgres.pool import RECORDS_FAULT, UNAVAILABLE
 from infra.postgres.queries import SQL
-from infra.settlement import BOOKS_AWAY
+from infra.settlement import REDIS_AWAY
 from infra.text import cleaned
 from infra.waits import until_it_works
 from schemas.codec import encode
@@ -144,7 +144,7 @@ class OrderStage:
             await self._put_in_lanes(known, self._known)
 
     async def _put_in_lanes(self, placements: list[Placement], lanes: Lanes[Placement]) -> None:
-        """What needs its product's books may have to wait for them, and is acknowledged by its lane."""
+        """What needs Redis may have to wait for it, and is acknowledged by its lane."""
         self._in_lanes.update(record for record, _ in placements)
         await lanes.put(self._group, by_product(placements, lambda placement: placement[1].product_id))
 
@@ -171,7 +171,7 @@ class OrderStage:
         The refused order is `failed` already; the rebuild keeps an entry for it, through which its end is announced.
         """
         for product in products:
-            await until_it_works("redis", BOOKS_AWAY, self._inventory.close, ProductId(product))
+            await until_it_works("redis", REDIS_AWAY, self._inventory.close, ProductId(product))
 
     async def _request_payment(self, events: list[OrderPlaced]) -> None:
         at_ms = now_ms()
@@ -189,7 +189,7 @@ class OrderStage:
         entries: dict[OrderId, HeldEntry] = {}
         for product in {event.product_id for event in events}:
             ids = [OrderId(event.order_id) for event in events if event.product_id == product]
-            entries |= await until_it_works("redis", BOOKS_AWAY, self._inventory.entries, ProductId(product), ids)
+            entries |= await until_it_works("redis", REDIS_AWAY, self._inventory.entries, ProductId(product), ids)
         ids = [OrderId(event.order_id) for event in events]
         rows = await until_it_works("postgres", UNAVAILABLE, read_rows, self._pool, ids)
         ended: list[OrderRow] = []
@@ -213,26 +213,43 @@ class OrderStage:
         await self._request_payment(unpaid)
 
     async def _vouch(self, placements: list[Placement]) -> None:
-        """Records of books that a rebuild has replaced: believed where an entry holds the units, else reserved again."""
+        """Records of books that a rebuild has replaced: believed where an entry holds the units, else reserved again.
+
+        Without books in force there is nothing to reserve from: such a record is parked, and keeps no other waiting.
+        """
         if not placements:
             return
         held: list[Placement] = []
+        waiting: list[Placement] = []
         for record, event in placements:
             product, order_id = ProductId(event.product_id), OrderId(event.order_id)
-            entries = await until_it_works("redis", BOOKS_AWAY, self._inventory.entries, product, [order_id])
+            entries = await until_it_works("redis", REDIS_AWAY, self._inventory.entries, product, [order_id])
             entry = entries.get(order_id)
             if entry is None:
-                await self._reserve_again(record, event)
+                if not await self._reserve_again(record, event):
+                    waiting.append((record, event))
             elif entry.state is Entry.HELD and (entry.epoch, entry.version) > (event.epoch, event.version):
                 # Reserved again by a reading of this record that may have died before it said so: the log has no gaps.
                 await self._publisher.publish(ORDERS, event.order_id, entry.placed_value)
             else:
                 held.append((record, event))
         await self._place(held, vouched=True)
+        await self._park(waiting)
 
-    async def _reserve_again(self, record: Record, event: OrderPlaced) -> None:
+    async def _park(self, placements: list[Placement]) -> None:
+        """In Postgres, where the rebuild that follows reads them; the relay sends them again once the books are in force."""
+        if not placements:
+            return
+        product = placements[0][1].product_id  # they are one lane's
+        values = [record.record.message.value for record, _ in placements]
+        await until_it_works("postgres", UNAVAILABLE, self._pool.execute, SQL.park_orders, product, values)
+        _placed.labels("parked").inc(len(placements))
+        log.warning("parked until the books are in force", product=product, orders=len(placements))
+
+    async def _reserve_again(self, record: Record, event: OrderPlaced) -> bool:
+        """False where the product's books are not in force."""
         product, order_id = ProductId(event.product_id), OrderId(event.order_id)
-        match await until_it_works("verified books", BOOKS_AWAY, self._reserve, event):
+        match await until_it_works("redis", REDIS_AWAY, self._reserve, event):
             case Held(value=value):
                 await self._publisher.publish(ORDERS, event.order_id, value)  # comes back here under the new epoch
             case None:
@@ -242,19 +259,22 @@ class OrderStage:
                     event, f"its key was used again for order {other} after the books were lost", key_lost=True
                 )
             case Known() if order_id in await until_it_works(
-                "redis", BOOKS_AWAY, self._inventory.entries, product, [order_id]
+                "redis", REDIS_AWAY, self._inventory.entries, product, [order_id]
             ):
-                await self._place([(record, event)], vouched=True)  # the rebuild we waited for has taken it in
+                await self._place([(record, event)], vouched=True)  # a rebuild has taken it in since
             case Known():
                 await self._fail(event, "its reservation was lost with the books", key_lost=False)
+            case Refused(reason="unverified"):
+                return False
             case Refused(reason=reason):
                 await self._fail(event, f"its reservation was lost with the books, and then: {reason}", key_lost=True)
+        return True
 
     async def _reserve(self, event: OrderPlaced) -> Held | Known | Refused | None:
         """None where the order has its row by now: read late, it may have ended, and Redis have forgotten it and its key."""
         if await until_it_works("postgres", UNAVAILABLE, read_rows, self._pool, [OrderId(event.order_id)]):
             return None
-        answer = await self._inventory.reserve(
+        return await self._inventory.reserve(
             Reservation(
                 order_id=OrderId(event.order_id),
                 user_id=UserId(event.user_id),
@@ -267,9 +287,6 @@ class OrderStage:
                 accepted_at_ms=event.placed_at_ms,
             )
         )
-        if isinstance(answer, Refused) and answer.reason in ("unverified", "busy"):
-            raise OSError(f"reserve: {answer.reason}")  # says nothing about the order: wait
-        return answer
 
     async def _bury_and_fail(self, placement: Placement, reason: str, *, vouched: bool) -> None:
         """What can never be placed ends all the same, uncharged, and gives its units back - if Postgres takes that row."""

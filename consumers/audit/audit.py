@@ -11,6 +11,7 @@ import msgspec
 from aiokafka.errors import KafkaError
 
 from infra.inventory import keys
+from infra.inventory.rebuild import in_force
 from infra.kafka import Offsets
 from infra.postgres.pool import UNAVAILABLE, connect_postgres
 from infra.postgres.queries import SQL
@@ -75,6 +76,9 @@ class Auditor:
             entries = await self._redis.hlen(keys.held(product))
             if entries:
                 found.append(f"product {product}: {entries} entries in Redis")
+        for row in await self._pool.fetch(SQL.products):
+            if row["id"] in products and not await in_force(self._redis, ProductId(row["id"]), row["epoch"]):
+                found.append(f"product {row['id']}: its books are not in force")
         for row in await self._pool.fetch(SQL.unended_orders, list(products)):
             found.append(f"product {row['product_id']}: {row['orders']} orders are {row['status']}")
         return found

@@ -95,7 +95,7 @@ class Settlement(msgspec.Struct, frozen=True):
 
 
 class NotVerified(Exception):
-    """The books are not in force for this Redis run: wait for the rebuild, acknowledge nothing."""
+    """The books are not in force for this Redis run: nothing was moved, new ones will be made."""
 
 
 class SettledOtherwise(Exception):

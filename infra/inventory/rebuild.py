@@ -34,8 +34,8 @@ from . import keys
 from .entry import HeldEntry
 from .inventory import KEY_LIFETIME_MS
 from .pipeliner import SCRIPTS
-from .rebuild_books import PreparedBooks, head_of
-from .rebuild_sources import CHUNK, placed_since, rows_in_chunks, survivors
+from .rebuild_books import LOOKS_PER_MS, PreparedBooks, head_of
+from .rebuild_sources import CHUNK, parked, placed_since, rows_in_chunks, survivors
 from .run import present_run
 
 LOCK_SPACE = 0x7412  # pg_advisory_lock(LOCK_SPACE, product id)
@@ -126,6 +126,7 @@ class _Totals:
 
     initial: int
     confirmed: int
+    started_at: datetime
     verified_as_of: datetime  # everything that ended before this (less a minute) is settled and announced
 
 
@@ -177,7 +178,7 @@ class _Rebuild:
     ) -> StockOpened:
         await books.begin()
         self._found = await self._redis.hmget(keys.stock(self._product), ["epoch", "version"])  # closed: it stays
-        # Before Postgres: what is before these offsets has a row there.
+        # Before Postgres: what is before these offsets has a row there, or is parked there.
         starts = await unprocessed_from(offsets, topics.ORDER_STAGE_GROUP, topics.ORDERS)
         async with self._connection.transaction(isolation="repeatable_read", readonly=True):
             totals = await self._read_rows(books, started_at)
@@ -196,7 +197,7 @@ class _Rebuild:
         units = {
             row["status"]: row["units"] for row in await self._connection.fetch(SQL.units_by_status, self._product)
         }
-        totals = _Totals(product["initial"], units.get(Status.CONFIRMED, 0), started_at)
+        totals = _Totals(product["initial"], units.get(Status.CONFIRMED, 0), started_at, started_at)
         self._seen: set[str] = set()
         async for rows in rows_in_chunks(self._connection, SQL.rebuild_rows, self._product):
             await self._add_rows(books, rows, totals)
@@ -221,12 +222,17 @@ class _Rebuild:
         """Orders that the log or Redis vouches for and Postgres does not know yet."""
         unrowed: dict[str, HeldEntry] = {}
         self._on_log: set[str] = set()
-        async for entries in placed_since(self._settings, offsets, starts, self._product):
-            for entry in await self._without_row(books, entries, totals, rows_are_held=False):
-                known = unrowed.get(entry.order_id)
-                self._on_log.add(entry.order_id)
-                if known is None or (known.epoch, known.version) < (entry.epoch, entry.version):
-                    unrowed[entry.order_id] = entry
+        # Parked is what the order stage has read, and could do nothing with: it is behind its offsets.
+        for placed in (
+            parked(self._connection, self._product),
+            placed_since(self._settings, offsets, starts, self._product),
+        ):
+            async for entries in placed:
+                for entry in await self._without_row(books, entries, totals, rows_are_held=False):
+                    known = unrowed.get(entry.order_id)
+                    self._on_log.add(entry.order_id)
+                    if known is None or (known.epoch, known.version) < (entry.epoch, entry.version):
+                        unrowed[entry.order_id] = entry
         async for entries in survivors(self._redis, self._product):
             for entry in await self._without_row(books, entries, totals, rows_are_held=True):
                 unrowed[entry.order_id] = entry
@@ -343,6 +349,7 @@ class _Rebuild:
             SCRIPTS["sale"], 1, *sale_arguments(await self._pool.fetchrow(SQL.product, self._product))
         )
         await self._pool.execute(SQL.mark_verified, self._product, totals.verified_as_of)
+        await self._look_soon(totals.started_at)
         log.info(
             "books opened",
             product=self._product,
@@ -354,6 +361,14 @@ class _Rebuild:
             orders=books.entries,
         )
         return opened
+
+    async def _look_soon(self, started_at: datetime) -> None:
+        """What has ended while the books were made is left to them (see settlement.py): nobody shall wait for its turn."""
+        ended = [row["id"] for row in await self._pool.fetch(SQL.ended_since, self._product, started_at)]
+        now_ms = time.time_ns() // 1_000_000
+        for first in range(0, len(ended), CHUNK):
+            looks = dict.fromkeys(ended[first : first + CHUNK], now_ms + first // LOOKS_PER_MS)
+            await self._redis.zadd(keys.due(self._product), dict(looks), xx=True, lt=True)
 
 
 def stock_fields(opened: StockOpened, product: Any, max_held: int, books: PreparedBooks, *, sold: int) -> list[str]:

@@ -95,6 +95,7 @@ class PreparedBooks:
         self.unannounced_units = 0  # of confirmed orders that have an entry: sold, and the log is yet to say so
         self.announced_again = 0  # orders that have ended, and have an entry for the news of it
         self.entries = 0
+        self._ended = 0  # of them
 
     @property
     def script_keys(self) -> tuple[str, ...]:
@@ -169,11 +170,19 @@ class PreparedBooks:
 
     def _add(self, chunk: _Chunk, entries: Sequence[HeldEntry]) -> None:
         for entry in entries:
-            wait_ms = min(FIRST_LOOK_MS + self.entries // LOOKS_PER_MS, FARTHEST_LOOK_MS)
-            chunk.orders.append((entry.order_id, entry.line().decode(), self.now_ms + wait_ms))
+            chunk.orders.append((entry.order_id, entry.line().decode(), self._first_look_ms(entry)))
             self.entries += 1
             self.held_units += entry.quantity
             self.held_orders += entry.quantity > 0
+
+    def _first_look_ms(self, entry: HeldEntry) -> int:
+        """An order that has ended waits for nobody but the relay, and keeps none of the living from being looked at."""
+        if entry.quantity:
+            wait_ms = FIRST_LOOK_MS + (self.entries - self._ended) // LOOKS_PER_MS
+        else:
+            self._ended += 1
+            wait_ms = self._ended // LOOKS_PER_MS
+        return self.now_ms + min(wait_ms, FARTHEST_LOOK_MS)
 
     def _record_key(self, chunk: _Chunk, order_id: str, user: int, hashed: str, placed_ms: int, quantity: int) -> None:
         remaining_ms = placed_ms + KEY_LIFETIME_MS - self.now_ms

@@ -1,4 +1,4 @@
-"""What a rebuild reads: rows in chunks, order.placed from the order stage's offsets on, the entries Redis still holds.
+"""What a rebuild reads: rows in chunks, order.placed (parked, and from the order stage's offsets on), the entries Redis holds.
 
 All are read with bounded memory; what cannot be parsed is left out (the order stage dead-letters such records).
 """
@@ -14,6 +14,7 @@ from aiokafka import TopicPartition
 from infra.kafka import CLOSE_TIMEOUT_S, Offsets, make_consumer
 from infra.lifecycle import leave_behind
 from infra.logs import get_logger
+from infra.postgres.queries import SQL
 from infra.redis_client import Redis
 from infra.settings import Settings
 from schemas import topics
@@ -37,6 +38,12 @@ async def rows_in_chunks(connection: Any, statement: str, *args: object) -> Asyn
     cursor = await connection.cursor(statement, *args)
     while rows := await cursor.fetch(CHUNK):
         yield rows
+
+
+async def parked(connection: Any, product: ProductId) -> AsyncIterator[list[HeldEntry]]:
+    """The product's order.placed that the order stage has put aside, as the entries they vouch for."""
+    async for rows in rows_in_chunks(connection, SQL.parked_orders, product):
+        yield [entry for row in rows if (entry := _entry_of(row["record"], product))]
 
 
 async def placed_since(

@@ -15,8 +15,8 @@
 -- ARGV[1] order id   ARGV[2] user id   ARGV[3] quantity   ARGV[4] body ("product:quantity")
 -- ARGV[5] order.placed without its last fields and closing brace   ARGV[6] unit price (cents)   ARGV[7] currency
 -- ARGV[8] lifetime of KEYS[6] and KEYS[7] (ms)   ARGV[9] delay of the relay's first look (ms)   ARGV[10] product id
--- ARGV[11] when it was accepted before (ms) and then lost with older books, else '': pause, window and
---          declines are for new wishes
+-- ARGV[11] when it was accepted before (ms) and then lost with older books, else '': pause, window, declines and the bound
+--          on what is held are for new wishes
 -- ARGV[12], ARGV[13] the newest epoch and version of these books that the caller has seen
 -- ARGV[14] order id as a key record has it   ARGV[15] declined orders after which a user is refused; 0: never
 --
@@ -70,7 +70,7 @@ local limit = tonumber(stock[8] or '')
 if limit and tonumber(redis.call('HGET', KEYS[4], ARGV[2]) or 0) + quantity > limit then return {'user_limit'} end
 local available = tonumber(stock[5]) - quantity
 if available < 0 then return {'sold_out', tonumber(stock[3]), tonumber(stock[4])} end
-if tonumber(stock[10] or 0) >= tonumber(stock[9]) then return {'busy'} end
+if tonumber(stock[10] or 0) >= tonumber(stock[9]) and ARGV[11] == '' then return {'busy'} end
 
 redis.call('HINCRBY', KEYS[1], 'available', -quantity)
 redis.call('HINCRBY', KEYS[1], 'held', quantity)

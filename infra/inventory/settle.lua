@@ -12,7 +12,7 @@
 -- Returns one of
 --   {'settled', epoch, version, available, returned}   returned: units that went back on sale
 --   {'none'}                                           no entry: it was settled and announced before
---   {'unverified'}                                     wait: the books are not in force
+--   {'unverified'}                                     the books are not in force: new ones will be made
 --   {'conflict', 's' or 'r'}                           it was settled the other way
 
 local stock = redis.call('HMGET', KEYS[1], 'run', 'state', 'epoch', 'version')

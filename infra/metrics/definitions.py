@@ -110,7 +110,7 @@ DEAD_LETTERS = CounterOf(
 ORDERS_PLACED = CounterOf(
     name="thrones_orders_placed_total",
     unit="orders",
-    meaning="order.placed records by what Postgres made of them: new, known, stale, no_product.",
+    meaning="order.placed records by what Postgres made of them: new, known, stale, no_product; or parked.",
     labels=("outcome",),
 )
 ORDER_STORED = DelaysOf(
@@ -125,6 +125,12 @@ ORDERS_SETTLED = CounterOf(
     unit="orders",
     meaning="Rows that got or had this status when an answer was settled; a repetition counts again.",
     labels=("status",),
+)
+ORDERS_LEFT = CounterOf(
+    name="thrones_orders_left_total",
+    unit="orders",
+    meaning="Orders that ended while their product's books were not in force: the next books announce them.",
+    to_do="Grows: a product stays closed; see thrones_relay_closed_products.",
 )
 VERDICTS_SET_ASIDE = CounterOf(
     name="thrones_verdicts_set_aside_total",
@@ -272,7 +278,7 @@ LOOP_DELAY = HistogramOf(
 WAITING = GaugeOf(
     name="thrones_waiting",
     unit="tasks",
-    meaning="Declared waits for a dependency: postgres, redis, kafka, verified books.",
+    meaning="Declared waits for a dependency: postgres, redis, kafka.",
     to_do="Mend that dependency; the process goes on by itself.",
     labels=("what",),
 )

@@ -11,6 +11,21 @@ INSERT INTO orders (id, product_id, user_id, quantity, unit_price_cents, currenc
 SELECT $1, p.id, $3, $4, p.price_cents, p.currency, 'failed', $5, $6, $7, $8, $9, $10, $11 FROM products p WHERE p.id = $2
 ON CONFLICT (id) DO NOTHING;
 
+-- name: park_orders
+-- $2: values of order.placed.
+INSERT INTO parked_orders (product_id, record) SELECT $1, record FROM unnest($2::bytea[]) AS record;
+
+-- name: parked_orders
+SELECT record FROM parked_orders WHERE product_id = $1;
+
+-- name: parked_to_send
+-- Of each of these products the oldest, so that none waits for another's.
+SELECT p.id, p.record FROM unnest($1::integer[]) AS product,
+LATERAL (SELECT id, record FROM parked_orders WHERE product_id = product ORDER BY id LIMIT $2) AS p;
+
+-- name: unpark_orders
+DELETE FROM parked_orders WHERE id = ANY ($1);
+
 -- name: settle_orders
 SELECT id::text, product_id, user_id, quantity, unit_price_cents, currency, status, reason, placed_at_ms, created_at, updated_at,
     clock_timestamp() AS read_at, charge_started_at_ms, charge_answered_at_ms
@@ -94,6 +109,11 @@ SELECT o.id::text, o.user_id, o.key_hash FROM unnest($1::bigint[], $2::text[]) A
 JOIN orders o ON o.user_id = k.user_id AND o.key_hash = k.key_hash
 WHERE NOT o.key_lost AND o.placed_at_ms > $3;
 
+-- name: ended_since
+-- Orders whose row has ended after a rebuild began: its snapshot may have missed that.
+SELECT id::text FROM orders
+WHERE product_id = $1 AND updated_at > $2 AND status IN ('confirmed', 'payment_failed', 'failed');
+
 -- name: units_by_user
 -- Units of live and confirmed orders, for the per-user limit.
 SELECT user_id, sum(quantity)::bigint AS units FROM orders
@@ -131,7 +151,9 @@ FROM orders WHERE product_id = $1;
 
 -- name: unended_orders
 SELECT product_id, status, count(*) AS orders FROM orders
-WHERE status IN ('awaiting_payment', 'needs_reconciliation') AND product_id = ANY ($1) GROUP BY product_id, status;
+WHERE status IN ('awaiting_payment', 'needs_reconciliation') AND product_id = ANY ($1) GROUP BY product_id, status
+UNION ALL
+SELECT product_id, 'parked', count(*) FROM parked_orders WHERE product_id = ANY ($1) GROUP BY product_id;
 
 -- name: sale_for_change
 SELECT sale_state, initial, closes_at IS NOT NULL AND closes_at <= now() AS over FROM products WHERE id = $1 FOR UPDATE;

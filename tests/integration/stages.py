@@ -47,7 +47,7 @@ class Event:
 
 @dataclass
 class Stage:
-    """A stage at work; each record is of a partition of its own."""
+    """A stage at work; each record is of a partition of its own, unless `partitions` says otherwise."""
 
     stage: Any
     acks: Any

@@ -1,14 +1,16 @@
 """The order stage at work on records of books that are no longer in force."""
 
-import asyncio
+import itertools
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 import asyncpg
 import pytest
 
+from infra.inventory import keys
 from infra.inventory.inventory import Inventory
 from infra.orders import read_rows
+from infra.postgres.queries import SQL
 from infra.publisher import Publisher
 from infra.redis_client import Redis
 from infra.settings import Settings
@@ -91,24 +93,48 @@ async def test_what_postgres_refuses_for_good_is_dead_lettered_and_ends_as_a_fai
     assert books.available == 10
 
 
-async def test_a_product_whose_books_cannot_be_opened_keeps_no_other_product_waiting(
+async def test_a_record_whose_books_are_closed_is_parked_and_holds_up_nothing_behind_it(
     stage: Stage, redis: Redis, inventory: Inventory, pool: asyncpg.Pool, new_product: Callable[[], ProductId]
 ) -> None:
-    """Its records wait, unacknowledged; those behind them are placed. Opened at last, they are acknowledged too."""
+    """One partition: what is read after it is placed and acknowledged, and so is the record itself."""
     stuck, fine = new_product(), new_product()
     for product in (stuck, fine):
         await create_product(pool, product, 10, epoch=2)
         await open_books(redis, product, 10, epoch=2)
     await inventory.close(stuck)
-    waiting = stage.take(encode(placed(stuck, epoch=1, version=1, available=9)))
-    asked = wish(fine)
-    held = await hold(inventory, asked)
-    await stage.read(held.value)
-    assert (await read_rows(pool, [asked.order_id]))[asked.order_id].status is Status.AWAITING_PAYMENT
-    assert not waiting.acked.is_set()
-    await open_books(redis, stuck, 10, epoch=3)
-    async with asyncio.timeout(30):
-        await waiting.acked.wait()
+    stage.partitions = itertools.repeat(0)
+    lost = encode(placed(stuck, epoch=1, version=1, available=9))
+    asked = [wish(fine, user=user) for user in range(1, 9)]
+    await stage.read(lost, *[(await hold(inventory, order)).value for order in asked])
+    rows = await read_rows(pool, [order.order_id for order in asked])
+    assert [row.status for row in rows.values()] == [Status.AWAITING_PAYMENT] * 8
+    assert [row["record"] for row in await pool.fetch(SQL.parked_orders, stuck)] == [lost]
+    assert not stage.acks.open
+
+
+async def test_a_record_that_is_read_again_once_its_books_are_in_force_is_reserved_again(
+    stage: Stage,
+    settings: Settings,
+    redis: Redis,
+    inventory: Inventory,
+    pool: asyncpg.Pool,
+    new_product: Callable[[], ProductId],
+) -> None:
+    """Also where as many are held as may be: what was accepted before is no new wish."""
+    product = new_product()
+    await create_product(pool, product, 10, epoch=2)
+    await open_books(redis, product, 10, epoch=2, max_held=0)
+    await inventory.close(product)
+    lost = placed(product, epoch=1, version=1, available=9)
+    await stage.read(encode(lost))
+    await redis.hset(keys.stock(product), "state", "open")
+    async with tailing(settings, ORDERS) as tail:
+        await stage.read(encode(lost))
+        order_id = OrderId(lost.order_id)
+        found: list[Any] = await tail.until(lambda records: any(_is_of(order_id, record) for record in records))
+    await stage.read(next(record.value for record in found if _is_of(order_id, record)))
+    assert (await read_rows(pool, [order_id]))[order_id].status is Status.AWAITING_PAYMENT
+    (await read_books(redis, product)).check()
 
 
 def _is_of(order_id: OrderId, record: Any) -> bool:

@@ -1,7 +1,8 @@
 """The payment stage at work: what one answer of the provider does to the other orders, which is nothing."""
 
+import itertools
 from collections.abc import AsyncIterator, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import asyncpg
 import pytest
@@ -104,3 +105,21 @@ async def test_an_order_of_which_nothing_can_be_written_is_left_as_it_is_and_the
     )
     await till.stage.read(till.request(stuck), till.request(fine))
     assert await till.statuses([stuck, fine]) == [Status.AWAITING_PAYMENT, Status.CONFIRMED]
+
+
+async def test_a_product_whose_books_are_closed_keeps_no_other_from_being_paid_ended_and_acknowledged(
+    till: Till, new_product: Callable[[], ProductId]
+) -> None:
+    """Its requests are first in their partition: those behind them are acknowledged, and so are its own."""
+    stuck = await till.orders(4)
+    await till.inventory.close(till.product)
+    other = replace(till, product=new_product())
+    await create_product(till.pool, other.product, 10)
+    await open_books(till.redis, other.product, 10)
+    fine = await other.orders(4)
+    till.stage.partitions = itertools.repeat(0)
+    await till.stage.read(*[request for pair in zip(stuck, fine, strict=True) for request in map(till.request, pair)])
+    assert await till.statuses(stuck + fine) == [Status.CONFIRMED] * 8
+    assert not till.stage.acks.open
+    assert (await read_books(till.redis, other.product)).sold == 4
+    assert (await read_books(till.redis, till.product)).held == 4  # left to the next books

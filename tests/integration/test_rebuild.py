@@ -2,6 +2,8 @@
 
 import asyncio
 import random
+import time
+from typing import Any
 
 import pytest
 from msgspec.structs import replace
@@ -86,6 +88,47 @@ async def test_orders_that_only_redis_knows_survive_a_rebuild_with_their_version
         assert entry.placed_value == held.value
         assert await sale.units() == (10, 8, 2, 0)
         assert await sale.redis.zcard(keys.due(sale.product)) == 1
+
+
+async def test_an_order_that_is_parked_is_held_by_the_next_books() -> None:
+    """The order stage has read past it and could do nothing: only the parked record tells of it."""
+    async with a_sale(3) as sale:
+        wish, held = await sale.reserve(1, 2, key="k")
+        await sale.wipe()
+        await sale.pool.execute(SQL.park_orders, sale.product, [held.value])
+        await sale.rebuild("wiped")
+        entry = (await sale.inventory.entries(sale.product, [wish.order_id]))[wish.order_id]
+        assert entry.placed_value == held.value
+        assert await sale.units() == (3, 1, 2, 0)
+        assert await sale.inventory.reserve(wish) == Known(wish.order_id, same_body=True)
+
+
+async def test_an_order_that_ends_while_its_books_are_made_is_looked_at_as_soon_as_they_are_in_force(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The snapshot saw it waiting for its payment; its stage has left it to these books."""
+    async with a_sale(10) as sale:
+        ended, ended_held = await sale.reserve(1)
+        waiting, waiting_held = await sale.reserve(2)
+        await sale.place(ended, ended_held)
+        await sale.place(waiting, waiting_held)
+        publish = sale.publisher.publish
+
+        async def end_and_publish(*args: Any) -> None:
+            await sale.end(ended, Status.CONFIRMED)
+            await publish(*args)
+
+        with monkeypatch.context() as patched:
+            patched.setattr(sale.publisher, "publish", lambda *args: asyncio.ensure_future(end_and_publish(*args)))
+            await sale.rebuild()
+        entries = await sale.inventory.entries(sale.product, [ended.order_id, waiting.order_id])
+        assert [entry.quantity for entry in entries.values()] == [1, 1]
+        now_ms = time.time_ns() // 1_000_000
+        due = {
+            wish.order_id: float(await sale.redis.zscore(keys.due(sale.product), wish.order_id) or 0)
+            for wish in (ended, waiting)
+        }
+        assert due[ended.order_id] <= now_ms < due[waiting.order_id]
 
 
 async def test_an_older_copy_of_redis_brings_back_nothing_that_was_sold() -> None:

@@ -4,7 +4,7 @@ import asyncio
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import asyncpg
 import pytest
@@ -139,6 +139,24 @@ async def test_past_the_keys_lifetime_nobody_is_asked_and_nobody_waits_for_it(
     working.cancel()
     assert (await desk.rows([expired]))[0].status is Status.NEEDS_RECONCILIATION
     assert not desk.provider.asked[expired]
+
+
+async def test_a_product_whose_books_are_closed_holds_up_no_round(
+    desk: Desk, new_product: Callable[[], ProductId]
+) -> None:
+    """Its order becomes definite and is left to the next books; another product's ends in the same round, or the next."""
+    [stuck] = await desk.unknown_payments(1)
+    await desk.inventory.close(desk.product)
+    other = replace(desk, product=new_product())
+    await create_product(desk.pool, other.product, 10)
+    await open_books(desk.inventory.redis, other.product, 10)
+    fine, later = await other.unknown_payments(2)
+    desk.provider.answers = {id_: Captured("ch") for id_ in (stuck, fine, later)}
+    async with asyncio.timeout(10):
+        await desk.reconciler.reconcile(await desk.rows([stuck, fine]))
+        await desk.reconciler.reconcile(await desk.rows([later]))
+    assert [row.status for row in await desk.rows([stuck, fine, later])] == [Status.CONFIRMED] * 3
+    assert (await read_books(desk.inventory.redis, other.product)).sold == 2
 
 
 async def test_it_stops_at_once_while_the_provider_hangs(

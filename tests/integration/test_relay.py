@@ -1,6 +1,7 @@
 """The relay on real servers: what is stranded is pushed on, what is merely waiting is not, and lost books are made anew."""
 
 import asyncio
+import json
 import re
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -11,9 +12,12 @@ from typing import Any
 import pytest
 from aiokafka.admin import AIOKafkaAdminClient
 
-from consumers import relay
+from consumers import relay, relay_decisions
+from consumers.relay_decisions import Allowance
+from consumers.relay_pushes import Pusher
 from infra.clock import since_boot_ms
 from infra.inventory import keys
+from infra.inventory.rebuild import books_lock
 from infra.kafka import Offsets, make_consumer
 from infra.leadership import RELAY_LOCK, WorkFailed, lead
 from infra.lifecycle import Stop
@@ -23,6 +27,7 @@ from infra.watermarks import Watermarks
 from schemas import topics
 from schemas.codec import decode
 from schemas.events import OrderStatusChanged, PaymentRequested, StockChanged
+from schemas.ids import OrderId
 from schemas.order_state import Entry, Status
 from schemas.topics import ORDER_STAGE_GROUP, ORDER_STATUS, ORDERS, PAYMENT_STAGE_GROUP, PAYMENTS, PROJECTOR_GROUP
 
@@ -168,6 +173,69 @@ async def test_an_order_that_ended_in_postgres_alone_is_settled_and_announced() 
         await sale.inventory.project([event])
         assert await sale.inventory.entries(sale.product, [wish.order_id]) == {}
         assert not await sale.redis.zcard(keys.due(sale.product))
+
+
+async def test_an_order_that_ended_while_its_books_were_closed_is_announced_by_the_next_ones() -> None:
+    async with a_sale(10) as sale, a_relay(sale), a_tail(sale, ORDER_STATUS) as tail:
+        wish, held = await sale.reserve(1, 2)
+        await sale.place(wish, held)
+        await sale.wipe()
+        await sale.end(wish, Status.PAYMENT_FAILED)  # which waits for nothing
+        record = await next_of(tail, wish.order_id, 15.0)
+        assert record is not None
+        event = decode(record.value)
+        assert isinstance(event, OrderStatusChanged)
+        assert (event.status, event.epoch) == (Status.PAYMENT_FAILED, 2)
+        assert await sale.units() == (10, 10, 0, 0)
+
+
+async def test_a_product_with_much_to_announce_leaves_the_others_their_share_of_the_pushes(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(relay_decisions, "STRANDED_AFTER_MS", -60_000)
+    async with a_sale(50) as busy, a_sale(10) as other:
+        for user in range(1, 31):
+            await an_ended_order(busy, user)
+        waiting = await an_ended_order(other, 1)
+        for sale in (busy, other):
+            await sale.redis.zadd(keys.due(sale.product), dict.fromkeys(await entry_ids(sale), 0.0))
+        for group, topic in topics.CONSUMED_BY.items():
+            await have_read_all(busy.settings, group, topic)
+        watermarks = Watermarks(busy.settings)
+        pusher = Pusher(busy.inventory, busy.pool, busy.publisher, busy.desk, watermarks, Allowance(100))
+        await pusher.turn({busy.product: 1, other.product: 1})
+        await watermarks.close()
+        pushed = await busy.inventory.entries(busy.product, await entry_ids(busy))
+        assert sum(entry.state is Entry.RELEASED for entry in pushed.values()) == 9
+        assert (await other.inventory.entries(other.product, [waiting]))[waiting].state is Entry.RELEASED
+
+
+async def an_ended_order(sale: Sale, user: int) -> OrderId:
+    """Its row has ended, and nobody has settled it."""
+    wish, held = await sale.reserve(user)
+    await sale.place(wish, held)
+    await sale.end_in_postgres(wish, Status.PAYMENT_FAILED)
+    return wish.order_id
+
+
+async def entry_ids(sale: Sale) -> list[OrderId]:
+    return [OrderId(id_.decode()) for id_ in await sale.redis.hkeys(keys.held(sale.product))]  # type: ignore[union-attr]
+
+
+async def test_a_parked_order_is_sent_again_once_its_books_are_in_force() -> None:
+    async with a_sale(10) as sale, a_relay(sale), a_tail(sale, ORDERS) as tail:
+        _, held = await sale.reserve(1)
+        order_id = str(json.loads(held.value)["order_id"])
+        async with books_lock(sale.settings, sale.product, wait=True):  # nobody else makes its books meanwhile
+            await sale.inventory.close(sale.product)
+            await sale.pool.execute(SQL.park_orders, sale.product, [held.value])
+            assert await next_of(tail, order_id, 2.0) is None
+        assert await next_of(tail, order_id, 15.0) is not None
+
+        async def unparked() -> bool:
+            return not await sale.pool.fetch(SQL.parked_orders, sale.product)
+
+        await until(unparked)
 
 
 async def test_an_order_with_an_unknown_payment_is_left_to_the_reconciler() -> None:

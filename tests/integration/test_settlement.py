@@ -129,33 +129,28 @@ async def test_two_who_settle_the_same_order_at_once_move_its_units_once(sale: S
     await sale.check()
 
 
-async def test_settling_waits_for_books_that_are_being_made_anew(sale: Sale) -> None:
-    """The row is written, the units wait; when the books are in force again the order ends without being asked again."""
+async def test_an_order_that_ends_while_its_books_are_closed_is_left_to_the_next_ones(sale: Sale) -> None:
+    """The row is written and nobody waits; its entry stays, through which the relay settles and announces it."""
     asked, _ = await sale.order()
     await sale.inventory.close(sale.product)
+    await asyncio.wait_for(sale.desk.settle([Verdict(asked.order_id, Status.CONFIRMED)]), 10)
+    [row] = (await read_rows(sale.pool, [asked.order_id])).values()
+    assert row.status is Status.CONFIRMED
+    books = await read_books(sale.redis, sale.product)
+    assert (books.version, books.entries[asked.order_id].state) == (1, Entry.HELD)
+    await sale.redis.hset(keys.stock(sale.product), "state", "open")
     async with tailing(sale.settings, ORDER_STATUS) as tail:
-        settling = asyncio.create_task(sale.desk.settle([Verdict(asked.order_id, Status.CONFIRMED)]))
-        await _until_row_is(sale, asked, Status.CONFIRMED)
-        assert not settling.done()
-        await sale.redis.hset(keys.stock(sale.product), "state", "open")
-        await asyncio.wait_for(settling, 10)
+        await sale.desk.announce([row])  # as the relay does
         assert settlement_of((await tail.statuses(1, asked.order_id))[0]) == (1, 2, 9, 0)
     await sale.check()
 
 
-async def test_books_that_ended_an_order_otherwise_are_closed_and_waited_for(sale: Sale) -> None:
+async def test_books_that_ended_an_order_otherwise_are_closed_and_made_anew(sale: Sale) -> None:
     """Postgres is the truth of how an order ended: the product closes until its books are made from it."""
     asked, _ = await sale.order()
     await sale.inventory.settle([(sale.product, asked.order_id, Entry.RELEASED)])  # as no code of ours would
-    settling = asyncio.create_task(sale.desk.settle([Verdict(asked.order_id, Status.CONFIRMED)]))
-    try:
-        async with asyncio.timeout(10):
-            while await sale.redis.hget(keys.stock(sale.product), "state") != b"closed":  # noqa: ASYNC110 - Redis tells nobody
-                await asyncio.sleep(0.01)
-        assert not settling.done()
-    finally:
-        settling.cancel()
-        await asyncio.gather(settling, return_exceptions=True)
+    await asyncio.wait_for(sale.desk.settle([Verdict(asked.order_id, Status.CONFIRMED)]), 10)
+    assert await sale.redis.hget(keys.stock(sale.product), "state") == b"closed"
 
 
 async def test_an_unknown_outcome_is_said_and_moves_nothing(sale: Sale) -> None:
@@ -173,16 +168,10 @@ async def test_an_unknown_outcome_is_said_and_moves_nothing(sale: Sale) -> None:
     await sale.check()
 
 
-async def _until_row_is(sale: Sale, asked: Reservation, status: Status) -> None:
-    async with asyncio.timeout(10):
-        while (await read_rows(sale.pool, [asked.order_id]))[asked.order_id].status is not status:  # noqa: ASYNC110
-            await asyncio.sleep(0.01)
-
-
 async def test_a_product_whose_books_cannot_be_opened_keeps_no_other_product_waiting(
     sale: Sale, new_product: Callable[[], ProductId]
 ) -> None:
-    """Settled in one batch with it, the other product's order ends; the call itself goes on waiting."""
+    """Settled in one batch with it, the other product's order ends, and the call returns."""
     other = new_product()
     await create_product(sale.pool, other, 10)
     await open_books(sale.redis, other, 10)
@@ -191,9 +180,7 @@ async def test_a_product_whose_books_cannot_be_opened_keeps_no_other_product_wai
     await sale.inventory.close(sale.product)
     async with tailing(sale.settings, ORDER_STATUS) as tail:
         verdicts = [Verdict(asked.order_id, Status.CONFIRMED) for asked in (stuck, fine)]
-        settling = asyncio.create_task(sale.desk.settle(verdicts))
+        await asyncio.wait_for(sale.desk.settle(verdicts), 10)
         [told] = await tail.statuses(1, fine.order_id)
         assert told.status is Status.CONFIRMED
-        assert not settling.done()
-        await open_books(sale.redis, sale.product, 9, epoch=2)  # without the stuck order, as if it had been announced
-        await settling
+        assert not await tail.statuses(0, stuck.order_id)

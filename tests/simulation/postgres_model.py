@@ -48,10 +48,12 @@ class PostgresModel:
     locks: dict[tuple[int, ...], object] = field(default_factory=dict)  # advisory ones, and the session that holds each
     refused: set[str] = field(default_factory=set)  # orders that place_orders can never insert, whatever the reason
     actions: list[Row] = field(default_factory=list)  # of operators
+    parked: dict[int, Row] = field(default_factory=dict)
+    parkings: int = 0
     passing: Iterator[Exception] = field(default_factory=lambda: cycle(PASSING))  # the next answer in an outage
 
     def snapshot(self) -> "PostgresModel":
-        return PostgresModel(self.clock_s, dict(self.products), dict(self.orders))
+        return PostgresModel(self.clock_s, dict(self.products), dict(self.orders), parked=dict(self.parked))
 
     def run(self, statement: str, args: tuple[Any, ...]) -> list[Row]:
         if statement == "SELECT clock_timestamp()":
@@ -183,6 +185,26 @@ class PostgresModel:
     def _mark_verified(self, product: int, at: datetime) -> list[Row]:
         self.products[product] = self.products[product] | {"verified_at": at}
         return []
+
+    def _park_orders(self, product: int, records: list[bytes]) -> list[Row]:
+        for record in records:
+            self.parkings += 1
+            self.parked[self.parkings] = {"id": self.parkings, "product_id": product, "record": record}
+        return []
+
+    def _parked_orders(self, product: int) -> list[Row]:
+        return [row for row in self.parked.values() if row["product_id"] == product]
+
+    def _parked_to_send(self, products: list[int], limit: int) -> list[Row]:
+        return [row for product in products for row in self._parked_orders(product)[:limit]]
+
+    def _unpark_orders(self, ids: list[int]) -> list[Row]:
+        for id_ in ids:
+            self.parked.pop(id_, None)
+        return []
+
+    def _ended_since(self, product: int, since: datetime) -> list[Row]:
+        return [row for row in self._of(product) if row["status"] not in UNPAID and row["updated_at"] > since]
 
     def _rebuild_rows(self, product: int) -> list[Row]:
         verified = self.products[product]["verified_at"]

@@ -3,6 +3,7 @@
 Proved equal to the real server in test_redis_model.py. Values are kept as latin-1 text, replies are bytes.
 """
 
+import math
 import re
 from collections.abc import Callable, Mapping
 from hashlib import sha1
@@ -156,12 +157,14 @@ class RedisModel:
         return ["0", self._do_hgetall(key)]
 
     def _do_zadd(self, key: str, *args: str) -> int:
-        flags = [arg for arg in args if arg in ("NX", "XX")]
+        flags = [arg for arg in args if arg in ("NX", "XX", "LT")]
         pairs = args[len(flags) :]
         known = self.data.get(key, {})
         new = {}
         for score, member in zip(pairs[::2], pairs[1::2], strict=True):
             if ("NX" in flags and member in known) or ("XX" in flags and member not in known):
+                continue
+            if "LT" in flags and float(score) >= known.get(member, math.inf):
                 continue
             new[member] = float(score)
         added = len(new.keys() - known.keys())

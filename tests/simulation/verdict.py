@@ -84,6 +84,8 @@ class Verdict:
         unended = [row for row in world.postgres.orders.values() if row["status"] not in (*GIVEN_BACK, "confirmed")]
         if unended:
             return f"{len(unended)} orders have not ended, e.g. {unended[0]['id']} is {unended[0]['status']}"
+        if world.postgres.parked:
+            return f"{len(world.postgres.parked)} orders are parked"
         for product in world.products:
             left = world.redis.data.get(keys.held(product), {})
             if left:

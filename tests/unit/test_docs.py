@@ -181,7 +181,6 @@ NUMBERS = [
     ("docs/architecture.md", f"once it owes Kafka {int(default_of('MAX_UNPUBLISHED')):,} orders"),
     ("docs/architecture.md", f"More than {dead_letters.LIMIT:,} letters within a minute"),
     ("docs/architecture.md", f"At {acks.MAX_OPEN:,} open records a member takes no more until half of them"),
-    ("docs/limits.md", f"until a member has {acks.MAX_OPEN:,} records open"),
     ("docs/architecture.md", f"is the next batch, at most {order_stage.MAX_BATCH}."),
     ("docs/architecture.md", f"up to {int(default_of('WORKER_CONCURRENCY')):,} at once"),
     ("docs/architecture.md", f"at most {pipeliner.MAX_TRIP} calls"),

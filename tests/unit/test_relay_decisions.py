@@ -17,6 +17,7 @@ from consumers.relay_decisions import (
     due_at,
     looked,
     pushed,
+    rotated,
 )
 from schemas.order_state import STORED, Entry, Next, Status
 from schemas.topics import CONSUMED_BY, ORDER_STAGE_GROUP, PAYMENT_STAGE_GROUP, PROJECTOR_GROUP
@@ -150,3 +151,18 @@ def test_what_was_not_pushed_is_not_saved_up() -> None:
     allowance = Allowance(1_000)
     allowance.refill(T)
     assert allowance.refill(T + 60_000) == 1_000
+
+
+def test_each_product_has_its_share_of_the_pushes_and_what_one_leaves_is_the_others() -> None:
+    allowance = Allowance(1_000, left=10.0)
+    assert allowance.share(3) == 4
+    allowance.spend(0)  # the first had nothing to push
+    assert allowance.share(2) == 5
+    allowance.spend(5)
+    assert allowance.share(1) == 5
+    allowance.spend(5)
+    assert allowance.share(4) == 0
+
+
+def test_another_product_is_first_each_turn() -> None:
+    assert [rotated("abc", turn) for turn in (3, 4, 5)] == [["a", "b", "c"], ["b", "c", "a"], ["c", "a", "b"]]
