@@ -2,13 +2,12 @@
 
 import asyncio
 from collections.abc import Callable
-from contextvars import Context
 
 from aiokafka.errors import KafkaError
 
 from infra.kafka import AT_ONCE, CLOSE_TIMEOUT_S, Gathering, gather, make_consumer
 from infra.lifecycle import cancelled, leave_behind
-from infra.logs import get_logger
+from infra.logs import REQUEST_ID, get_logger
 from infra.settings import Settings
 from schemas.topics import Topic
 
@@ -45,8 +44,7 @@ class Tail:
             self._ending.cancel()
             self._ending = None
         if self._task is None:
-            # In a context of its own: it outlives the request that began it, whose id is not for its log lines.
-            self._task = asyncio.create_task(self._run(), name=f"tail {self._topic.name}", context=Context())
+            self._task = asyncio.create_task(self._run(), name=f"tail {self._topic.name}")
 
     def leave(self) -> None:
         self._listeners -= 1
@@ -67,6 +65,7 @@ class Tail:
         return task
 
     async def _run(self) -> None:
+        REQUEST_ID.set(None)  # of this task alone: it outlives the request that began it
         while not cancelled():
             try:
                 await self._read()
