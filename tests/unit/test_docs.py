@@ -1,10 +1,12 @@
 """What the documents say in, what the code is in: no link leads nowhere, and no table has missed a change."""
 
+import json
 import re
 from pathlib import Path
 from unittest.mock import MagicMock
 
 import pytest
+import yaml
 from pydantic import SecretStr
 
 from consumers.dead_letter_desk import comebacks
@@ -197,3 +199,19 @@ NUMBERS = [
 @pytest.mark.parametrize(("page", "text"), NUMBERS)
 def test_numbers_that_pages_quote_are_the_codes(page: str, text: str) -> None:
     assert text in read(page)
+
+
+def test_every_example_of_an_event_has_the_id_that_is_sent_with_it() -> None:
+    """`epoch.version` with a stock, the status with an order: what a client comes back with."""
+    described = yaml.safe_load(read("schemas/openapi.yaml"))
+    streams = [described["paths"][path]["get"]["responses"]["200"] for path in ("/sse/stock/{id}", "/sse/order/{id}")]
+    examples = [stream["content"]["text/event-stream"]["example"] for stream in streams]
+    blocks = "\n\n".join([*re.findall(r"^```\w*\n(.*?)^```$", read("docs/api.md"), re.M | re.S), *examples]).split(
+        "\n\n"
+    )
+    events = [block for block in blocks if re.search(r"^data: ", block, re.M)]
+    assert len(events) == 5
+    for event in events:
+        fields = dict(line.split(": ", 1) for line in event.strip().splitlines())
+        data = json.loads(fields["data"])
+        assert re.fullmatch(r"\d+\.\d+", fields["id"]) if "stock" in data else fields["id"] == data["status"], event
