@@ -8,6 +8,7 @@ import typer
 
 from consumers.analysis.cli import app as analysis_app
 from consumers.dead_letter_desk.cli import app as dlq_app
+from consumers.incident_cli import app as incident_app
 from consumers.replay.cli import app as replay_app
 from infra import options
 from infra.cli import Json, Server, fail, raise_file_limit, report, run_command
@@ -17,6 +18,7 @@ app = typer.Typer(no_args_is_help=True)
 app.add_typer(replay_app)
 app.add_typer(analysis_app)
 app.add_typer(dlq_app, name="dlq")
+app.add_typer(incident_app, name="incident")
 
 
 @app.command()

@@ -49,5 +49,6 @@ class Trail:
             who=row["who"],
             why=row["why"],
             at_ms=row["at_ms"],
+            findings=tuple(row["findings"] or ()),
         )
         return self.publisher.publish(SALE_ACTIONS, str(event.product_id), encode(event))

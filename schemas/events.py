@@ -121,11 +121,12 @@ class SaleControlled(Event, frozen=True, kw_only=True, tag="sale.controlled"):
 
     action_id: Positive
     product_id: ProductNumber
-    action: Literal["pause", "resume", "close", "restock"]
+    action: Literal["pause", "resume", "close", "restock", "acknowledge"]
     units: Quantity | UnsetType = UNSET  # of a restock
     who: str
     why: str
     at_ms: Count
+    findings: tuple[str, ...] = ()  # of an acknowledgement: what the audit had found, in its words
 
 
 AnyEvent = OrderPlaced | StockOpened | PaymentRequested | OrderStatusChanged | StockChanged | SaleControlled

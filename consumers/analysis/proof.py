@@ -7,9 +7,11 @@ and at the end the units opened with are on sale, held or sold.
 
 import msgspec
 
+from consumers.audit.books import AcknowledgedFinding, without_acknowledged
 from consumers.audit.log_book import WITHOUT_END, LogBook
 from consumers.audit.missing import ENDED
 from consumers.audit.readers import read_log
+from consumers.audit.show import show_acknowledged
 from consumers.replay.when import show_ms
 from infra.kafka import Offsets
 from infra.settings import Settings
@@ -55,6 +57,7 @@ class Proof(msgspec.Struct, frozen=True):
     released: int
     under_way: int
     problems: list[str]
+    acknowledged: list[AcknowledgedFinding] = []
 
 
 async def prove(settings: Settings, product: ProductId) -> Proof:
@@ -88,6 +91,7 @@ def proof_of(product: int, book: LogBook) -> Proof:
     initial = epochs[-1].initial if epochs else 0
     if totals.confirmed > initial:
         problems.append(f"{totals.confirmed} units were sold of {initial}")
+    problems, acknowledged = without_acknowledged(problems, [book])
     return Proof(
         proved=not problems,
         product_id=product,
@@ -100,6 +104,7 @@ def proof_of(product: int, book: LogBook) -> Proof:
         released=totals.released,
         under_way=totals.lost,
         problems=problems,
+        acknowledged=acknowledged,
     )
 
 
@@ -140,6 +145,7 @@ def show(proof: Proof) -> str:
         f"            {proof.confirmed} sold of {proof.initial}, each to one order",
         "",
     ]
+    lines += [show_acknowledged(proof.acknowledged), ""] if proof.acknowledged else []
     if proof.proved:
         since = f" since {show_ms(proof.kept_from_ms)}" if proof.kept_from_ms else ""
         lines.append(f"PROVED: never oversold{since}.")

@@ -27,6 +27,7 @@ from .readers import Logs, read_ledger, read_log, read_postgres, read_redis
 
 LOOK_EVERY_S = 0.3
 AWAY = (*UNAVAILABLE, KafkaError, RedisError, aiohttp.ClientError)
+NOT_QUIET = "not quiet: "
 MOVED = "the books moved while they were read"
 
 
@@ -116,7 +117,7 @@ class Auditor:
             facts,
             unknown_captures=[c for c in charges.get(None, []) if _is_ours(c.order_id)] if every else [],
             client_log=client_log,
-            other_problems=[f"not quiet: {text}" for text in restless]
+            other_problems=[f"{NOT_QUIET}{text}" for text in restless]
             + missing
             + (lost(in_log, products) if every else []),
             other_remarks=foreign(in_log, products) if every else [],

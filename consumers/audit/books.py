@@ -67,6 +67,33 @@ class ProductReport(msgspec.Struct, frozen=True):
     stranded: int
 
 
+class AcknowledgedFinding(msgspec.Struct, frozen=True):
+    """A finding that an operator has taken note of: shown, and no failure any more. `when`: ISO 8601."""
+
+    text: str
+    who: str
+    why: str
+    when: str
+
+
+def without_acknowledged(
+    problems: Sequence[str], logs: Sequence[LogBook]
+) -> tuple[list[str], list[AcknowledgedFinding]]:
+    """What is left to fail for, and what an operator has acknowledged in these very words."""
+    done = {text: taken for log in logs for text, taken in log.acknowledged.items()}
+    noted = [
+        AcknowledgedFinding(
+            text,
+            done[text].who,
+            done[text].why,
+            datetime.fromtimestamp(done[text].at_ms / 1000, UTC).isoformat(timespec="seconds"),
+        )
+        for text in problems
+        if text in done
+    ]
+    return [text for text in problems if text not in done], noted
+
+
 class Report(msgspec.Struct, frozen=True, omit_defaults=True):
     """The audit's answer; `problems` is empty exactly when `ok`. `remarks` say how far a proof reaches."""
 
@@ -74,6 +101,7 @@ class Report(msgspec.Struct, frozen=True, omit_defaults=True):
     products: list[ProductReport]
     problems: list[str]
     remarks: list[str] = []
+    acknowledged: list[AcknowledgedFinding] = []
 
 
 def balance(
@@ -100,7 +128,8 @@ def balance(
         problems += client_log.complaints
     problems += across.texts()
     remarks = [*other_remarks, *(_remark(facts) for facts in products if facts.log.kept_from_ms)]
-    return Report(ok=not problems, products=reports, problems=problems, remarks=remarks)
+    problems, acknowledged = without_acknowledged(problems, [facts.log for facts in products])
+    return Report(ok=not problems, products=reports, problems=problems, remarks=remarks, acknowledged=acknowledged)
 
 
 def _remark(facts: ProductFacts) -> str:

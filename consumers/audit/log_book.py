@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from msgspec import UNSET
 
-from schemas.events import AnyEvent, OrderPlaced, OrderStatusChanged, StockOpened
+from schemas.events import AnyEvent, OrderPlaced, OrderStatusChanged, SaleControlled, StockOpened
 from schemas.order_state import TERMINAL, Status
 
 from .missing import ENDED, PLACED, History, Life, Use, last_version
@@ -21,6 +21,15 @@ _BIT = {status: 1 << at for at, status in enumerate(Status)}
 _AT_PAYMENT = _BIT[Status.AWAITING_PAYMENT] | _BIT[Status.PROCESSING_PAYMENT] | _BIT[Status.NEEDS_RECONCILIATION]
 _NO_PATH = _BIT[Status.FAILED]
 WITHOUT_END = "accepted without an end"
+
+
+@dataclass(frozen=True, slots=True)
+class Acknowledged:
+    """Who took note of a finding, why and when."""
+
+    who: str
+    why: str
+    at_ms: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,11 +54,14 @@ class LogBook:
         self.placed: dict[str, OrderPlaced] = {}
         self.ended: dict[str, OrderStatusChanged] = {}
         self.openings: dict[int, StockOpened] = {}
+        self.acknowledged: dict[str, Acknowledged] = {}  # findings, by their words
         self._uses: defaultdict[int, dict[int, Use]] = defaultdict(dict)
         self._versions: dict[tuple[int, str, str], int] = {}
         self._passed: dict[str, int] = {}  # the statuses announced of an order, a bit each
         self._folding = Problems(f"product {product_id}: log")
-        self._repeats = 0
+        self._noted: set[tuple[str, str]] = set()
+        self._users: dict[tuple[int, int], set[str]] = {}  # of versions with more than one
+        self._doings: dict[tuple[int, str, str], set[int]] = {}  # versions of what was done more than once
         self._where = f"product {product_id}: log"
 
     @property
@@ -90,6 +102,9 @@ class LogBook:
                     self._add_ended(event, appended_ms)
             case StockOpened():
                 self._add_opened(event)
+            case SaleControlled(action="acknowledge"):
+                done = Acknowledged(who=event.who, why=event.why, at_ms=event.at_ms)
+                self.acknowledged |= dict.fromkeys(event.findings, done)
             case _:
                 pass  # nothing of it is in the books
 
@@ -102,6 +117,7 @@ class LogBook:
             self._check_epoch(epoch, history, redis_version, problems)
             for epoch in sorted(self._uses.keys() | self.openings)
         )
+        self._check_uses(problems)
         lost = [order for order in self.placed.values() if order.order_id not in self.ended]
         for order in lost:
             problems.add(WITHOUT_END, f"order {order.order_id} ({order.quantity} units)")
@@ -117,7 +133,7 @@ class LogBook:
             epochs=len(self.openings),
             versions=sum(map(len, self._uses.values())),
             gaps=gaps,
-            repeats=self._repeats,
+            repeats=sum(len(names) - 1 for names in self._users.values()),
         )
         return totals, self._folding.texts() + problems.texts()
 
@@ -125,17 +141,20 @@ class LogBook:
         first = self.placed.setdefault(event.order_id, event)
         told, tells = _terms(first), _terms(event)
         if told != tells:
-            self._folding.add("order placed twice, differently", f"{event.order_id}: {told} and {tells}")
+            self._note(
+                "order placed twice, differently", f"{event.order_id}: {min(told, tells)} and {max(told, tells)}"
+            )
         use = Use(event.order_id, PLACED, -event.quantity, event.available, appended_ms)
         self._use(event.epoch, event.version, use)
 
     def _add_ended(self, event: OrderStatusChanged, appended_ms: int) -> None:
         first = self.ended.setdefault(event.order_id, event)
         if first.status is not event.status:
-            self._folding.add("order with two ends", f"{event.order_id}: {first.status} and {event.status}")
+            one, other = sorted((first.status, event.status))
+            self._note("order with two ends", f"{event.order_id}: {one} and {other}")
         if event.epoch is UNSET or event.version is UNSET or event.available is UNSET:
             if event.status is not Status.FAILED:
-                self._folding.add("end without a version", f"{event.order_id}: {event.status}")
+                self._note("end without a version", f"{event.order_id}: {event.status}")
             return
         change = 0 if event.returned is UNSET else event.returned
         self._use(event.epoch, event.version, Use(event.order_id, ENDED, change, event.available, appended_ms))
@@ -143,9 +162,9 @@ class LogBook:
     def _add_opened(self, event: StockOpened) -> None:
         first = self.openings.setdefault(event.epoch, event)
         if first != event:
-            self._folding.add("epoch opened twice, differently", f"epoch {event.epoch}")
+            self._note("epoch opened twice, differently", f"epoch {event.epoch}")
         if event.initial != event.available + event.held + event.sold:
-            self._folding.add(
+            self._note(
                 "opening that does not add up",
                 f"epoch {event.epoch}: {event.initial} != {event.available} + {event.held} + {event.sold}",
             )
@@ -153,13 +172,31 @@ class LogBook:
     def _use(self, epoch: int, version: int, use: Use) -> None:
         known = self._uses[epoch].setdefault(version, use)
         if (known.order_id, known.kind) != (use.order_id, use.kind):
-            self._repeats += 1
-            self._folding.add("version used twice", f"epoch {epoch} version {version}: {_name(known)} and {_name(use)}")
+            self._users.setdefault((epoch, version), {_name(known)}).add(_name(use))
+            self._uses[epoch][version] = min(known, use, key=lambda one: (one.order_id, one.kind))
         elif (known.change, known.available) != (use.change, use.available):
-            self._folding.add("copies that differ", f"epoch {epoch} version {version}: {_name(use)}")
-        first = self._versions.setdefault((epoch, use.order_id, use.kind), version)
-        if first != version:
-            self._folding.add("done twice in one epoch", f"{_name(use)}: epoch {epoch} versions {first} and {version}")
+            self._note("copies that differ", f"epoch {epoch} version {version}: {_name(use)}")
+        what = (epoch, use.order_id, use.kind)
+        if (before := self._versions.setdefault(what, version)) != version:
+            self._doings.setdefault(what, {before}).add(version)
+
+    def _note(self, kind: str, detail: str) -> None:
+        """Once, however many copies of a record tell it."""
+        if (kind, detail) not in self._noted:
+            self._noted.add((kind, detail))
+            self._folding.add(kind, detail)
+
+    def _check_uses(self, problems: Problems) -> None:
+        for (epoch, version), names in self._users.items():
+            first, *others = sorted(names)
+            for other in others:
+                problems.add("version used twice", f"epoch {epoch} version {version}: {first} and {other}")
+        for (epoch, order_id, kind), versions in self._doings.items():
+            least, *more = sorted(versions)
+            for version in more:
+                problems.add(
+                    "done twice in one epoch", f"{kind} {order_id}: epoch {epoch} versions {least} and {version}"
+                )
 
     def _check_epoch(self, epoch: int, history: History, redis_version: int | None, problems: Problems) -> int:
         """Checks the chain of one epoch; the number of versions missing without an excuse."""

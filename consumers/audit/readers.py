@@ -17,11 +17,11 @@ from infra.postgres.queries import SQL
 from infra.redis_client import Redis
 from infra.settings import Settings
 from schemas.codec import Undecodable, decode
-from schemas.events import OrderPlaced, OrderStatusChanged, StockOpened
+from schemas.events import OrderPlaced, OrderStatusChanged, SaleControlled, StockOpened
 from schemas.ids import OrderId, ProductId
 from schemas.money import to_cents
 from schemas.order_state import Status
-from schemas.topics import ORDER_STATUS, ORDERS, belongs
+from schemas.topics import ORDER_STATUS, ORDERS, SALE_ACTIONS, belongs
 
 from .facts import Capture, OrderRow, PostgresBook, RedisBook, RedisUnits
 from .log_book import LogBook
@@ -137,7 +137,7 @@ async def read_log(settings: Settings, offsets: Offsets) -> Logs:
 async def _positions(offsets: Offsets, which: Literal["begins", "ends"]) -> dict[TopicPartition, int]:
     return {
         TopicPartition(topic.name, partition): offset
-        for topic in (ORDERS, ORDER_STATUS)
+        for topic in (ORDERS, ORDER_STATUS, SALE_ACTIONS)
         for partition, offset in (await getattr(offsets, which)(topic)).items()
     }
 
@@ -149,7 +149,9 @@ def _fold(books: dict[int, LogBook], records: list[Any]) -> None:
         except Undecodable:
             continue  # what is not an event is in nobody's books; the stages have put it among the dead letters
         # What stands on a topic that is not for it is nobody's news either.
-        if isinstance(event, OrderPlaced | OrderStatusChanged | StockOpened) and belongs(event, record.topic):
+        if isinstance(event, OrderPlaced | OrderStatusChanged | StockOpened | SaleControlled) and belongs(
+            event, record.topic
+        ):
             book = books.get(event.product_id)
             if book is None:
                 book = books[event.product_id] = LogBook(event.product_id)

@@ -1,17 +1,26 @@
 """A report in, a page for people out."""
 
-from .books import ProductReport, Report
+from collections.abc import Sequence
+
+from .books import AcknowledgedFinding, ProductReport, Report
 
 
 def show(report: Report) -> str:
     """The books of each product, then the verdict."""
     parts = [_product(product) for product in report.products]
     parts += ["\n".join(report.remarks)] if report.remarks else []
+    parts += [show_acknowledged(report.acknowledged)] if report.acknowledged else []
     if report.ok:
         parts.append("The books balance.")
     else:
         parts.append("\n".join(["The books do NOT balance:", *(f"  - {problem}" for problem in report.problems)]))
     return "\n\n".join(parts)
+
+
+def show_acknowledged(findings: Sequence[AcknowledgedFinding]) -> str:
+    return "\n".join(
+        ["Acknowledged:", *(f"  - {done.text} ({done.who}, {done.when}: {done.why})" for done in findings)]
+    )
 
 
 def _product(product: ProductReport) -> str:

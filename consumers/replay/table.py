@@ -81,6 +81,7 @@ FIELDS: list[tuple[str, pa.DataType]] = [
     ("units", pa.int64()),
     ("who", pa.string()),
     ("why", pa.string()),
+    ("findings", pa.string()),  # JSON: [text, ...]
     ("name", pa.string()),
 ]
 SCHEMA = pa.schema(ENVELOPE + FIELDS)
@@ -152,14 +153,14 @@ def _columns(kind: type[AnyEvent], rows: Sequence[tuple[int, Record, AnyEvent]])
 
 
 def _plain(kind: type[AnyEvent], name: str, column: Sequence[Any]) -> Sequence[Any]:
-    if name == "steps":
-        return [_steps(value) for value in column]
+    if name in ("steps", "findings"):
+        return [_listed(value) for value in column]
     if kind.__struct_defaults__ and name in kind.__struct_fields__[-len(kind.__struct_defaults__) :]:
         return [None if value is UNSET else value for value in column]
     return column  # never absent
 
 
-def _steps(value: Any) -> str | None:
+def _listed(value: Any) -> str | None:
     return _encode(value).decode() if value else None
 
 

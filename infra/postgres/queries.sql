@@ -169,6 +169,10 @@ SELECT product_id, action, units, why FROM sale_keys WHERE who = $1 AND key_hash
 -- name: add_sale_action
 INSERT INTO sale_actions (product_id, action, units, who, why) VALUES ($1, $2, $3, $4, $5) RETURNING id;
 
+-- name: add_acknowledgement
+INSERT INTO sale_actions (product_id, action, who, why, findings) VALUES ($1, 'acknowledge', $2, $3, $4)
+RETURNING id, (extract(epoch FROM at) * 1000)::bigint AS at_ms;
+
 -- name: apply_sale_action
 -- $2 pause, resume, close or restock; $3 the action's id; $4 units to add.
 UPDATE products SET sale_action = $3, updated_at = now(),
@@ -184,7 +188,7 @@ SELECT id, action, units, who, why, at FROM sale_actions WHERE product_id = $1 O
 
 -- name: unpublished_sale_actions
 -- Oldest first.
-SELECT id, product_id, action, units, who, why, (extract(epoch FROM at) * 1000)::bigint AS at_ms FROM sale_actions
+SELECT id, product_id, action, units, who, why, findings, (extract(epoch FROM at) * 1000)::bigint AS at_ms FROM sale_actions
 WHERE published_at IS NULL ORDER BY id LIMIT $1;
 
 -- name: mark_sale_actions_published

@@ -9,14 +9,17 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from consumers.analysis.proof import prove
 from consumers.audit.audit import audit
 from consumers.audit.books import Report
+from consumers.incidents import acknowledge
 from infra.inventory import keys
 from infra.inventory.inventory import Held, Reservation, Settlement
 from infra.lifecycle import Stop
 from infra.local.charge_ledger import CAPTURE, ChargeLedger, Entry
 from infra.local.payment_gateway import serve
 from infra.local.ports import free_ports
+from infra.operations import Connections, Refused
 from infra.orders import read_rows, terminal_event
 from infra.postgres.queries import SQL
 from infra.settings import Settings
@@ -343,3 +346,33 @@ def test_the_ledger_file_is_the_mock_gateways_own(tmp_path: Path) -> None:
     ledger = ChargeLedger(tmp_path / "ledger.jsonl")
     assert ledger.captures == 1
     ledger.close()
+
+
+async def test_an_incident_that_an_operator_acknowledges_is_on_the_log_and_fails_no_more(tmp_path: Path) -> None:
+    """A version that two orders have used can be undone by nobody; the next finding fails again."""
+    async with an_ended_sale(tmp_path) as ended:
+        sale = ended.sale
+        stores = Connections(ended.settings, sale.redis, sale.pool, sale.publisher)
+        assert (await ended.audit()).ok
+        with pytest.raises(Refused, match="nothing to acknowledge"):
+            await acknowledge(stores, sale.product, "Ned", "why not")
+        await use_a_version_again(ended, 0)
+        found = (await ended.audit()).problems
+        assert await acknowledge(stores, sale.product, "Ned", "redis went back")
+        report = await ended.audit()
+        assert report.ok, report.problems
+        assert [done.text for done in report.acknowledged] == found
+        assert {(done.who, done.why) for done in report.acknowledged} == {("Ned", "redis went back")}
+        assert (await prove(ended.settings, sale.product)).proved
+        assert not await sale.pool.fetch(SQL.unpublished_sale_actions, 10)
+        await use_a_version_again(ended, 1)
+        assert not (await ended.audit()).ok
+
+
+async def use_a_version_again(ended: Ended, which: int) -> None:
+    """As books that went back would have it."""
+    wish, held = ended.orders[which]
+    other = held.value.replace(wish.order_id.encode(), new_order_id().encode())
+    await ended.sale.publisher.publish(ORDERS, wish.order_id, other)
+    for group, topic in CONSUMED_BY.items():
+        await have_read_all(ended.settings, group, topic)

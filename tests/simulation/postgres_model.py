@@ -251,7 +251,14 @@ class PostgresModel:
 
     def _add_sale_action(self, product: int, action: str, units: int | None, who: str, why: str) -> list[Row]:
         number = len(self.actions) + 1
-        fields = {"product_id": product, "action": str(action), "units": units, "who": who, "why": why}
+        fields = {
+            "product_id": product,
+            "action": str(action),
+            "units": units,
+            "who": who,
+            "why": why,
+            "findings": None,
+        }
         self.actions.append({"id": number, "at_ms": int(self.clock_s() * 1000), "published": False} | fields)
         return [{"id": number}]
 

@@ -13,7 +13,7 @@ from consumers.audit.books import Report, balance
 from consumers.audit.facts import Capture, ClientLog, ProductFacts
 from consumers.audit.show import show
 from infra.orders import REFUSED_BY_DATABASE
-from schemas.events import OrderPlaced, OrderStatusChanged, StockOpened
+from schemas.events import OrderPlaced, OrderStatusChanged, SaleControlled, StockOpened
 from schemas.order_state import Entry, Status
 
 from .sale_history import STARTED_MS, Sale
@@ -255,6 +255,53 @@ def test_two_different_ends_are_named_and_the_same_end_under_a_new_epoch_is_not(
 
     assert any("order with two ends" in problem for problem in changed_log(end_otherwise).problems)
     assert changed_log(announce_again).problems == []
+
+
+def a_sale_that_was_wrong() -> Sale:
+    sale = small_sale()
+    event, at_ms = sale.events[1]
+    assert isinstance(event, OrderPlaced)
+    for version in range(1, 9):  # more than are shown in words
+        twin = msgspec.structs.replace(event, order_id=f"{900 + version:032x}", version=version)
+        sale.events.append((twin, at_ms))
+    return sale
+
+
+def acknowledge(sale: Sale, findings: list[str]) -> None:
+    note = SaleControlled(
+        action_id=1,
+        product_id=sale.product_id,
+        action="acknowledge",
+        who="Ned",
+        why="redis went back",
+        at_ms=STARTED_MS,
+        findings=tuple(findings),
+    )
+    sale.events.append((note, sale.now_ms))
+
+
+def test_what_an_operator_acknowledged_is_shown_and_fails_no_more() -> None:
+    """In whatever order the log is read."""
+    sale = a_sale_that_was_wrong()
+    found = balance([sale.facts()]).problems
+    acknowledge(sale, found)
+    for seed in range(5):
+        report = balance([sale.facts(random.Random(seed))])
+        assert report.ok, report.problems
+        assert sorted(done.text for done in report.acknowledged) == sorted(found)
+        assert (report.acknowledged[0].who, report.acknowledged[0].why) == ("Ned", "redis went back")
+        assert report.acknowledged[0].when == "2027-01-15T08:00:00+00:00"
+        assert f"  - {found[0]} (Ned, 2027" in show(report)
+
+
+def test_what_is_found_after_an_acknowledgement_fails_again() -> None:
+    """One more of a kind of which most are only counted, too."""
+    sale = a_sale_that_was_wrong()
+    acknowledge(sale, balance([sale.facts()]).problems)
+    event, at_ms = sale.events[1]
+    assert isinstance(event, OrderPlaced)
+    sale.events.append((msgspec.structs.replace(event, order_id="f" * 32, version=1), at_ms))
+    assert not balance([sale.facts()]).ok
 
 
 DAY_MS = 24 * 3_600_000
