@@ -23,7 +23,7 @@ from infra.settings import Settings
 from infra.settlement import SettlementDesk
 from infra.watermarks import Watermarks
 
-from .relay_books import LOG_EVERY_S, Keeper
+from .relay_books import LOG_EVERY_S, MARK_EVERY_S, Keeper
 from .relay_gauges import LOOK_EVERY_S, Gauges
 from .relay_parked import LOOK_EVERY_S as PARKED_EVERY_S
 from .relay_parked import Parked
@@ -103,6 +103,7 @@ async def _loops(
     async with asyncio.TaskGroup() as group:
         group.create_task(_repeat("books", BOOKS_EVERY_S, keeper.turn))
         group.create_task(_repeat("log", LOG_EVERY_S, keeper.check_log))
+        group.create_task(_repeat("marks", MARK_EVERY_S, keeper.mark_verified))
         group.create_task(_repeat("pushes", PUSH_EVERY_S, push))
         group.create_task(_repeat("samples", SAMPLE_EVERY_S, sample))
         group.create_task(_repeat("parked", PARKED_EVERY_S, send_parked))

@@ -6,7 +6,7 @@ Only rebuilds open stock. One at a time per product (whoever holds its lock), a 
 import asyncio
 import random
 import time
-from collections.abc import Iterable
+from collections.abc import AsyncIterator, Iterable
 from dataclasses import dataclass, field
 from datetime import datetime
 
@@ -26,11 +26,12 @@ from infra.postgres.queries import SQL
 from infra.publisher import Publisher
 from infra.redis_client import Redis, RedisError
 from infra.settings import Settings
-from schemas.ids import ProductId
+from schemas.ids import OrderId, ProductId, parse_order_id
 
 PRODUCTS_EVERY_S = 0.5
 LOG_EVERY_S = 1.0
-QUIET_EVERY_S = 10.0
+MARK_EVERY_S = 10.0
+SCAN = 1_000  # entries looked through at once
 GRACE_S = 5.0  # who creates a product opens its stock; afterwards it is ours to do
 BACKOFF_FIRST_S = 0.5
 BACKOFF_MOST_S = 10.0
@@ -82,7 +83,6 @@ class Keeper:
     _rows: list[Product] = field(default_factory=list)
     _rows_read_at: float = -PRODUCTS_EVERY_S
     _log_checked_at: float = -LOG_EVERY_S
-    _quiet_checked_at: float = -QUIET_EVERY_S
     _marked: dict[ProductId, tuple[int, int]] = field(default_factory=dict)
     _announced: dict[ProductId, int] = field(default_factory=dict)  # epoch whose stock.opened was seen on the log
     _log_lost: set[ProductId] = field(default_factory=set)  # whose next opening is to say so
@@ -106,7 +106,6 @@ class Keeper:
             self._start_rebuild(product.id, faults[product.id])
         if len(self.in_force) == len(products) and await self.redis.get(keys.BOOKS_RUN) != run.encode():
             await self.redis.set(keys.BOOKS_RUN, run)
-        await self._check_quiet(products)
 
     async def check_log(self) -> None:
         """Create missing topics; close products whose opening the log has lost. Raises KafkaError when it cannot say."""
@@ -191,35 +190,48 @@ class Keeper:
         finally:
             self._rows_read_at = -PRODUCTS_EVERY_S  # its epoch has changed
 
-    async def _check_quiet(self, products: Iterable[Product]) -> None:
-        """Where nothing is held, all that ended is announced: the next rebuild need not announce it again."""
-        if time.monotonic() - self._quiet_checked_at < QUIET_EVERY_S:
-            return
-        self._quiet_checked_at = time.monotonic()
-        moved = [p for p in products if p.id in self.in_force and self._marked.get(p.id) != (p.books_epoch, p.version)]
-        if not moved:
-            return
+    async def mark_verified(self) -> None:
+        """Note up to when all that ended is announced: the next rebuild need not announce it again. Also while a sale goes on."""
+        for product in await self._read_products():
+            moved = self._marked.get(product.id) != (product.books_epoch, product.version)
+            if product.id in self.in_force and product.version and moved:
+                await self._mark(product)
+                await self._restore_looks(product.id)
+
+    async def _mark(self, product: Product) -> None:
+        """An order that has ended and is not announced has an entry, from before it ended until it is announced."""
         now: datetime = await self.pool.fetchval("SELECT clock_timestamp()")  # before the look
-        for product in moved:
-            nothing_held = product.version and not await self.redis.hlen(keys.held(product.id))
-            # Asked after the look: what a Redis wiped meanwhile does not hold may well be owed.
-            if nothing_held and await in_force(self.redis, product.id, product.books_epoch):
-                await self.pool.execute(SQL.mark_verified, product.id, now)
+        owed_since = await self._owed_since(product.id)
+        # Asked after the look: what a Redis wiped meanwhile does not hold may well be owed.
+        if await in_force(self.redis, product.id, product.books_epoch):
+            await self.pool.execute(SQL.mark_verified, product.id, min(now, owed_since or now))
+        if owed_since is None:
             self._marked[product.id] = (product.books_epoch, product.version)
-            await self._restore_looks(product.id)
+
+    async def _owed_since(self, product: ProductId) -> datetime | None:
+        """The earliest end among orders that have an entry; None where none of them has ended."""
+        earliest: datetime | None = None
+        async for ids in self._held_ids(product):
+            ended: datetime | None = await self.pool.fetchval(SQL.earliest_end, ids)
+            earliest = min(filter(None, (earliest, ended)), default=None)
+        return earliest
+
+    async def _held_ids(self, product: ProductId) -> AsyncIterator[list[OrderId]]:
+        """In chunks, so that 100,000 entries keep neither Redis nor Postgres from anything else."""
+        cursor = 0
+        while True:
+            cursor, found = await self.redis.hscan(keys.held(product), cursor, count=SCAN)
+            yield [id_ for key in found if (id_ := parse_order_id(key.decode() if isinstance(key, bytes) else key))]
+            if not cursor:
+                return
 
     async def _restore_looks(self, product: ProductId) -> None:
         """An entry that nobody is to look at would be stranded for ever; there is none unless Redis was meddled with."""
         if await self.redis.hlen(keys.held(product)) == await self.redis.zcard(keys.due(product)):
             return
-        cursor = 0
-        while True:
-            cursor, found = await self.redis.hscan(keys.held(product), cursor, count=1_000)
-            looks = dict.fromkeys((key.decode() if isinstance(key, bytes) else key for key in found), 0)
-            if looks:
-                await self.redis.zadd(keys.due(product), dict(looks), nx=True)
-            if not cursor:
-                return
+        async for ids in self._held_ids(product):
+            if ids:
+                await self.redis.zadd(keys.due(product), dict.fromkeys(ids, time.time() * 1000), nx=True)
 
 
 def _is_fresh(row: asyncpg.Record) -> bool:

@@ -109,6 +109,10 @@ SELECT o.id::text, o.user_id, o.key_hash FROM unnest($1::bigint[], $2::text[]) A
 JOIN orders o ON o.user_id = k.user_id AND o.key_hash = k.key_hash
 WHERE NOT o.key_lost AND o.placed_at_ms > $3;
 
+-- name: earliest_end
+-- Of those of these orders that have ended.
+SELECT min(updated_at) FROM orders WHERE id = ANY ($1) AND status IN ('confirmed', 'payment_failed', 'failed');
+
 -- name: ended_since
 -- Orders whose row has ended after a rebuild began: its snapshot may have missed that.
 SELECT id::text FROM orders

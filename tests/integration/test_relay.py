@@ -13,6 +13,7 @@ import pytest
 from aiokafka.admin import AIOKafkaAdminClient
 
 from consumers import relay, relay_decisions
+from consumers.relay_books import Keeper
 from consumers.relay_decisions import Allowance
 from consumers.relay_pushes import Pusher
 from infra.clock import since_boot_ms
@@ -291,7 +292,7 @@ async def test_books_that_disagree_with_postgres_are_closed_and_rebuilt() -> Non
 
 
 async def test_an_entry_that_nobody_would_look_at_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("consumers.relay_books.QUIET_EVERY_S", 0.5)
+    monkeypatch.setattr(relay, "MARK_EVERY_S", 0.5)
     async with a_sale(10) as sale, a_tail(sale, ORDERS) as tail:
         wish, _ = await sale.reserve(1)
         await sale.redis.delete(keys.due(sale.product))
@@ -299,24 +300,47 @@ async def test_an_entry_that_nobody_would_look_at_is_found(monkeypatch: pytest.M
             assert await next_of(tail, wish.order_id, PUSHED_WITHIN_S) is not None
 
 
-async def test_where_nothing_is_held_the_books_count_as_verified_anew(monkeypatch: pytest.MonkeyPatch) -> None:
-    """So the next rebuild does not announce again what is over."""
-    monkeypatch.setattr("consumers.relay_books.QUIET_EVERY_S", 0.2)
+async def test_in_a_sale_that_never_rests_the_mark_moves_up_to_the_first_end_that_is_not_announced(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """So the next rebuild does not announce again what is over. An order that awaits its payment holds up no mark."""
+    monkeypatch.setattr(relay, "MARK_EVERY_S", 0.2)
     async with a_sale(10) as sale:
-        before = await verified_at(sale)
-        wish, held = await sale.reserve(1)
-        await sale.place(wish, held)
-        await sale.end(wish, Status.CONFIRMED)
+        waiting, waiting_held = await sale.reserve(1)
+        await sale.place(waiting, waiting_held)
+        owed, held = await sale.reserve(2)
+        await sale.place(owed, held)
+        await sale.end(owed, Status.CONFIRMED)
+        ended_at = await sale.pool.fetchval("SELECT updated_at FROM orders WHERE id = $1", owed.order_id)
         async with a_relay(sale):
-            await asyncio.sleep(1.0)
-            assert await verified_at(sale) == before  # its entry is there until the projector has seen its end
-            await sale.redis.delete(keys.held(sale.product), keys.due(sale.product))
-            await sale.redis.hincrby(keys.stock(sale.product), "version", 1)
+
+            async def up_to_the_end() -> bool:
+                return bool(await verified_at(sale) == ended_at)
+
+            await until(up_to_the_end)
+            await asyncio.sleep(0.6)
+            assert await verified_at(sale) == ended_at
+            await sale.settle_and_project([owed.order_id])
+            await sale.redis.hdel(keys.held(sale.product), owed.order_id)  # the projector has read its end
+            await sale.redis.zrem(keys.due(sale.product), owed.order_id)
 
             async def later() -> bool:
-                return bool(await verified_at(sale) > before)
+                return bool(await verified_at(sale) > ended_at)
 
             await until(later)
+            assert await sale.inventory.entries(sale.product, [waiting.order_id])
+
+
+async def test_a_hundred_thousand_entries_are_looked_through_within_a_turn() -> None:
+    async with a_sale(10) as sale:
+        for chunk in range(100):
+            entries = {
+                f"01a22ff4-db36-7006-8000-{chunk:04x}{n:08x}": "h 1 1 1 1 1 1 " + "x" * 300 for n in range(1_000)
+            }
+            await sale.redis.hset(keys.held(sale.product), mapping=dict(entries))
+        keeper = Keeper(sale.settings, sale.redis, sale.pool, sale.publisher, Log(sale.settings))
+        async with asyncio.timeout(relay.TURN_MAX_S):
+            assert await keeper._owed_since(sale.product) is None
 
 
 async def test_stock_changes_are_published_as_they_happen() -> None:

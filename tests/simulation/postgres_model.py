@@ -203,6 +203,10 @@ class PostgresModel:
             self.parked.pop(id_, None)
         return []
 
+    def _earliest_end(self, ids: list[str]) -> list[Row]:
+        rows = [self.orders[id_] for id_ in ids if id_ in self.orders]
+        return [{"min": min((row["updated_at"] for row in rows if row["status"] not in UNPAID), default=None)}]
+
     def _ended_since(self, product: int, since: datetime) -> list[Row]:
         return [row for row in self._of(product) if row["status"] not in UNPAID and row["updated_at"] > since]
 
