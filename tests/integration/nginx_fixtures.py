@@ -185,7 +185,6 @@ class FakeGateway:
     port: int
     behave: Behaviour
     heads: list[str] = field(default_factory=list)
-    accepted: int = 0
     ended: int = 0
     _open: set["asyncio.Task[None]"] = field(default_factory=set)
 
@@ -193,7 +192,6 @@ class FakeGateway:
         task = asyncio.current_task()
         assert task is not None
         self._open.add(task)
-        self.accepted += 1
         with contextlib.suppress(asyncio.IncompleteReadError, ConnectionError, asyncio.CancelledError):
             while True:
                 head = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1")

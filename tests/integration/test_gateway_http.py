@@ -192,6 +192,20 @@ async def test_clients_that_dawdle_are_cut(gateway: GatewayClient) -> None:
     assert answers[3].startswith(b"HTTP/1.1 400 ")
 
 
+async def test_a_body_that_drips_is_cut(gateway: GatewayClient) -> None:
+    """A byte a second is always something; the time is that of the whole body."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", int(gateway.url.rpartition(":")[2]))
+    head = b"POST /api/auth/login HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 900\r\n\r\n"
+    writer.write(head)
+    answer = asyncio.create_task(reader.readuntil(b"\r\n\r\n"))
+    async with asyncio.timeout(12):
+        while not answer.done():
+            writer.write(b" ")
+            await asyncio.wait({answer}, timeout=1.0)
+    assert (await answer).startswith(b"HTTP/1.1 400 ")
+    writer.close()
+
+
 async def test_an_expectation_is_answered_before_the_body_is_sent(gateway: GatewayClient) -> None:
     """100 for a body that may come, 413 for one that is too large, 400 for an unknown expectation."""
     start = b"POST /api/auth/login HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nConnection: close\r\n"

@@ -125,7 +125,7 @@ async def test_a_gateway_is_asked_only_when_the_whole_body_has_come(nginx_binary
         for raw in slow:
             raw.writer.write(start)
         assert [(await ask(nginx.port, "POST", BUY, body=BODY)).status for _ in range(5)] == [202] * 5
-        assert (len(fake.heads), fake.accepted) == (5, 1), "a connection or a request for a body that has not come"
+        assert len(fake.heads) == 5, "asked for a body that has not come"
         slow[0].writer.write(BODY[1:])
         assert (await slow[0].reply("POST")).status == 202
 

@@ -24,7 +24,7 @@ from schemas.ids import ProductId
 
 from ..conftest import child_env
 from .gateway_fixtures import SECRET, Answer, GatewayClient, settings
-from .nginx_fixtures import Nginx, Raw, nginx_binary, nginx_on
+from .nginx_fixtures import Nginx, nginx_binary, nginx_on
 
 __all__ = ["nginx_binary", "settings"]
 
@@ -242,7 +242,7 @@ async def _one_unit_an_order(door: Door, storm: Storm) -> None:
 
 async def _everything_else(door: Door, product: ProductId) -> None:
     """On the same stack, for it takes a while to start."""
-    await asyncio.gather(_stock_is_streamed(door, product), _a_dripping_body_is_cut(door.nginx.port))
+    await _stock_is_streamed(door, product)
     async with door.client.session.get(f"http://127.0.0.1:{door.clusters[0].port}/metrics") as inside:
         assert "thrones_gateway_accepted" in await inside.text()
     assert (await door.client.ask("GET", "/metrics")).status == 403
@@ -262,16 +262,3 @@ async def _stock(stream: aiohttp.ClientResponse) -> int:
     while not (line := await stream.content.readline()).startswith(b"data: "):
         assert line, "the stream has ended"
     return int(orjson.loads(line[6:])["stock"])
-
-
-async def _a_dripping_body_is_cut(port: int) -> None:
-    """A byte a second keeps nginx content; the gateway counts the whole body and refuses it after 10 s."""
-    async with asyncio.timeout(12), Raw.to(port) as raw:
-        raw.writer.write(
-            b"POST /api/auth/login HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 900\r\n\r\n"
-        )
-        answer = asyncio.create_task(raw.reply())
-        while not answer.done():
-            raw.writer.write(b" ")
-            await asyncio.wait({answer}, timeout=1.0)
-        assert (await answer).is_problem(400, "invalid_request")
