@@ -50,6 +50,7 @@ class Watchdog:
         self._turned_at = clock()
         self._lag: dict[int, int] = {}
         self._moved_at = clock()
+        self._over = threading.Event()
 
     async def run(self) -> None:
         threading.Thread(target=self._watch_loop, name="watchdog", daemon=True).start()
@@ -61,7 +62,7 @@ class Watchdog:
                     await asyncio.sleep(1.0)
         finally:
             await self._watermarks.close()
-            self._turned_at = float("inf")
+            self._over.set()
 
     async def _look(self) -> None:
         try:
@@ -88,8 +89,7 @@ class Watchdog:
         return self._clock() - self._moved_at > GROUP_STALL_S
 
     def _watch_loop(self) -> None:
-        while True:
-            time.sleep(1.0)
+        while not self._over.wait(1.0):
             if self._clock() - self._turned_at > LOOP_STALL_S:
                 log.error("stuck: the event loop does not turn", group=self._group)
                 self._end_process(EXIT_CODE)

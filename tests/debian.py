@@ -19,6 +19,15 @@ def program(name: str, package: str, folder: Path) -> Path:
     return unpacked
 
 
+def unpacked(pattern: str, package: str, folder: Path) -> Path:
+    """A file that no PATH names: the installed one, else that of the package."""
+    for root in (Path("/"), folder):
+        for found in sorted(root.glob(pattern)):
+            return found
+    _unpack(package, folder)
+    return next(folder.glob(pattern))
+
+
 def _unpack(package: str, folder: Path) -> None:
     if os.geteuid() == 0:
         _run(package, "apt-get", "update", "-qq", cwd=folder)

@@ -22,6 +22,7 @@ from infra.redis_client import connect_redis
 from schemas.ids import ProductId
 
 from .calibrate import sell
+from .clock import StackClock
 from .figures import GROWN_MAX_PERCENT, growth
 from .ground import Ground, Vitals
 from .results import FaultLine, Measured, RowResult
@@ -34,6 +35,7 @@ BEGINS_MAX_S = 60.0
 LOAD_REST_S = 240.0  # over the faults' time: until it is told to stop
 HISTORY_MAX = 60_000  # orders on one log: the audit reads it from its beginning, so then the stack is made anew
 LOOK_EVERY_S = 0.2
+FIRST_AHEAD_S = 7_200.0  # of a stack's own clock: set back by an hour, it is not yet before the tokens of its buyers
 
 
 @dataclass
@@ -46,6 +48,13 @@ class Campaign:
 
     async def run(self, row: Row, seed: int, seconds: float | None = None) -> tuple[RowResult, Outcome]:
         await self._prepare(row)
+        try:
+            return await self._run(row, seed, seconds)
+        finally:
+            if self.ground.clock is not None:
+                await asyncio.to_thread(self.ground.again, None)
+
+    async def _run(self, row: Row, seed: int, seconds: float | None) -> tuple[RowResult, Outcome]:
         load_before = os.getloadavg()[0]
         product = await asyncio.to_thread(self.ground.new_product, row.stock, *row.options)
         seconds = seconds or row.seconds
@@ -64,6 +73,8 @@ class Campaign:
             self.ground.brokers = row.brokers
             await asyncio.to_thread(self.ground.fresh)
             self.history, _ = await sell(self.ground)  # as the first stack has, where L was measured on it
+        if row.own_clock:
+            await asyncio.to_thread(self.ground.again, StackClock(self.ground.state_dir / "clock", FIRST_AHEAD_S))
         await asyncio.to_thread(lambda: self.ground.tokens)  # made with the first row, and after each new beginning
         await asyncio.to_thread(self.ground.set_weather, {"seed": None, **row.weather})
 

@@ -9,6 +9,7 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from datetime import datetime
 from pathlib import Path
 
 import asyncpg
@@ -22,6 +23,8 @@ from .rows import CALM, Faults
 from .trial import Trial
 
 EXIT_MAX_S = 25.0
+CLOCK_SEEN_MAX_S = 30.0
+CLOCK_SEEN_WITHIN_S = 60.0
 SELLS_AGAIN_MAX_S = 45.0  # with every core busy
 STAGES = ("order-stage", "payment-stage")
 TERMINATE_OTHERS = """SELECT pg_terminate_backend(pid) FROM pg_stat_activity
@@ -334,6 +337,38 @@ async def read_only_postgres(trial: Trial) -> None:
     finally:
         await connection.close()
     await asyncio.sleep(max(0.0, trial.left_s))
+
+
+async def set_the_clock(trial: Trial) -> None:
+    """An hour ahead, an hour back, another one back, then slewed by seconds: processes are what they were, and are found."""
+    clock = trial.ground.clock
+    assert clock is not None, "the row runs under the machine's own clock"
+    before = {row["pid"] for row in await trial.ground.all_of(*APPLICATIONS, *SERVERS, "supervisor")}
+    for step_s in (3_600.0, -3_600.0, -3_600.0):
+        fault = trial.begin(f"the clock is set by {step_s:+.0f} s")
+        clock.set(clock.ahead_s + step_s)
+        await _told_by_a_gateway(trial, clock.ahead_s)
+        await asyncio.sleep(trial.seconds / 4)
+        trial.heal(fault)
+    fault = trial.begin("the clock is slewed by 3 s")
+    for _ in range(30):
+        clock.set(clock.ahead_s + 0.1)
+        await asyncio.sleep(trial.seconds / 4 / 30)
+    trial.heal(fault)
+    if missing := before - {row["pid"] for row in trial.ground.rows()}:
+        trial.violations.append(f"{missing} are not seen any more: {trial.ground.seen()}")
+
+
+async def _told_by_a_gateway(trial: Trial, ahead_s: float) -> None:
+    """Wait until the step has come to the stack: without it the row would prove nothing."""
+    until = time.monotonic() + CLOCK_SEEN_MAX_S
+    while True:
+        product = await asyncio.to_thread(trial.ground.get, f"/api/products/{trial.product}")
+        told_s = datetime.fromisoformat(product["serverTime"]).timestamp() - time.time()
+        if abs(told_s - ahead_s) < CLOCK_SEEN_WITHIN_S:
+            return
+        assert time.monotonic() < until, f"the gateway's clock is {told_s:.0f} s ahead, not {ahead_s:.0f}"
+        await asyncio.sleep(0.2)
 
 
 def random_faults(roles: Sequence[str] = (*APPLICATIONS, *SERVERS)) -> Faults:

@@ -25,6 +25,8 @@ from infra.registry import Row
 from infra.settings import Settings
 from tests.e2e.stack import THRONES, Stack
 
+from .clock import StackClock
+
 APPLICATIONS = ("gateway", "order-stage", "payment-stage", "relay", "projector", "reconciler")
 SERVERS = ("redis", "kafka", "postgres", "payment-gateway")
 LOOK_EVERY_S = 0.05
@@ -46,14 +48,25 @@ class Ground(Stack):
     """One stack; `brokers` belongs to its state."""
 
     brokers: int = 1
+    clock: StackClock | None = None  # None: the machine's own
 
     def up(self, **more: str) -> None:
         sizes = {"BROKERS": str(self.brokers), **({} if self._known else {"PORT": "0"}), **more}
+        command = self.clock.around("up") if self.clock else (THRONES, "up")
         for _ in range(UPS):
-            done = self.thrones("up", timeout_s=180, **sizes)
+            done = self.run(command, 180, **sizes)
             if done.returncode == 0:
                 return
         raise AssertionError(done.stdout)
+
+    def again(self, clock: StackClock | None) -> None:
+        """All of it stopped, which must find every process, and started under this clock; its data stay."""
+        rows = self.rows()
+        done = self.thrones("down")
+        assert (done.returncode, done.stdout.splitlines()[-1:]) == (0, ["stopped"]), done.stdout
+        assert all(gone(row["pid"]) for row in rows), f"`thrones down` left processes: {self.seen()}"
+        self.clock = clock
+        self.up()
 
     def fresh(self) -> None:
         """The same stack without any history."""

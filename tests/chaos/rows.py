@@ -34,6 +34,7 @@ class Row:
     weather: Mapping[str, Any] = field(default_factory=lambda: BAD_WEATHER)
     through: Through | None = None  # another gateway for the load; its URL
     brokers: int = 1
+    own_clock: bool = False  # the stack is started again under a clock of its own, which the faults set
     wrecks: bool = False  # the stack's history is gone afterwards: it is made anew
     not_reached: str = ""  # of the table's row, and why
 

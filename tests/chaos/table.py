@@ -415,6 +415,15 @@ ROWS = (
         wrecks=True,
     ),
     Row(
+        "clock",
+        "the clock of our processes, redis and postgres set by an hour ahead and back, twice back, then slewed",
+        "I1-I9 I11",
+        faults.set_the_clock,
+        figures=(Figure("accepted", "%", accepted_share, at_least=95, timed=True), QUIET),
+        weather=CALM,
+        own_clock=True,
+    ),
+    Row(
         "random",
         "the seed picks a process, and to kill or to stop it",
         "I1-I9 I11",

@@ -10,6 +10,7 @@ import random
 import subprocess
 import sys
 import urllib.request
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -83,9 +84,12 @@ class Stack:
 
     def thrones(self, *arguments: str, timeout_s: float = 120.0, **more: str) -> "subprocess.CompletedProcess[str]":
         """Run a command; `more` is added to its environment."""
+        return self.run((THRONES, *arguments), timeout_s, **more)
+
+    def run(self, command: Sequence[str], timeout_s: float, **more: str) -> "subprocess.CompletedProcess[str]":
         kept = {name: value for name, value in os.environ.items() if name not in FOREIGN}
         return subprocess.run(
-            [THRONES, *arguments],
+            command,
             env={**kept, "THRONES_STATE_DIR": str(self.state_dir), **more},
             text=True,
             stdout=subprocess.PIPE,
