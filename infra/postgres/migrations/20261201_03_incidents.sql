@@ -1,5 +1,5 @@
 -- findings of the audit that an operator has acknowledged, with a reason
--- depends: 20261201_01_amounts_and_hands
+-- depends: 20261201_02_parked_orders
 
 -- migrate: apply
 
