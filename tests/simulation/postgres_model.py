@@ -162,8 +162,23 @@ class PostgresModel:
 
     def _unsettled_payments(self, asked_for: timedelta, limit: int) -> list[Row]:
         since = self._now() - asked_for
-        rows = [r for r in self.orders.values() if r["status"] == "needs_reconciliation" and r["created_at"] > since]
+        left_to_us = self._now() - timedelta(minutes=10)
+        rows = [
+            r
+            for r in self.orders.values()
+            if r["status"] == "needs_reconciliation"
+            and r["created_at"] > since
+            and r.get("by_hand_since", left_to_us - timedelta(seconds=1)) < left_to_us
+        ]
         return [self._as_selected(row) for row in sorted(rows, key=lambda row: row["updated_at"])[:limit]]
+
+    def _take_in_hand(self, order_id: str, asked_for: timedelta, early: bool) -> list[Row]:
+        row = self.orders.get(order_id)
+        old = row is not None and (early or row["created_at"] <= self._now() - asked_for)
+        if row is None or row["status"] != "needs_reconciliation" or not old:
+            return []
+        row["by_hand_since"] = self._now()
+        return [{"id": order_id}]
 
     def _expired_payments(self, asked_for: timedelta) -> list[Row]:
         since = self._now() - asked_for
