@@ -304,8 +304,10 @@ def passing_states_are_the_records_fault() -> AbstractContextManager[Any]:
 def run_of_the_process_alone() -> Iterator[None]:
     """`run_id`, which stays when other data is put in force; and nobody says how far the books have gone."""
 
-    def info(self: RedisModel, *_: str) -> str:
-        return f"# Replication\r\nrole:master\r\nmaster_replid:{self.process}\r\n"
+    real = RedisModel._do_info
+
+    def info(self: RedisModel, section: str) -> str:
+        return real(self, section).replace(self.run, self.process)
 
     with (
         patch.object(RedisModel, "_do_info", info),

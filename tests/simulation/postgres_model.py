@@ -310,4 +310,4 @@ class PostgresModel:
         return shown | {"read_at": self._now()}
 
 
-_HIDDEN = frozenset({"epoch", "version", "available", "key_hash", "key_lost", "charge_id"})
+_HIDDEN = frozenset({"epoch", "version", "available", "key_hash", "key_lost", "charge_id", "by_hand_since"})
