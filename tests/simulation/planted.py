@@ -304,13 +304,13 @@ def passing_states_are_the_records_fault() -> AbstractContextManager[Any]:
 def run_of_the_process_alone() -> Iterator[None]:
     """`run_id`, which stays when other data is put in force; and nobody says how far the books have gone."""
 
-    real = RedisModel._do_info
+    real = RedisModel.become
 
-    def info(self: RedisModel, section: str) -> str:
-        return real(self, section).replace(self.run, self.process)
+    def become(self: RedisModel, _: str, copy: Any) -> None:
+        real(self, self.process, copy)
 
     with (
-        patch.object(RedisModel, "_do_info", info),
+        patch.object(RedisModel, "become", become),
         patch.object(Inventory, "_see", lambda *_: None),
         patch.object(Keeper, "_see", lambda *_: None),
     ):
