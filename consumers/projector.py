@@ -73,8 +73,8 @@ async def _project(consumer: Any, inventory: Inventory) -> None:
                 span.end()
         uncommitted = uncommitted or bool(batches)
         if uncommitted and time.monotonic() - committed_at >= COMMIT_EVERY_S:
-            await _commit(consumer)
-            committed_at, uncommitted = time.monotonic(), False
+            uncommitted = not await _commit(consumer)
+            committed_at = time.monotonic()
 
 
 class _Assignments(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka has no types
@@ -92,7 +92,11 @@ def _count(events: list[OrderStatusChanged]) -> None:
     _projected.observe(now_ms(), (event.at_ms for event in events))
 
 
-async def _commit(consumer: Any) -> None:
+async def _commit(consumer: Any) -> bool:
+    """False where the broker did not take it: it must be tried again, also if no more records come.
+
+    Until then the group seems to lag, and the relay takes nothing that waits for it for stranded.
+    """
     try:
         await consumer.commit()
     except (CommitFailedError, IllegalGenerationError) as error:
@@ -100,7 +104,9 @@ async def _commit(consumer: Any) -> None:
     except KafkaError as error:
         if not error.retriable:
             raise
-        log.warning("could not commit; the next commit covers it", error=repr(error))
+        log.warning("could not commit; it is tried again", error=repr(error))
+        return False
+    return True
 
 
 def _follow(on: tracing.Tracing, batches: Iterable[Sequence[ConsumerRecord]]) -> list[tracing.Span]:

@@ -231,7 +231,7 @@ class Keeper:
             return
         async for ids in self._held_ids(product):
             if ids:
-                await self.redis.zadd(keys.due(product), dict.fromkeys(ids, time.time() * 1000), nx=True)
+                await self.redis.zadd(keys.due(product), dict.fromkeys(ids, 0), nx=True)
 
 
 def _is_fresh(row: asyncpg.Record) -> bool:

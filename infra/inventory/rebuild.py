@@ -400,7 +400,14 @@ def sale_arguments(product: Any) -> tuple[str, ...]:
     """sale.lua's key and arguments, of a product's row."""
     opens, closes = _milliseconds(product["opens_at"]), _milliseconds(product["closes_at"])
     times = ("" if at is None else str(at) for at in (opens, closes))
-    return keys.stock(ProductId(product["id"])), str(product["sale_action"]), product["sale_state"], *times
+    over = product["closes_at"] is not None and product["closes_at"] <= product["read_at"]
+    return (
+        keys.stock(ProductId(product["id"])),
+        str(product["sale_action"]),
+        product["sale_state"],
+        *times,
+        str(int(over)),
+    )
 
 
 def _milliseconds(at: datetime | None) -> int | None:

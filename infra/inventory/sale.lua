@@ -4,6 +4,7 @@
 --
 -- KEYS[1] stock:{p}
 -- ARGV[1] id of the newest action   ARGV[2] state ('open' or 'paused')   ARGV[3] opens_at (ms) or ''   ARGV[4] closes_at (ms) or ''
+-- ARGV[5] '1': the sale is over by Postgres' clock, so it ends now, whatever Redis' own clock says of closes_at
 --
 -- Returns 'applied', 'stale' (a newer action is known) or 'unverified' (the books are closed, or of another Redis run).
 
@@ -14,5 +15,9 @@ if tonumber(stock[3] or 0) > tonumber(ARGV[1]) then return 'stale' end
 redis.call('HSET', KEYS[1], 'state', ARGV[2], 'sale_action', ARGV[1])
 for i, field in ipairs({'opens_at_ms', 'closes_at_ms'}) do
   if ARGV[i + 2] == '' then redis.call('HDEL', KEYS[1], field) else redis.call('HSET', KEYS[1], field, ARGV[i + 2]) end
+end
+if ARGV[5] == '1' then
+  local now = tonumber(redis.call('TIME')[1]) * 1000
+  if now < tonumber(ARGV[4]) then redis.call('HSET', KEYS[1], 'closes_at_ms', string.format('%.0f', now)) end
 end
 return 'applied'

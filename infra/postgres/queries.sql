@@ -79,17 +79,19 @@ VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9) ON CONFLICT (id) DO NOTHING RETURNIN
 UPDATE products SET epoch = epoch + 1, updated_at = now() WHERE id = $1 RETURNING epoch;
 
 -- name: mark_verified
-UPDATE products SET verified_at = $2, updated_at = now() WHERE id = $1;
+-- Not a mark that lies ahead: the clock was set back since, and what ends now would be dated before it.
+UPDATE products SET verified_at = $2, updated_at = now() WHERE id = $1 AND $2 <= clock_timestamp();
 
 -- name: rebuild_rows
 -- What counts as held: every order that is not terminal, and every one that ended since the books were last verified less a
--- minute (those are settled and announced again, the ordinary way).
+-- minute (those are settled and announced again, the ordinary way). A mark that lies ahead says nothing: the clock was set back
+-- since, and orders that ended afterwards are dated before it.
 SELECT o.id::text, o.product_id, o.user_id, o.quantity, o.unit_price_cents, o.currency, o.status, o.epoch, o.version, o.available,
     o.key_hash, o.placed_at_ms, o.created_at, o.updated_at
 FROM orders o JOIN products p ON p.id = o.product_id
 WHERE o.product_id = $1
   AND (o.status IN ('awaiting_payment', 'needs_reconciliation')
-       OR o.updated_at > coalesce(p.verified_at, '-infinity') - interval '1 minute');
+       OR p.verified_at IS NULL OR p.verified_at > clock_timestamp() OR o.updated_at > p.verified_at - interval '1 minute');
 
 -- name: rebuild_rows_by_id
 -- The same columns for orders that Redis or the log knows of.
@@ -114,9 +116,11 @@ WHERE NOT o.key_lost AND o.placed_at_ms > $3;
 SELECT min(updated_at) FROM orders WHERE id = ANY ($1) AND status IN ('confirmed', 'payment_failed', 'failed');
 
 -- name: ended_since
--- Orders whose row has ended after a rebuild began: its snapshot may have missed that.
+-- Orders whose row has ended after a rebuild began ($2, which lies ahead where the clock was set back meanwhile): its
+-- snapshot may have missed that. A rebuild takes five minutes at most.
 SELECT id::text FROM orders
-WHERE product_id = $1 AND updated_at > $2 AND status IN ('confirmed', 'payment_failed', 'failed');
+WHERE product_id = $1 AND status IN ('confirmed', 'payment_failed', 'failed')
+  AND updated_at > CASE WHEN $2 <= clock_timestamp() THEN $2 ELSE clock_timestamp() - interval '5 minutes' END;
 
 -- name: units_by_user
 -- Units of live and confirmed orders, for the per-user limit.

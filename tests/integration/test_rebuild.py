@@ -3,6 +3,7 @@
 import asyncio
 import random
 import time
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
@@ -380,6 +381,23 @@ async def test_what_a_rebuild_takes_in_to_be_announced_is_taken_in_by_the_next_i
         await sale.rebuild("wiped before it was announced")
         assert await sale.units() == (10, 6, 0, 4)
         assert await sale.inventory.entries(sale.product, [wish.order_id])
+
+
+async def test_what_ends_after_postgres_clock_was_set_back_is_announced_again() -> None:
+    """The mark lies ahead of the clock by then, and what has ended since is dated before it."""
+    async with a_sale(10) as sale:
+        wish, held = await sale.reserve(1, 4)
+        await sale.place(wish, held)
+        await sale.pool.execute(
+            "UPDATE products SET verified_at = now() + interval '1 hour' WHERE id = $1", sale.product
+        )
+        await sale.end_in_postgres(wish, Status.CONFIRMED)
+        await sale.wipe()
+        await sale.rebuild("wiped after the clock was set back")
+        assert await sale.inventory.entries(sale.product, [wish.order_id])
+        await sale.pool.execute(SQL.mark_verified, sale.product, datetime.now(UTC) + timedelta(hours=1))
+        marked = await sale.pool.fetchval("SELECT verified_at <= now() FROM products WHERE id = $1", sale.product)
+        assert marked, "a mark that lies ahead was taken"
 
 
 async def test_an_unreadable_entry_is_left_out() -> None:

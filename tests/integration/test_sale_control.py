@@ -2,6 +2,7 @@
 
 import asyncio
 from dataclasses import replace
+from datetime import timedelta
 
 import pytest
 
@@ -102,6 +103,14 @@ async def test_a_closed_sale_is_over_for_good() -> None:
         assert await refusal(sale) == "closed"
         with pytest.raises(SaleOver):
             await control(stores(sale), sale.product, RESUME)
+
+
+async def test_a_sale_that_is_over_by_postgres_clock_is_over_whatever_redis_clock_says() -> None:
+    async with a_sale(10) as sale:
+        row = dict(await sale.pool.fetchrow(SQL.product, sale.product))
+        an_hour_on = row["read_at"] + timedelta(hours=1)
+        assert await sale.inventory.control(sale_arguments(row | {"closes_at": an_hour_on, "read_at": an_hour_on}))
+        assert await refusal(sale) == "closed"
 
 
 async def test_a_restock_adds_units_once_a_key_under_a_new_epoch() -> None:

@@ -198,7 +198,8 @@ class PostgresModel:
         return [{"epoch": self.products[product]["epoch"]}]
 
     def _mark_verified(self, product: int, at: datetime) -> list[Row]:
-        self.products[product] = self.products[product] | {"verified_at": at}
+        if at <= self._now():
+            self.products[product] = self.products[product] | {"verified_at": at}
         return []
 
     def _park_orders(self, product: int, records: list[bytes]) -> list[Row]:
@@ -223,14 +224,16 @@ class PostgresModel:
         return [{"min": min((row["updated_at"] for row in rows if row["status"] not in UNPAID), default=None)}]
 
     def _ended_since(self, product: int, since: datetime) -> list[Row]:
+        since = since if since <= self._now() else self._now() - 5 * ONE_MINUTE
         return [row for row in self._of(product) if row["status"] not in UNPAID and row["updated_at"] > since]
 
     def _rebuild_rows(self, product: int) -> list[Row]:
         verified = self.products[product]["verified_at"]
+        every = verified is None or verified > self._now()
         return [
             row
             for row in self._of(product)
-            if row["status"] in UNPAID or verified is None or row["updated_at"] > verified - ONE_MINUTE
+            if every or row["status"] in UNPAID or row["updated_at"] > verified - ONE_MINUTE
         ]
 
     def _rebuild_rows_by_id(self, ids: list[str]) -> list[Row]:
