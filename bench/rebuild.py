@@ -16,7 +16,7 @@ from pathlib import Path
 import asyncpg
 from aiokafka import AIOKafkaProducer, TopicPartition
 
-from infra.inventory import keys
+from infra.inventory import key_record, keys
 from infra.inventory.rebuild import rebuild
 from infra.kafka import Offsets, make_consumer
 from infra.local.stack import reset, start_servers
@@ -27,7 +27,7 @@ from infra.redis_client import Redis
 from infra.settings import Settings
 from schemas.codec import encode
 from schemas.events import OrderPlaced, StockOpened
-from schemas.ids import ProductId, new_order_id
+from schemas.ids import OrderId, ProductId, UserId, new_order_id
 from schemas.limits import DEFAULT_MAX_QUANTITY
 from schemas.order_state import Status
 from schemas.topics import ORDER_STAGE_GROUP, ORDERS
@@ -151,12 +151,13 @@ async def faults_of(redis: Redis, history: History, opened: StockOpened, *, veri
     stock = await redis.hgetall(keys.stock(history.product))
     told = {name: int(stock[name.encode()]) for name in ("initial", "available", "held", "sold")}
     live, confirmed = history.units(Status.AWAITING_PAYMENT, None), history.units(Status.CONFIRMED)
-    held, sold = (live, confirmed) if verified else (live + confirmed, 0)
-    expected = {"initial": history.initial, "available": history.initial - held - sold, "held": held, "sold": sold}
+    expected = {"initial": history.initial, "available": history.initial - live - confirmed}
+    unannounced = 0 if verified else confirmed  # sold in Redis; held on the log, which is yet to tell of it
+    opening = expected | {"held": live + unannounced, "sold": confirmed - unannounced}
     entries = sum(status in (Status.AWAITING_PAYMENT, None) for _, status in history.orders)
     facts = {
-        "units": (told, expected),
-        "stock.opened": ({name: getattr(opened, name) for name in expected}, expected),
+        "units": (told, expected | {"held": live, "sold": confirmed}),
+        "stock.opened": ({name: getattr(opened, name) for name in opening}, opening),
         "entries": (await redis.hlen(keys.held(history.product)), entries if verified else len(history.orders)),
         "looks": (await redis.zcard(keys.due(history.product)), entries if verified else len(history.orders)),
         "buyers": (sum(map(int, await redis.hvals(keys.buyers(history.product)))), live + confirmed),
@@ -170,9 +171,9 @@ async def _known_keys(redis: Redis, history: History) -> int:
     known = 0
     for first in range(0, len(history.orders), 5_000):
         events = [event for event, _ in history.orders[first : first + 5_000]]
-        found = await redis.mget([f"key:{{u{event.user_id}}}:{event.key_hash}" for event in events])
+        found = await redis.mget([keys.key_record(UserId(event.user_id), str(event.key_hash)) for event in events])
         known += sum(
-            value == f"{event.order_id} {history.product}:{event.quantity}".encode()
+            value == key_record.record(OrderId(event.order_id), history.product, event.quantity).encode()
             for event, value in zip(events, found, strict=True)
         )
     return known

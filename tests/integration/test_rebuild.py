@@ -325,6 +325,25 @@ async def test_orders_that_are_only_announced_again_leave_room_for_buyers() -> N
         assert await sale.units() == (10, 3, 3, 4)
 
 
+async def test_a_hundred_thousand_orders_that_are_announced_again_keep_nobody_from_buying() -> None:
+    """As many as may be held have ended, in a sale that never rested; Redis comes back empty."""
+    async with a_sale(200_000) as sale:
+        assert sale.settings.max_held == 100_000
+        await sale.pool.execute(
+            """INSERT INTO orders (id, product_id, user_id, quantity, unit_price_cents, currency, status, epoch, version, available,
+                placed_at_ms, updated_at)
+            SELECT gen_random_uuid(), $1, n, 1, 999, 'USD', 'confirmed', 1, n, 200000 - n, 1, clock_timestamp()
+            FROM generate_series(1, 100000) AS n""",
+            sale.product,
+        )
+        await sale.pool.execute("UPDATE products SET taken = 100000 WHERE id = $1", sale.product)
+        await sale.wipe()
+        await sale.rebuild("wiped")
+        assert await sale.redis.hlen(keys.held(sale.product)) == 100_000
+        await sale.reserve(1, 3)
+        assert await sale.units() == (200_000, 99_997, 3, 100_000)
+
+
 async def test_keys_limits_and_statuses_are_known_again_after_a_wipe() -> None:
     async with a_sale(10, per_user_limit=3) as sale:
         queued, queued_held = await sale.reserve(1, 2, key="a")
