@@ -27,6 +27,7 @@ CLOCK_SEEN_MAX_S = 30.0
 CLOCK_SEEN_WITHIN_S = 60.0
 SELLS_AGAIN_MAX_S = 45.0  # with every core busy
 STAGES = ("order-stage", "payment-stage")
+ENDED = "SELECT count(*) FROM orders WHERE product_id = $1 AND status IN ('confirmed', 'payment_failed', 'failed')"
 TERMINATE_OTHERS = """SELECT pg_terminate_backend(pid) FROM pg_stat_activity
     WHERE datname = current_database() AND pid <> pg_backend_pid()"""
 
@@ -133,6 +134,22 @@ def away(role: str, seconds: float, how: signal.Signals = signal.SIGKILL) -> Fau
         async with trial.ground.away(await trial.ground.pick(role, trial.dice), how):
             await asyncio.sleep(lasts_s)
         trial.heal(fault)
+
+    return faults
+
+
+def after_orders(ended: int, then: Faults) -> Faults:
+    """`then`, once so many orders of the sale have ended. Waits as long as the trial's faults may take."""
+
+    async def faults(trial: Trial) -> None:
+        connection = await asyncpg.connect(trial.ground.settings().postgres_dsn, timeout=5)
+        try:
+            async with asyncio.timeout(trial.seconds):
+                while await connection.fetchval(ENDED, trial.product) < ended:
+                    await asyncio.sleep(2.0)
+        finally:
+            await connection.close()
+        await then(trial)
 
     return faults
 

@@ -250,6 +250,16 @@ ROWS = (
         after_s=15.0,
     ),
     Row(
+        "redis-killed-late",
+        "redis killed in a sale that never rests, after 100,000 orders have ended",
+        "I1-I9 I11",
+        faults.after_orders(100_000, faults.away("redis", 5.0)),
+        figures=(Figure("refused as busy", "answers", answered("busy"), at_most=0), sells_within(10), QUIET),
+        seconds=900.0,
+        after_s=30.0,
+        stock=2_000_000,
+    ),
+    Row(
         "redis-replies-lost",
         "1 in 20 of redis's replies lost after the script has run, between a gateway and redis",
         "I1-I9 I11",
