@@ -254,7 +254,11 @@ ROWS = (
         "redis killed in a sale that never rests, after 100,000 orders have ended",
         "I1-I9 I11",
         faults.after_orders(100_000, faults.away("redis", 5.0)),
-        figures=(Figure("refused as busy", "answers", answered("busy"), at_most=0), sells_within(10), QUIET),
+        figures=(
+            Figure("refused as busy", "answers", answered("busy"), at_most=0, timed=True),
+            sells_within(10),
+            QUIET,
+        ),
         seconds=900.0,
         after_s=30.0,
         stock=2_000_000,
