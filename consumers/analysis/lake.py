@@ -25,7 +25,8 @@ FROM read_json(?, format = 'newline_delimited', columns = {at_ms: 'BIGINT', outc
 """
 VIEWS = Path(__file__).with_name("views.sql")
 EVENT_TOPICS = tuple(topic.name for topic in (ORDERS, PAYMENTS, ORDER_STATUS, STOCK_CHANGES))
-ADDED_LATER = {"name"}  # columns that files of earlier releases lack; they are null there
+# Columns that files of earlier releases lack; they are null there.
+ADDED_LATER = {"name", "found_epoch", "found_version", "announced_again", "log_lost", "findings"}
 Shape = tuple[Format, tuple[str, ...]]  # format and columns
 _SQL_TYPES = {
     pa.string(): "VARCHAR",

@@ -8,13 +8,14 @@ from typing import Any
 
 import duckdb
 import msgspec
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from consumers.analysis import pictures
 from consumers.analysis.answers import QueryError, as_csv, as_json, as_table, ask
-from consumers.analysis.lake import open_lake, take_in_clients
+from consumers.analysis.lake import ADDED_LATER, open_lake, take_in_clients
 from consumers.analysis.proof import proof_of, show
 from consumers.analysis.report import make_report, write
 from consumers.audit.log_book import LogBook
@@ -110,6 +111,18 @@ def test_a_directory_by_date_is_read_like_a_file(tmp_path: Path) -> None:
     with output(str(tmp_path / "lake"), by_date=True, force=False) as opened:
         opened.write(*to_table(records))
     assert rows(open_lake([tmp_path / "lake"]), "SELECT count(*) FROM events") == [(len(history.events),)]
+
+
+def test_files_of_before_a_column_was_added_are_read_beside_new_ones(tmp_path: Path) -> None:
+    history, _ = a_small_sale()
+    table, odd = to_table(history.records())
+    for name, written in (("new", table), ("old", table.drop_columns(sorted(ADDED_LATER)))):
+        pq.write_table(written, tmp_path / f"{name}.parquet")
+    assert not odd
+    lake = open_lake([tmp_path / "old.parquet", tmp_path / "new.parquet"])
+    assert rows(lake, "SELECT count(*) FROM events") == [(2 * len(history.events),)]
+    for view in VIEWS:
+        rows(lake, f"FROM {view}")
 
 
 def test_answers_for_people_and_machines(tmp_path: Path) -> None:
