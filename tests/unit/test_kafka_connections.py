@@ -48,8 +48,8 @@ class SomeOffsets:
         pass
 
 
-async def ask_for_a_watermark(offsets: Any) -> None:
-    await infra.watermarks.Watermarks(Settings()).watermark(ORDER_STAGE_GROUP)
+async def ask_for_a_delay(offsets: Any) -> None:
+    await infra.watermarks.Watermarks(Settings()).delay_s(ORDER_STAGE_GROUP)
 
 
 async def read_what_was_placed(offsets: Any) -> None:
@@ -62,7 +62,7 @@ async def audit_the_log(offsets: Any) -> None:
     await consumers.audit.readers.read_log(Settings(), offsets)
 
 
-@pytest.mark.parametrize("asking", [ask_for_a_watermark, read_what_was_placed, audit_the_log])
+@pytest.mark.parametrize("asking", [ask_for_a_delay, read_what_was_placed, audit_the_log])
 async def test_a_consumer_that_is_given_up_while_it_connects_is_stopped(
     asking: Callable[[Any], Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
