@@ -6,6 +6,7 @@ import logging
 import re
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -144,6 +145,7 @@ def test_a_log_line_within_a_step_carries_the_trace(traces: tracing.Tracing, mon
 
 
 def test_a_collector_that_is_away_holds_up_nobodys_end() -> None:
+    before = set(threading.enumerate())
     tracing.start(Settings(otel_exporter_otlp_endpoint="http://127.0.0.1:1", trace_sample_ratio=1))
     assert tracing.on is not None
     for _ in range(2_000):
@@ -151,3 +153,7 @@ def test_a_collector_that_is_away_holds_up_nobodys_end() -> None:
     began = time.monotonic()
     tracing.stop()
     assert time.monotonic() - began < tracing.STOP_TIMEOUT_S + 5
+    # A process would end now. Here its threads would go on trying, and draw pauses from `random` during other tests.
+    for left in set(threading.enumerate()) - before:
+        left.join(60)
+        assert not left.is_alive()
