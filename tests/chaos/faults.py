@@ -14,12 +14,15 @@ from pathlib import Path
 
 import asyncpg
 
+from infra.inventory.inventory import Inventory
+from infra.inventory.rebuild import books_lock
 from infra.redis_client import connect_redis
 from infra.registry import Row as ProcessRow
+from schemas.ids import ProductId
 from tests.replica import a_replica
 
 from .ground import APPLICATIONS, SERVERS
-from .rows import CALM, Faults
+from .rows import CALM, STEADY, Faults
 from .trial import Trial
 
 EXIT_MAX_S = 25.0
@@ -283,6 +286,28 @@ async def stale_replica(trial: Trial) -> None:
             await replica.put_in_force()
             trial.heal(fault)
             await asyncio.sleep(max(0.0, trial.left_s))
+
+
+async def closed_beside(trial: Trial) -> None:
+    """Another product's books are closed, and kept from being made anew, while its orders are under way; then let go."""
+    ground, settings = trial.ground, trial.ground.settings()
+    other = await asyncio.to_thread(ground.new_product, 10_000)
+    await asyncio.sleep(min(10.0, trial.seconds / 4))  # the sale alone
+    plan = {**STEADY, "rate": trial.rate / 4, "seconds": trial.left_s + 5}
+    buying = asyncio.create_task(ground.buy(other, trial.stop, **plan))
+    await asyncio.sleep(min(3.0, trial.seconds / 8))
+    redis = connect_redis(settings, connections=1, timeout_s=5.0)
+    try:
+        async with books_lock(settings, ProductId(other), wait=True):
+            fault = trial.begin(f"the books of product {other} closed for {trial.left_s:.0f} s")
+            await Inventory(redis).close(ProductId(other))
+            await asyncio.sleep(max(0.0, trial.left_s))
+        trial.heal(fault)
+    finally:
+        await redis.aclose()
+    await buying
+    report = await asyncio.to_thread(ground.audit, other)
+    trial.violations += [f"the product that was closed: {problem}" for problem in report["problems"]]
 
 
 async def fill_redis(trial: Trial) -> None:

@@ -264,6 +264,18 @@ ROWS = (
         stock=2_000_000,
     ),
     Row(
+        "product-closed",
+        "the books of another product closed for a minute, with its orders under way",
+        "I1-I9 I11",
+        faults.closed_beside,
+        figures=(
+            Figure("longest behind", "s", most_behind, at_most=5, timed=True),
+            Figure("accepted", "%", accepted_share, at_least=99, timed=True),
+            QUIET,
+        ),
+        seconds=75.0,
+    ),
+    Row(
         "redis-replies-lost",
         "1 in 20 of redis's replies lost after the script has run, between a gateway and redis",
         "I1-I9 I11",
