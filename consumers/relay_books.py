@@ -14,7 +14,7 @@ import asyncpg
 from aiokafka.errors import KafkaError
 
 from infra.inventory import keys
-from infra.inventory.pipeliner import SCRIPTS
+from infra.inventory.inventory import Inventory
 from infra.inventory.rebuild import RebuildImpossible, in_force, rebuild_if_needed
 from infra.inventory.run import present_run
 from infra.kafka import create_topics
@@ -151,7 +151,7 @@ class Keeper:
 
     async def _close(self, product: ProductId) -> None:
         """So that a rebuild is needed: no script takes these books for good ones."""
-        await self.redis.eval(SCRIPTS["close"], 1, keys.stock(product), "")
+        await Inventory(self.redis).close(product)
 
     def _reap(self) -> None:
         for product, task in list(self._rebuilding.items()):

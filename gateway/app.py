@@ -87,7 +87,7 @@ def make_gateway(
     memory = MemoryBudget(reads_redis, settings.redis_full_at_share)
     inventory = Inventory(redis, Pace(BUSY_PER_S, LINGER_S))
     orders = (Orders if tracing.on is None else TracedOrders)(
-        settings, identity, bodies, catalogue, inventory, publisher, memory
+        settings, identity, addresses, bodies, catalogue, inventory, publisher, memory
     )
     attempts = LoginAttempts(reads_redis)
     registrations = Registrations(reads_redis, settings.registrations_per_minute_per_address)

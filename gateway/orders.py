@@ -104,6 +104,7 @@ class Orders:
         self,
         settings: Settings,
         identity: Identity,
+        addresses: Addresses,
         bodies: SlowBodies,
         catalogue: Catalogue,
         inventory: Inventory,
@@ -119,7 +120,7 @@ class Orders:
         self._rates = Rates(settings.buys_per_second_per_user)
         per_address = settings.buys_per_second_per_address
         self._address_rates = Rates(per_address) if per_address else None
-        self._addresses = Addresses(settings.trusted_proxies)
+        self._addresses = addresses
         self._sold_out = SoldOutMemory()
         self._under_way = UnderWay()
         self._most_declines = settings.declines_per_hour_per_user

@@ -67,6 +67,18 @@ def public_code(code: str) -> str:
     return "unauthorized" if KINDS[code].status == 401 else code
 
 
+def described(code: str, kind: Kind) -> dict[str, object]:
+    """What a code always means, as the members of a problem; `code` is the public one."""
+    return {
+        "type": f"/problems/{code}",
+        "title": kind.title,
+        "status": kind.status,
+        "detail": kind.detail,
+        "code": code,
+        "retryable": kind.retryable,
+    }
+
+
 class Problem(Exception):
     """Raised anywhere in a handler; the outermost middleware answers with it. Extra `members` go into the body."""
 
@@ -102,15 +114,10 @@ class Problem(Exception):
 
     def body(self) -> bytes:
         kind = KINDS[self.code]
-        code = public_code(self.code)
         return orjson.dumps(
             {
-                "type": f"/problems/{code}",
-                "title": kind.title,
-                "status": kind.status,
+                **described(public_code(self.code), kind),
                 "detail": self.detail or kind.detail,
-                "code": code,
-                "retryable": kind.retryable,
                 "error": kind.title,
                 **({} if (request_id := REQUEST_ID.get()) is None else {"requestId": request_id}),
                 **self.members,

@@ -6,7 +6,7 @@ from string import Template
 from aiohttp import web
 
 from .api_docs import HEADERS, file, read
-from .problems import KINDS, Kind, Problem, public_code
+from .problems import KINDS, Kind, Problem, described, public_code
 from .wire import answer
 
 # By the code that clients see; where two kinds share one, the first speaks for both.
@@ -34,17 +34,6 @@ async def problem(request: web.Request) -> web.Response:
     response = answer(described(code, kind))
     response.headers["Vary"] = "Accept"
     return response
-
-
-def described(code: str, kind: Kind) -> dict[str, object]:
-    return {
-        "type": f"/problems/{code}",
-        "title": kind.title,
-        "status": kind.status,
-        "detail": kind.detail,
-        "code": code,
-        "retryable": kind.retryable,
-    }
 
 
 def _page(code: str, kind: Kind) -> web.Response:

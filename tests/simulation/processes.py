@@ -128,8 +128,9 @@ class Processes:
     async def _gateway(self, actor: Actor) -> None:
         redis: Any = RedisPort(self._world)
         publisher: Any = PublisherPort(self._world)
-        inventory, bodies = Inventory(redis), SlowBodies(Addresses(()))
-        orders = Orders(SETTINGS, _Identity(), bodies, _Catalogue(), inventory, publisher, _Room())  # type: ignore[arg-type]
+        inventory, addresses = Inventory(redis), Addresses(())
+        bodies = SlowBodies(addresses)
+        orders = Orders(SETTINGS, _Identity(), addresses, bodies, _Catalogue(), inventory, publisher, _Room())  # type: ignore[arg-type]
         orders._rates = Rates(1_000)  # of a few users, who are many
         self.gateways[actor] = orders
         self.hubs[actor] = StockHub(SETTINGS, Pipeliner(redis))
