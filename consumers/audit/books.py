@@ -301,11 +301,17 @@ def _was_full_for(row: OrderRow, facts: ProductFacts) -> bool:
         order.quantity
         for order in facts.postgres.orders
         if order.id != row.id
-        and order.created_at_ms <= row.created_at_ms
+        and (order.created_at_ms <= row.created_at_ms or _accepted_before(order, row, facts))
         and order.status is not Status.FAILED
         and (order.status is not Status.PAYMENT_FAILED or order.updated_at_ms > row.created_at_ms - REBUILD_MS)
     )
     return others + row.quantity > initial
+
+
+def _accepted_before(order: OrderRow, row: OrderRow, facts: ProductFacts) -> bool:
+    """A rebuild also counts what was accepted before and is not stored yet."""
+    first, then = facts.log.placed.get(order.id), facts.log.placed[row.id]
+    return first is not None and (first.epoch, first.version) < (then.epoch, then.version)
 
 
 def _stood_in_the_way(row: OrderRow, facts: ProductFacts) -> bool:
