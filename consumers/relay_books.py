@@ -85,7 +85,6 @@ class Keeper:
     _log_checked_at: float = -LOG_EVERY_S
     _marked: dict[ProductId, tuple[int, int]] = field(default_factory=dict)
     _announced: dict[ProductId, int] = field(default_factory=dict)  # epoch whose stock.opened was seen on the log
-    _log_lost: set[ProductId] = field(default_factory=set)  # whose next opening is to say so
     _rebuilding: dict[ProductId, asyncio.Task[None]] = field(default_factory=dict)
     _failures: dict[ProductId, tuple[int, float]] = field(default_factory=dict)  # how many, not again before
     _seen: dict[ProductId, tuple[int, int]] = field(default_factory=dict)  # newest epoch and version of the books
@@ -122,7 +121,7 @@ class Keeper:
             if wiped or not await self.log.has_opening(product.id, epoch, product.opened_from):
                 if self.in_force.get(product.id) == epoch:  # and not rebuilt while we searched
                     log.error("the log has lost the product's records: closing", product=product.id, epoch=epoch)
-                    self._log_lost.add(product.id)
+                    await self.pool.execute(SQL.note_lost_log, product.id)
                     await self._close(product.id)
             else:
                 self._announced[product.id] = epoch
@@ -174,10 +173,8 @@ class Keeper:
                     pool=self.pool,
                     settings=self.settings,
                     publisher=self.publisher,
-                    log_lost=product in self._log_lost,
                 )
             if opened is not None:
-                self._log_lost.discard(product)
                 _rebuilds.labels(reason).inc()
                 self._announced[product] = opened.epoch
             self._failures.pop(product, None)

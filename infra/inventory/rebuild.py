@@ -70,26 +70,16 @@ async def rebuild(
 
 
 async def rebuild_if_needed(
-    product_id: ProductId,
-    reason: str,
-    *,
-    redis: Redis,
-    pool: asyncpg.Pool,
-    settings: Settings,
-    publisher: Publisher,
-    log_lost: bool = False,
+    product_id: ProductId, reason: str, *, redis: Redis, pool: asyncpg.Pool, settings: Settings, publisher: Publisher
 ) -> StockOpened | None:
-    """As `rebuild`, unless someone is doing it now or has just done it: then None, at once.
-
-    `log_lost`: the log does not hold any more what came before; the opening says so.
-    """
+    """As `rebuild`, unless someone is doing it now or has just done it: then None, at once."""
     async with books_lock(settings, product_id, wait=False) as connection:
         if connection is None:
             return None
         epoch = (await connection.fetchrow(SQL.product, product_id) or {"epoch": None})["epoch"]
         if await in_force(redis, product_id, epoch):
             return None
-        return await _Rebuild(product_id, reason, redis, pool, settings, publisher, connection, log_lost).run()
+        return await _Rebuild(product_id, reason, redis, pool, settings, publisher, connection).run()
 
 
 async def in_force(redis: Redis, product: ProductId, epoch: int | None) -> bool:
@@ -140,9 +130,8 @@ class _Rebuild:
         settings: Settings,
         publisher: Publisher,
         connection: Any,
-        log_lost: bool = False,
     ) -> None:
-        self._product, self._reason, self._log_lost = product, reason, log_lost
+        self._product, self._reason = product, reason
         self._redis, self._pool, self._publisher, self._settings = redis, pool, publisher, settings
         self._connection = connection
 
@@ -164,9 +153,10 @@ class _Rebuild:
         started_at: datetime = await self._connection.fetchval("SELECT clock_timestamp()")
         # From here on a record of older books needs an entry to be believed, and no batch of the order stage that read
         # the old epoch is still under way: both lock the product's row.
-        epoch = await self._pool.fetchval(SQL.draw_epoch, self._product)
-        if epoch is None:
+        drawn = await self._pool.fetchrow(SQL.draw_epoch, self._product)
+        if drawn is None:
             raise RebuildImpossible(f"there is no product {self._product}")
+        epoch, self._log_lost = drawn["epoch"], drawn["log_lost"]
         books = PreparedBooks(self._redis, self._product, epoch)
         try:
             return await self._make(books, offsets, run, epoch, started_at)
@@ -349,6 +339,8 @@ class _Rebuild:
             SCRIPTS["sale"], 1, *sale_arguments(await self._pool.fetchrow(SQL.product, self._product))
         )
         await self._pool.execute(SQL.mark_verified, self._product, totals.verified_as_of)
+        if opened.log_lost:
+            await self._pool.execute(SQL.lost_log_is_told, self._product, epoch)
         await self._look_soon(totals.started_at)
         log.info(
             "books opened",

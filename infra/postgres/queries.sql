@@ -76,7 +76,15 @@ VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9) ON CONFLICT (id) DO NOTHING RETURNIN
 
 -- name: draw_epoch
 -- Before a rebuild reads anything: from now on records of older books need a held entry to be believed.
-UPDATE products SET epoch = epoch + 1, updated_at = now() WHERE id = $1 RETURNING epoch;
+UPDATE products SET epoch = epoch + 1, updated_at = now() WHERE id = $1 RETURNING epoch, log_lost;
+
+-- name: note_lost_log
+-- The log has lost what came before: the next opening says so.
+UPDATE products SET log_lost = true, updated_at = now() WHERE id = $1;
+
+-- name: lost_log_is_told
+-- Unless a later rebuild has begun, which says so too.
+UPDATE products SET log_lost = false, updated_at = now() WHERE id = $1 AND epoch = $2;
 
 -- name: mark_verified
 -- Not a mark that lies ahead: the clock was set back since, and what ends now would be dated before it.

@@ -77,7 +77,7 @@ class PostgresModel:
         self.products[product] = {
             "id": product, "name": f"Product {product}", "price_cents": price_cents, "currency": "USD",
             "initial": initial, "taken": 0, "epoch": 0, "verified_at": None, "opens_at": opens_at, "closes_at": closes_at,
-            "per_user_limit": limit, "max_quantity": DEFAULT_MAX_QUANTITY, "sale_state": "open", "sale_action": 0,
+            "per_user_limit": limit, "max_quantity": DEFAULT_MAX_QUANTITY, "sale_state": "open", "sale_action": 0, "log_lost": False,
             "created_at": now, "updated_at": now,
         }  # fmt: skip
 
@@ -195,7 +195,16 @@ class PostgresModel:
 
     def _draw_epoch(self, product: int) -> list[Row]:
         self.products[product] = self.products[product] | {"epoch": self.products[product]["epoch"] + 1}
-        return [{"epoch": self.products[product]["epoch"]}]
+        return [{name: self.products[product][name] for name in ("epoch", "log_lost")}]
+
+    def _note_lost_log(self, product: int) -> list[Row]:
+        self.products[product] = self.products[product] | {"log_lost": True}
+        return []
+
+    def _lost_log_is_told(self, product: int, epoch: int) -> list[Row]:
+        if self.products[product]["epoch"] == epoch:
+            self.products[product] = self.products[product] | {"log_lost": False}
+        return []
 
     def _mark_verified(self, product: int, at: datetime) -> list[Row]:
         if at <= self._now():
