@@ -8,6 +8,7 @@ campaign and the simulation.
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from datetime import UTC, datetime
+from functools import cache
 from itertools import pairwise
 
 import msgspec
@@ -147,9 +148,7 @@ def _balance_product(facts: ProductFacts) -> tuple[ProductReport, list[str]]:
     _check_postgres(facts.postgres, problems)
     _check_redis(facts, problems)
     _check_log_against_rows(facts.log, rows, problems)
-    for row in facts.postgres.orders:
-        if row.status is Status.FAILED and row.id in facts.log.placed and _failed_with_units_there(row, facts):
-            problems.add("failed although there were units", f"order {row.id}: {row.reason}")
+    _check_failed(facts, problems)
     charges = _check_charges(facts.captures, rows, problems)
     stranded = _stranded(facts.redis, rows, facts.log) if facts.redis else 0
     if stranded:
@@ -261,13 +260,13 @@ def _check_log_against_rows(log: LogBook, rows: dict[str, OrderRow], problems: P
             problems.add("ended without a row", f"order {order_id}, {end.status}")
         elif row.status is not end.status:
             problems.add("statuses differ", f"order {order_id}: Postgres {row.status}, log {end.status}")
+    whole_from = log.whole_from  # reckoned from all openings and versions: once, not for each row
     for row in rows.values():
-        _check_row_in_log(row, log, problems)
+        if row.epoch >= whole_from and row.placed_at_ms >= log.kept_from_ms:  # else of a log that is gone
+            _check_row_in_log(row, log, problems)
 
 
 def _check_row_in_log(row: OrderRow, log: LogBook, problems: Problems) -> None:
-    if row.epoch < log.whole_from or row.placed_at_ms < log.kept_from_ms:
-        return  # of a log that is gone
     if row.id not in log.placed and row.status is not Status.FAILED:
         # What a rebuild finds in Redis alone and cannot fit in is failed without ever having been on the log.
         problems.add("in Postgres, not in the log", f"order {row.id}")
@@ -275,12 +274,20 @@ def _check_row_in_log(row: OrderRow, log: LogBook, problems: Problems) -> None:
         problems.add("end not in the log", f"order {row.id} is {row.status}")
 
 
-def _failed_with_units_there(row: OrderRow, facts: ProductFacts) -> bool:
+def _check_failed(facts: ProductFacts, problems: Problems) -> None:
+    lowest_after = cache(facts.log.lowest_after)  # all later versions are looked through for it
+    for row in facts.postgres.orders:
+        failed = row.status is Status.FAILED and row.id in facts.log.placed
+        if failed and _failed_with_units_there(row, facts, lowest_after(row.epoch)):
+            problems.add("failed although there were units", f"order {row.id}: {row.reason}")
+
+
+def _failed_with_units_there(row: OrderRow, facts: ProductFacts, lowest: int | None) -> bool:
     """Whether nothing in the books explains why an accepted order is `failed`: it was not for want of units.
 
     Either the books that accepted it returned its units: they held them to its end, and only the database can have
     refused it, which has the books made anew. Or its reservation was lost with them: then the later ones must have lacked
-    units, or its key, its buyer's limit or the end of the sale stood in the way.
+    units (`lowest`: the fewest they had), or its key, its buyer's limit or the end of the sale stood in the way.
     """
     end = facts.log.ended.get(row.id)
     if end is None:
@@ -289,7 +296,6 @@ def _failed_with_units_there(row: OrderRow, facts: ProductFacts) -> bool:
         return False
     if end.epoch == row.epoch and end.returned is not UNSET and end.returned > 0:
         return True
-    lowest = facts.log.lowest_after(row.epoch)
     lacked = (lowest is not None and lowest < row.quantity) or _was_full_for(row, facts)
     return not (lacked or facts.log.kept_from_ms or _stood_in_the_way(row, facts))
 

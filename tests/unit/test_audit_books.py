@@ -1,8 +1,10 @@
 """The balance: right books are found right, and each wrong book is found and named."""
 
 import random
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import msgspec
 import pytest
@@ -11,6 +13,7 @@ from hypothesis import strategies as st
 
 from consumers.audit.books import Report, balance
 from consumers.audit.facts import Capture, ClientLog, ProductFacts
+from consumers.audit.missing import last_version
 from consumers.audit.show import show
 from infra.orders import REFUSED_BY_DATABASE
 from schemas.events import OrderPlaced, OrderStatusChanged, SaleControlled, StockOpened
@@ -169,6 +172,29 @@ def test_an_order_that_failed_for_a_reason_that_the_books_show_is_none(why: str)
     sale.fail(order, REFUSED_BY_DATABASE if why == "database" else "lost")
     sale.end_all()
     assert problems_of(sale.facts()) == ""
+
+
+def test_the_whole_log_is_looked_through_no_more_often_for_more_orders(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A look costs as much as the log is long: one an order would take hours for a hundred thousand."""
+    looks = Counter[int]()
+
+    def counted(orders: int) -> None:
+        sale = Sale(initial=orders)
+        for user in range(orders):
+            sale.buy(user + 1, 1)
+        sale.end_all()
+        with monkeypatch.context() as patched:
+
+            def look(*args: Any) -> int:
+                looks[orders] += 1
+                return last_version(*args)
+
+            patched.setattr("consumers.audit.log_book.last_version", look)
+            assert balance([sale.facts()]).ok
+
+    counted(10)
+    counted(100)
+    assert looks[100] == looks[10] > 0
 
 
 def test_a_unit_too_many_is_oversold() -> None:
