@@ -13,6 +13,7 @@ RUN python -c "import tomllib; print(*tomllib.load(open('pyproject.toml', 'rb'))
 COPY README.md LICENSE thrones.py ./
 COPY schemas schemas
 COPY infra infra
+COPY sale sale
 COPY gateway gateway
 COPY streams streams
 COPY consumers consumers

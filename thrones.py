@@ -14,9 +14,9 @@ from typing import Annotated, Any
 import typer
 
 from consumers.cli import app as consumers_app
-from infra.cli import Commands
+from infra.commands import Commands
 from infra.local.cli import app as local_app
-from infra.operator_cli import app as operator_app
+from sale.operations.cli import app as operator_app
 
 app = typer.Typer(
     cls=Commands,
@@ -88,7 +88,7 @@ def stage(name: Stage) -> None:
     """
     settings = _be(f"{name.value}-stage")
     from infra.metrics.serving import serve
-    from infra.registry import register
+    from infra.supervision.registry import register
     from streams.run import run_stage
 
     _prepare(f"{name.value}-stage", settings.thrones_member)
@@ -103,7 +103,7 @@ def relay() -> None:
     Example: thrones relay
     """
     settings = _be("relay")
-    from consumers.relay import run
+    from consumers.relay.relay import run
 
     _serve("relay", settings, run)
 
@@ -142,7 +142,7 @@ def payment_gateway() -> None:
     from urllib.parse import urlsplit
 
     from infra.local.payment_gateway import run
-    from infra.registry import register
+    from infra.supervision.registry import register
 
     _prepare("payment-gateway", settings.thrones_member)
     register("payment-gateway", settings.thrones_member, urlsplit(settings.payment_gateway_url).port)
@@ -185,7 +185,7 @@ def _serve_http(role: str, fd: int | None) -> None:
 def _serve(role: str, settings: Any, run: Runner) -> None:
     """Be one registered process of `role` until a signal."""
     from infra.metrics.serving import serve
-    from infra.registry import register
+    from infra.supervision.registry import register
 
     _prepare(role, settings.thrones_member)
     register(role, settings.thrones_member, serve(settings))
@@ -211,7 +211,7 @@ def _run(settings: Any, run: Runner) -> None:
 
 
 def _prepare(role: str, member: str) -> None:
-    from infra.cli import raise_file_limit
+    from infra.commands import raise_file_limit
     from infra.logs import configure
     from infra.scheduling import STEPS_BACK, step_back
 

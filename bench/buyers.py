@@ -17,7 +17,7 @@ from typing import Annotated
 import msgspec
 import typer
 
-from infra.cli import Commands
+from infra.commands import Commands
 
 from .generator import generate, load_users
 from .plan import Mode, Plan, Share

@@ -9,8 +9,8 @@ import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from infra.inventory.inventory import ENDED_LIFETIME_MS
 from infra.settings import Settings
+from sale.books.inventory import ENDED_LIFETIME_MS
 from schemas.topics import ORDERS
 
 from .performance.arrivals import CPU_AT

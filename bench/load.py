@@ -21,7 +21,7 @@ from typing import Annotated, Any
 import msgspec
 import typer
 
-from infra.local.place import REPOSITORY, default_state_dir
+from infra.supervision.place import REPOSITORY, default_state_dir
 
 from . import run_card
 from .criteria import Criterion, judge

@@ -17,14 +17,14 @@ from typing import Annotated
 import msgspec
 import typer
 
-from infra.inventory.inventory import Held, Inventory, Reservation
 from infra.local.stack import reset, start_servers
-from infra.operations import Connections, NewProduct, connected, create_product
-from infra.orders import now_ms, place_rows, read_rows, terminal_event
-from infra.provision import provision
 from infra.settings import SigningSettings, get_settings
-from infra.settlement import SettlementDesk, Verdict
-from infra.tokens import OwnTokens, sign
+from sale.accounts.tokens import OwnTokens, sign
+from sale.books.inventory import Held, Inventory, Reservation
+from sale.operations.operations import Connections, NewProduct, connected, create_product
+from sale.operations.provision import provision
+from sale.orders import now_ms, place_rows, read_rows, terminal_event
+from sale.settlement import SettlementDesk, Verdict
 from schemas.codec import decode, encode
 from schemas.events import OrderPlaced
 from schemas.ids import OrderId, ProductId, UserId, new_order_id

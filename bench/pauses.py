@@ -24,14 +24,14 @@ import typer
 from bench.buyers import run
 from bench.own_stack import ensure_tokens, get, own_url, thrones
 from bench.plan import Plan
-from infra import registry
-from infra.kafka import make_consumer
-from infra.local.place import default_state_dir
-from infra.local.ports import load_config
+from infra.kafka.client import make_consumer
 from infra.local.readiness import STABLE, group_members
-from infra.local.scaling import scale
 from infra.local.stack import use_stack_env
 from infra.settings import get_settings
+from infra.supervision import registry
+from infra.supervision.place import default_state_dir
+from infra.supervision.ports import load_config
+from infra.supervision.scaling import scale
 from schemas.codec import decode
 from schemas.events import OrderStatusChanged
 from schemas.order_state import TERMINAL

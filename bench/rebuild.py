@@ -16,15 +16,15 @@ from pathlib import Path
 import asyncpg
 from aiokafka import AIOKafkaProducer, TopicPartition
 
-from infra.inventory import key_record, keys
-from infra.inventory.rebuild import rebuild
-from infra.kafka import Offsets, make_consumer
+from infra.kafka.client import Offsets, make_consumer
 from infra.local.stack import reset, start_servers
-from infra.operations import Connections, connected
-from infra.postgres.queries import SQL
-from infra.provision import provision
-from infra.redis_client import Redis
+from infra.redis.client import Redis
 from infra.settings import Settings
+from sale.books import key_record, keys
+from sale.books.rebuild.rebuild import rebuild
+from sale.operations.operations import Connections, connected
+from sale.operations.provision import provision
+from sale.tables.queries import SQL
 from schemas.codec import encode
 from schemas.events import OrderPlaced, StockOpened
 from schemas.ids import OrderId, ProductId, UserId, new_order_id

@@ -13,8 +13,8 @@ from typing import Any
 import msgspec
 import psutil
 
-from infra.local.place import REPOSITORY
 from infra.settings import Settings
+from infra.supervision.place import REPOSITORY
 
 from .own_stack import get, thrones
 

@@ -1,6 +1,6 @@
 """Looks at a stage's lag in, its number of members out: up at once, down only after a quiet while, never beyond partitions.
 
-The same numbers, and the same way to decide, as the KEDA manifest (infra/k8s/autoscale.yaml) has for Kubernetes: a member
+The same numbers, and the same way to decide, as the KEDA manifest (infra/deploy/k8s/autoscale.yaml) has for Kubernetes: a member
 for so many records of lag, and a horizontal autoscaler's stabilisation window and steps.
 """
 
@@ -14,10 +14,10 @@ from datetime import datetime
 from pathlib import Path
 
 from consumers.lag import GroupLag, watch
-from infra import registry
-from infra.local.scaling import STAGES, must_run, scale
+from infra.kafka.watermarks import AWAY
 from infra.settings import Settings
-from infra.watermarks import AWAY
+from infra.supervision import registry
+from infra.supervision.scaling import STAGES, must_run, scale
 from schemas.topics import CONSUMED_BY, ORDER_STAGE_GROUP, PAYMENT_STAGE_GROUP
 
 # What one member works off in about 10 s on one core. The payment stage's charges in flight (4,000) count as lag: more.

@@ -7,11 +7,11 @@ from typing import Annotated
 import typer
 
 from consumers.analysis.cli import app as analysis_app
-from consumers.dead_letter_desk.cli import app as dlq_app
-from consumers.incident_cli import app as incident_app
+from consumers.dead_letters.cli import app as dlq_app
+from consumers.incidents.cli import app as incident_app
 from consumers.replay.cli import app as replay_app
 from infra import options
-from infra.cli import Json, Server, fail, raise_file_limit, report, run_command
+from infra.commands import Json, Server, fail, raise_file_limit, report, run_command
 from infra.local.cli import StageName
 
 app = typer.Typer(no_args_is_help=True)
@@ -117,7 +117,7 @@ def autoscale(
 ) -> None:
     """Keep a stage's members as its lag needs them: more at once, fewer after a quiet minute, never beyond partitions.
 
-    Runs beside the local stack until Ctrl-C; a line a look. In Kubernetes infra/k8s/autoscale.yaml does the same.
+    Runs beside the local stack until Ctrl-C; a line a look. In Kubernetes infra/deploy/k8s/autoscale.yaml does the same.
 
     Example: thrones autoscale payment-stage --lag-per-member 5000
     """
@@ -154,9 +154,9 @@ def demo(
     from rich.console import Console
 
     from consumers.demo.sale import demo as hold_sale
-    from infra.local.place import default_state_dir
     from infra.local.stack import stop, use_stack_env
     from infra.settings import get_signing_settings
+    from infra.supervision.place import default_state_dir
 
     if not use_stack_env():
         fail("there is no stack here: `make up` starts one, `make demo` does both")

@@ -10,8 +10,8 @@ from typing import Any
 from aiokafka.admin import AIOKafkaAdminClient
 from aiokafka.coordinator.protocol import ConsumerProtocolMemberAssignment
 
+from infra.kafka.watermarks import AWAY, Watermarks, lags
 from infra.settings import Settings
-from infra.watermarks import AWAY, Watermarks, lags
 from schemas.topics import CONSUMED_BY
 
 ANSWER_TIMEOUT_MS = 3_000

@@ -11,8 +11,7 @@ from aiokafka import ConsumerRebalanceListener, ConsumerRecord, TopicPartition
 from aiokafka.errors import CommitFailedError, IllegalGenerationError, KafkaError
 
 from infra import tracing
-from infra.inventory.inventory import Inventory
-from infra.kafka import AT_ONCE, Gathering, gather, make_consumer
+from infra.kafka.client import AT_ONCE, Gathering, gather, make_consumer
 from infra.lifecycle import Stop, background, cancelled, leave_behind
 from infra.logs import get_logger
 from infra.metrics.definitions import (
@@ -22,11 +21,12 @@ from infra.metrics.definitions import (
     CONSUMER_RECORDS,
     STATUS_PROJECTED,
 )
-from infra.orders import now_ms
-from infra.redis_client import RedisError, connect_redis
+from infra.redis.client import RedisError, connect_redis
 from infra.settings import Settings
 from infra.waits import until_it_works
 from infra.watchdog import Watchdog
+from sale.books.inventory import Inventory
+from sale.orders import now_ms
 from schemas.codec import Undecodable, decode
 from schemas.events import OrderStatusChanged
 from schemas.topics import ORDER_STATUS, PROJECTOR_GROUP

@@ -9,22 +9,22 @@ import random
 import asyncpg
 from msgspec.structs import replace
 
-from infra.charging import Charge, Unsettled, charge_once
-from infra.circuit_breaker import CircuitBreaker
-from infra.clock import Moment
-from infra.inventory.inventory import Inventory
+from infra.kafka.publisher import Publisher
 from infra.lifecycle import Stop, background, cancelled
 from infra.logs import get_logger
 from infra.metrics.definitions import RECONCILIATION_EXPIRED, RECONCILIATION_OLDEST, RECONCILIATION_ORDERS
-from infra.orders import OrderRow, now_ms
-from infra.payment_provider import ASKED_FOR, Captured, Declined, HttpPaymentProvider, PaymentProvider
 from infra.postgres.pool import UNAVAILABLE, connect_postgres
-from infra.postgres.queries import SQL
-from infra.publisher import Publisher
-from infra.redis_client import connect_redis
+from infra.redis.client import connect_redis
 from infra.settings import Settings
-from infra.settlement import IN_HAND_AFTER_S, SettlementDesk, Verdict
 from infra.waits import until_it_works
+from sale.books.inventory import Inventory
+from sale.orders import OrderRow, now_ms
+from sale.payments.breaker import CircuitBreaker
+from sale.payments.charging import Charge, Unsettled, charge_once
+from sale.payments.provider import ASKED_FOR, Captured, Declined, HttpPaymentProvider, PaymentProvider
+from sale.settlement import IN_HAND_AFTER_S, SettlementDesk, Verdict
+from sale.tables.queries import SQL
+from schemas.clock import Moment
 from schemas.ids import OrderId
 from schemas.order_state import TERMINAL, Status
 

@@ -7,39 +7,40 @@ import asyncpg
 from aiohttp import web
 from aiohttp.typedefs import Middleware
 
+from gateway.accounts.identity import Identity
+from gateway.accounts.login_attempts import LoginAttempts
+from gateway.accounts.passwords import Passwords
+from gateway.accounts.registrations import Registrations
+from gateway.accounts.routes import Accounts
+from gateway.buying.catalogue import Catalogue
+from gateway.buying.memory_budget import MemoryBudget
+from gateway.buying.purchases import Orders
+from gateway.buying.traced_orders import TracedOrders
+from gateway.http import request_ids
+from gateway.http.addresses import Addresses
+from gateway.http.cors import Cors
+from gateway.http.problems import Problem
+from gateway.http.slow_bodies import SlowBodies
+from gateway.pages import api_docs, site
+from gateway.watching.order_list import OrderList
+from gateway.watching.order_status import OrderReader, OrderStatus
+from gateway.watching.order_stream import OrderStream
+from gateway.watching.order_updates import OrderUpdates
+from gateway.watching.products import Products
+from gateway.watching.stock_stream import StockHub, StockStream
+from gateway.watching.tickets import Tickets
 from infra import tracing
-from infra.inventory.inventory import Inventory
-from infra.inventory.pipeliner import Pipeliner
+from infra.kafka.publisher import BUSY_PER_S, LINGER_S, Publisher
 from infra.logs import get_logger
 from infra.metrics.definitions import GATEWAY_REFUSED
 from infra.pace import Pace
-from infra.publisher import BUSY_PER_S, LINGER_S, Publisher
-from infra.redis_client import Redis
+from infra.redis.client import Redis
+from infra.redis.pipeliner import Pipeliner
 from infra.settings import SigningSettings
+from sale.books.inventory import Inventory
 
-from . import api_docs, request_ids, site
-from .accounts import Accounts
-from .addresses import Addresses
-from .catalogue import Catalogue
-from .cors import Cors
 from .health import Health
-from .identity import Identity
-from .login_attempts import LoginAttempts
-from .memory_budget import MemoryBudget
 from .ops import Ops
-from .order_list import OrderList
-from .order_status import OrderReader, OrderStatus
-from .order_stream import OrderStream
-from .order_updates import OrderUpdates
-from .orders import Orders
-from .passwords import Passwords
-from .problems import Problem
-from .products import Products
-from .registrations import Registrations
-from .slow_bodies import SlowBodies
-from .stock_stream import StockHub, StockStream
-from .tickets import Tickets
-from .traced_orders import TracedOrders
 
 OF_STREAMS = ("/sse/", "/health", "/metrics")  # all that a worker of `thrones sse` serves
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]

@@ -7,11 +7,11 @@ import asyncio
 import socket
 
 from infra.lifecycle import Stop
-from infra.local.app_specs import worker_specs
-from infra.local.ports import bind
-from infra.local.supervisor import Supervisor
 from infra.logs import get_logger
 from infra.settings import SigningSettings
+from infra.supervision.app_specs import worker_specs
+from infra.supervision.ports import bind
+from infra.supervision.supervisor import Supervisor
 
 LAST_ACCEPTS_S = 0.05  # the workers take what is queued
 

@@ -9,13 +9,12 @@ from urllib.parse import urlsplit
 import asyncpg
 from aiohttp import web
 
+from gateway.http.wire import answer
+from infra.kafka.publisher import Publisher
 from infra.metrics.serving import CONTENT_TYPE, exposed
 from infra.postgres.pool import UNAVAILABLE
-from infra.publisher import Publisher
-from infra.redis_client import Redis, RedisError
+from infra.redis.client import Redis, RedisError
 from infra.settings import Settings
-
-from .wire import answer
 
 LOOK_TIMEOUT_S = 0.8
 LOOK_AGAIN_AFTER_S = 1.0  # however often it is asked

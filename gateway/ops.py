@@ -8,33 +8,22 @@ from aiohttp import web
 from aiokafka.errors import KafkaError
 from msgspec import UNSET, Meta, UnsetType
 
-from infra.inventory import keys
-from infra.inventory.rebuild import RebuildImpossible
-from infra.operations import Connections, Refused
+from gateway.accounts.identity import Identity, User
+from gateway.buying.catalogue import parse_product_id
+from gateway.buying.purchases import idempotency_key
+from gateway.http.problems import Problem
+from gateway.http.slow_bodies import SlowBodies
+from gateway.http.wire import REPLAYED, answer, iso, read_members
+from infra.kafka.publisher import Publisher
 from infra.postgres.pool import UNAVAILABLE
-from infra.postgres.queries import SQL
-from infra.publisher import Publisher
-from infra.redis_client import RedisError, connect_redis
-from infra.sale_control import (
-    Action,
-    KeyReused,
-    Sale,
-    SaleOver,
-    UnknownProduct,
-    Wish,
-    check,
-    control,
-    sale,
-)
+from infra.redis.client import RedisError, connect_redis
 from infra.settings import Settings
+from sale.books import keys
+from sale.books.rebuild.rebuild import RebuildImpossible
+from sale.operations.operations import Connections, Refused
+from sale.operations.sale_control import Action, KeyReused, Sale, SaleOver, UnknownProduct, Wish, check, control, sale
+from sale.tables.queries import SQL
 from schemas.limits import LONGEST_WHY
-
-from .catalogue import parse_product_id
-from .identity import Identity, User
-from .orders import idempotency_key
-from .problems import Problem
-from .slow_bodies import SlowBodies
-from .wire import REPLAYED, answer, iso, read_members
 
 OPERATOR = "operator"
 QUERY_TIMEOUT_S = 2.0

@@ -12,19 +12,20 @@ from contextlib import asynccontextmanager
 
 from aiohttp import web
 
-from infra import registry, tracing
+from gateway.http.acceptor import Acceptor
+from gateway.http.addresses import Addresses
+from gateway.http.server import connection_factory
+from infra import tracing
+from infra.kafka.publisher import Publisher
 from infra.lifecycle import Stop, background
 from infra.logs import get_logger
 from infra.metrics.serving import unshare
 from infra.postgres.pool import connect_postgres
-from infra.publisher import Publisher
-from infra.redis_client import connect_redis
+from infra.redis.client import connect_redis
 from infra.settings import SigningSettings
+from infra.supervision import registry
 
-from .acceptor import Acceptor
-from .addresses import Addresses
 from .app import Gateway, make_gateway
-from .server import connection_factory
 
 RESERVE_CONNECTIONS = 4
 READ_CONNECTIONS = 8

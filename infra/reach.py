@@ -13,9 +13,10 @@ from aiokafka.admin import AIOKafkaAdminClient
 from aiokafka.errors import KafkaError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
-from .cli import Server
+from infra.commands import Server
+from infra.redis.client import RedisError, connect_redis
+
 from .lifecycle import leave_behind
-from .redis_client import RedisError, connect_redis
 from .settings import Settings
 
 ANSWER_S = 3.0  # with its own start a command that asks a silent server takes less than 5 s

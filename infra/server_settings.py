@@ -11,10 +11,10 @@ import asyncpg
 from aiokafka.admin import AIOKafkaAdminClient
 from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
 
+from infra.redis.client import connect_redis
 from schemas import topics
 
 from .postgres.pool import CONNECT_TIMEOUT_S
-from .redis_client import connect_redis
 from .settings import Settings
 
 KAFKA_TIMEOUT_S = 15.0

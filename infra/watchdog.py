@@ -12,11 +12,11 @@ import threading
 import time
 from collections.abc import Callable, Collection
 
+from infra.kafka.watermarks import AWAY, Watermarks
 from infra.lifecycle import cancelled
 from infra.logs import get_logger
 from infra.settings import Settings
 from infra.waits import waiting_for
-from infra.watermarks import AWAY, Watermarks
 
 LOOP_STALL_S = 30.0
 # Longer than a rebalance around a dead member (its session, 10 s, and a heartbeat of the others); within the 60 s in which a

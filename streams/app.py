@@ -16,8 +16,8 @@ import faust
 from faust.app.base import BootStrategy
 from faust.types import TP
 
-from infra import registry, tracing
-from infra.inventory.inventory import Inventory
+from infra import tracing
+from infra.kafka.publisher import Publisher
 from infra.lifecycle import DRAIN_DEADLINE_S, tell_tasks
 from infra.logs import get_logger
 from infra.metrics.definitions import (
@@ -30,11 +30,12 @@ from infra.metrics.definitions import (
 from infra.metrics.serving import serve
 from infra.metrics.vitals import sampled, tell_vitals
 from infra.postgres.pool import connect_postgres
-from infra.publisher import Publisher
-from infra.redis_client import connect_redis
+from infra.redis.client import connect_redis
 from infra.settings import Settings, get_settings
-from infra.settlement import SettlementDesk
+from infra.supervision import registry
 from infra.watchdog import Watchdog
+from sale.books.inventory import Inventory
+from sale.settlement import SettlementDesk
 from schemas.codec import Headers, Undecodable, decode
 from schemas.events import AnyEvent
 from schemas.topics import Topic

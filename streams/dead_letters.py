@@ -7,9 +7,9 @@ import time
 from collections import deque
 from collections.abc import Callable
 
+from infra.kafka.publisher import Publisher
 from infra.logs import get_logger
 from infra.metrics import definitions
-from infra.publisher import Publisher
 from schemas.topics import DEAD_LETTERS
 
 LIMIT = 2_000  # letters within WINDOW_S

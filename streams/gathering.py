@@ -14,7 +14,7 @@ from faust.transport.consumer import ensure_TP
 from faust.transport.drivers.aiokafka import AIOKafkaConsumerThread, Consumer, Transport
 from faust.types import TP
 
-from infra.kafka import AT_ONCE, Gathering, gather
+from infra.kafka.client import AT_ONCE, Gathering, gather
 from infra.logs import get_logger
 from infra.pace import Pace
 from infra.watchdog import EXIT_CODE

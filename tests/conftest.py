@@ -20,13 +20,13 @@ import structlog
 from hypothesis import HealthCheck
 from pydantic import SecretStr
 
-from infra.inventory.inventory import Inventory
-from infra.kafka import create_topics
+from infra.kafka.client import create_topics
+from infra.kafka.publisher import Publisher
 from infra.local.stack import reset, start_servers
 from infra.postgres.pool import connect_postgres, migrate_to_newest
-from infra.publisher import Publisher
-from infra.redis_client import Redis, connect_redis
+from infra.redis.client import Redis, connect_redis
 from infra.settings import Settings
+from sale.books.inventory import Inventory
 from schemas.ids import ProductId
 
 from .chaos.ground import Ground

@@ -12,9 +12,9 @@ from pathlib import Path
 
 from redis.exceptions import RedisError
 
-from infra.local.ports import LOOPBACK, free_ports
-from infra.redis_client import Redis, connect_redis
+from infra.redis.client import Redis, connect_redis
 from infra.settings import Settings
+from infra.supervision.ports import LOOPBACK, free_ports
 
 SYNCED_WITHIN_S = 30.0
 

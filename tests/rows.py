@@ -6,8 +6,8 @@ from typing import Self
 
 import asyncpg
 
-from infra.orders import OrderRow
-from infra.postgres.queries import SQL
+from sale.orders import OrderRow
+from sale.tables.queries import SQL
 from schemas.ids import OrderId, ProductId, new_order_id
 from schemas.limits import DEFAULT_MAX_QUANTITY
 from schemas.order_state import Status

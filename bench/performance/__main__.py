@@ -18,8 +18,8 @@ from typing import Annotated
 import structlog
 import typer
 
-from infra.cli import Commands
-from infra.local.place import REPOSITORY
+from infra.commands import Commands
+from infra.supervision.place import REPOSITORY
 
 from .report import Report, read, write
 from .run import NAMES, run

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import psutil
 
-from infra import registry
+from infra.supervision import registry
 
 APART = ("payment-gateway", "generator")  # outside the system that is measured: shown, never added to its sum
 

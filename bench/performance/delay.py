@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator
 from contextlib import suppress
 
 from bench.tally import percentiles
-from infra.kafka import Offsets, make_consumer
+from infra.kafka.client import Offsets, make_consumer
 from infra.settings import Settings
 from schemas.codec import Undecodable, decode
 from schemas.events import OrderStatusChanged

@@ -12,8 +12,8 @@ from pathlib import Path
 import psutil
 
 from bench.own_stack import get
-from infra.local.place import REPOSITORY
-from infra.local.ports import free_ports
+from infra.supervision.place import REPOSITORY
+from infra.supervision.ports import free_ports
 
 from .stack import TooSlow
 

@@ -6,8 +6,8 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 from bench.own_stack import claims, read_tokens
-from infra.inventory.inventory import Held, Inventory, Reservation
-from infra.publisher import Publisher
+from infra.kafka.publisher import Publisher
+from sale.books.inventory import Held, Inventory, Reservation
 from schemas.ids import UserId, new_order_id
 from schemas.topics import ORDERS
 

@@ -8,10 +8,10 @@ import time
 from collections.abc import Awaitable, Callable
 
 from bench.own_stack import CommandFailed, thrones
-from infra import registry
-from infra.kafka import Offsets
-from infra.local.ports import load_config
+from infra.kafka.client import Offsets
 from infra.local.readiness import STABLE, group_members
+from infra.supervision import registry
+from infra.supervision.ports import load_config
 from schemas.topics import ORDER_STAGE_GROUP, PAYMENT_STAGE_GROUP, PAYMENTS
 
 from .extra import running

@@ -9,8 +9,8 @@ import msgspec
 import psutil
 
 from bench.load import Report as LoadReport
-from infra import registry
-from infra.local.place import REPOSITORY
+from infra.supervision import registry
+from infra.supervision.place import REPOSITORY
 
 from .report import BooksNote, Report
 from .size import Size

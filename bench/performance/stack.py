@@ -19,11 +19,11 @@ from bench.buyers import run
 from bench.own_stack import thrones
 from bench.plan import Plan
 from bench.tally import Result
-from infra.inventory import keys
 from infra.local.stack import use_stack_env
-from infra.operations import REFERENCE_PRODUCT
-from infra.redis_client import Redis, connect_redis
+from infra.redis.client import Redis, connect_redis
 from infra.settings import Settings, get_settings
+from sale.books import keys
+from sale.operations.operations import REFERENCE_PRODUCT
 from schemas.ids import ProductId
 
 from . import cpu

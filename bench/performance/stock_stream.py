@@ -15,8 +15,8 @@ import psutil
 
 from bench.own_stack import thrones
 from bench.tally import percentiles
-from infra.inventory import keys
-from infra.local.place import REPOSITORY
+from infra.supervision.place import REPOSITORY
+from sale.books import keys
 
 from .extra import Extra, running
 from .report import Report

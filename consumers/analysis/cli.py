@@ -11,8 +11,8 @@ import typer
 from consumers.replay.cli import From, To, give_up
 from consumers.replay.when import Bound
 from infra import options
-from infra.cli import Json, Server, fail, run_command
-from infra.cli import report as print_report
+from infra.commands import Json, Server, fail, run_command
+from infra.commands import report as print_report
 
 if TYPE_CHECKING:
     import duckdb

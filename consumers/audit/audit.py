@@ -10,14 +10,14 @@ import asyncpg
 import msgspec
 from aiokafka.errors import KafkaError
 
-from infra.inventory import keys
-from infra.inventory.rebuild import in_force
-from infra.kafka import Offsets
+from infra.kafka.client import Offsets
+from infra.kafka.watermarks import Watermarks, lags
 from infra.postgres.pool import UNAVAILABLE, connect_postgres
-from infra.postgres.queries import SQL
-from infra.redis_client import Redis, RedisError, connect_redis
+from infra.redis.client import Redis, RedisError, connect_redis
 from infra.settings import Settings
-from infra.watermarks import Watermarks, lags
+from sale.books import keys
+from sale.books.rebuild.rebuild import in_force
+from sale.tables.queries import SQL
 from schemas.ids import ProductId
 
 from .books import Report, balance

@@ -14,7 +14,7 @@ from itertools import pairwise
 import msgspec
 from msgspec import UNSET
 
-from infra.orders import REFUSED_BY_DATABASE
+from sale.orders import REFUSED_BY_DATABASE
 from schemas.money import to_decimal
 from schemas.order_state import RANK, STORED, TERMINAL, Entry, Status
 

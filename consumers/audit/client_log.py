@@ -7,13 +7,13 @@ from typing import Literal
 
 import msgspec
 
-from infra.inventory.keys import key_hash
+from sale.books.keys import key_hash
 
 from .facts import ClientLog, Wish
 from .problems import Problems
 
 SLOW_MS = 5_000.0  # no answer may come later
-# What the interface documents: the one status of each code (docs/api.md, gateway/problems.py).
+# What the interface documents: the one status of each code (docs/api.md, gateway/http/problems.py).
 STATUS_OF = {
     "invalid_request": 400,
     "unauthorized": 401,

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from infra.inventory.entry import HeldEntry
+from sale.books.entry import HeldEntry
 from schemas.order_state import Status
 
 from .log_book import LogBook

@@ -9,13 +9,13 @@ import asyncpg
 import msgspec
 from aiokafka import TopicPartition
 
-from infra.inventory import keys
-from infra.inventory.entry import parse
-from infra.inventory.run import SECTION, run_of
-from infra.kafka import Offsets, make_consumer
-from infra.postgres.queries import SQL
-from infra.redis_client import Redis
+from infra.kafka.client import Offsets, make_consumer
+from infra.redis.client import Redis
 from infra.settings import Settings
+from sale.books import keys
+from sale.books.entry import parse
+from sale.books.run import SECTION, run_of
+from sale.tables.queries import SQL
 from schemas.codec import Undecodable, decode
 from schemas.events import OrderPlaced, OrderStatusChanged, SaleControlled, StockOpened
 from schemas.ids import OrderId, ProductId

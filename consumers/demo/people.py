@@ -6,8 +6,8 @@ import aiohttp
 import asyncpg
 import stamina
 
-from infra.operations import bulk_tokens
 from infra.settings import SigningSettings
+from sale.operations.operations import bulk_tokens
 
 from .buyers import Buyer
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from rich.console import Console, RenderableType
 from rich.live import Live
 
-from infra.registry import live_rows
+from infra.supervision.registry import live_rows
 from schemas.order_state import Status
 
 from .tally import Tally, milliseconds, percentile

@@ -10,12 +10,12 @@ import msgspec
 from rich.console import Console
 
 from consumers.audit.audit import audit
-from infra import operations
-from infra.inventory import keys
 from infra.lifecycle import background
-from infra.postgres.queries import SQL
-from infra.provision import provision
 from infra.settings import SigningSettings
+from sale.books import keys
+from sale.operations import operations
+from sale.operations.provision import provision
+from sale.tables.queries import SQL
 from schemas.ids import ProductId
 
 from .buyers import Buyer, Crowd

@@ -11,7 +11,7 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
-from infra.registry import Row
+from infra.supervision.registry import Row
 from schemas.order_state import Status
 
 from .tally import Tally, milliseconds, percentile

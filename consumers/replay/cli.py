@@ -6,7 +6,7 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 
-from infra.cli import Json, Server, fail, raise_file_limit, run_command
+from infra.commands import Json, Server, fail, raise_file_limit, run_command
 
 from .when import bound
 

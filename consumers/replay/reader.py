@@ -12,7 +12,7 @@ from typing import Any
 
 from aiokafka import AIOKafkaConsumer, TopicPartition
 
-from infra.kafka import CLOSE_TIMEOUT_S, make_consumer
+from infra.kafka.client import CLOSE_TIMEOUT_S, make_consumer
 from infra.lifecycle import leave_behind
 from infra.settings import Settings
 

@@ -7,22 +7,22 @@ import sys
 from collections.abc import Coroutine
 from pathlib import Path
 
-from infra import registry
 from infra.lifecycle import Stop, stop_on_signals
-from infra.local.app_specs import application_specs, worker_specs
-from infra.local.lock import only_one
-from infra.local.phase import SERVERS_ONLY, TIED, Phase, write_phase
-from infra.local.ports import StackConfig, StackError, bind, load_config
-from infra.local.process import ProcessSpec
 from infra.local.readiness import note_former_members
-from infra.local.scaling import keep_sizes
 from infra.local.specs import server_specs
-from infra.local.supervisor import Supervisor
 from infra.local.targets import keep_targets
 from infra.logs import configure, get_logger
 from infra.metrics.serving import serve
 from infra.metrics.vitals import tell_vitals
 from infra.settings import get_settings
+from infra.supervision import registry
+from infra.supervision.app_specs import application_specs, worker_specs
+from infra.supervision.lock import only_one
+from infra.supervision.phase import SERVERS_ONLY, TIED, Phase, write_phase
+from infra.supervision.ports import StackConfig, StackError, bind, load_config
+from infra.supervision.process import ProcessSpec
+from infra.supervision.scaling import keep_sizes
+from infra.supervision.supervisor import Supervisor
 
 SERVERS_DEADLINE_S = 50.0
 
@@ -105,7 +105,7 @@ async def _boot(
 
 
 async def _provision() -> None:
-    from infra.provision import provision  # the servers alone need none of it
+    from sale.operations.provision import provision  # the servers alone need none of it
 
     try:
         await provision(get_settings())

@@ -12,10 +12,10 @@ from typing import Annotated
 
 import typer
 
-from infra import registry
-from infra.cli import Json, fail
-from infra.local.place import default_state_dir
-from infra.local.ports import StackError, load_config
+from infra.commands import Json, fail
+from infra.supervision import registry
+from infra.supervision.place import default_state_dir
+from infra.supervision.ports import StackError, load_config
 from schemas.topics import ORDER_STAGE_GROUP, PAYMENT_STAGE_GROUP
 
 app = typer.Typer(no_args_is_help=True, help="The local stack: real servers and every process, without Docker.")
@@ -132,8 +132,8 @@ def scale(
 
     Example: thrones scale payment-stage 4
     """
-    from infra.local.scaling import remark
-    from infra.local.scaling import scale as resize
+    from infra.supervision.scaling import remark
+    from infra.supervision.scaling import scale as resize
 
     try:
         rows = resize(default_state_dir(), stage, members)

@@ -17,10 +17,8 @@ from aiokafka.errors import KafkaError
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
-from infra import registry
-from infra.cli import Server
+from infra.commands import Server
 from infra.local.jars import KAFKA, cache_dir, kafka_jars
-from infra.local.ports import DEFAULT_PORT, StackConfig, StackError, is_free, load_config, owner_of
 from infra.local.postgres import postgres_dsn
 from infra.local.readiness import STABLE, group_members
 from infra.local.specs import stack_env
@@ -28,6 +26,8 @@ from infra.local.valkey import redis_url
 from infra.reach import Silent, must_answer
 from infra.server_settings import Setting, ask_kafka, ask_postgres, ask_redis
 from infra.settings import Settings
+from infra.supervision import registry
+from infra.supervision.ports import DEFAULT_PORT, StackConfig, StackError, is_free, load_config, owner_of
 from schemas.topics import CONSUMED_BY
 
 DISK_NEEDED_GB = 3

@@ -4,7 +4,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from infra.local.process import tail
+from infra.supervision.process import tail
 
 POLL_S = 0.2
 

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from infra.local.ports import StackError
+from infra.supervision.ports import StackError
 
 KAFKA = "org.apache.kafka:kafka_2.13:4.4.0"
 LOGGING = "org.slf4j:slf4j-jdk14:1.7.36"  # Kafka speaks slf4j 1.7; java.util.logging needs no further jar

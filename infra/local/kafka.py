@@ -10,8 +10,8 @@ from aiokafka.admin import AIOKafkaAdminClient
 from aiokafka.errors import KafkaError
 
 from infra.local.jars import KAFKA, cache_dir, kafka_jars
-from infra.local.ports import StackConfig, StackError, is_free
-from infra.local.process import ProcessSpec, run, tail
+from infra.supervision.ports import StackConfig, StackError, is_free
+from infra.supervision.process import ProcessSpec, run, tail
 
 HEAP = "-Xmx512m"
 TEN_YEARS_MIN = 10 * 365 * 24 * 60  # committed offsets outlive every topic

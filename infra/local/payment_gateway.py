@@ -23,8 +23,8 @@ from infra.logs import configure
 from infra.metrics.definitions import MOCK_CHARGES
 from infra.metrics.serving import CONTENT_TYPE, exposed
 from infra.metrics.vitals import tell_vitals
-from infra.registry import register
 from infra.settings import Settings, get_settings
+from infra.supervision.registry import register
 from schemas.money import to_cents, to_decimal
 
 HANG_MAX_S = 60  # a client that has not gone away by then is cut off

@@ -10,9 +10,9 @@ from urllib.parse import quote
 
 import asyncpg
 
-from infra.local.ports import StackConfig, StackError
-from infra.local.process import ProcessSpec, run, tail
 from infra.local.unprivileged import becoming, unprivileged_user
+from infra.supervision.ports import StackConfig, StackError
+from infra.supervision.process import ProcessSpec, run, tail
 
 
 def _binaries() -> Path:

@@ -10,10 +10,10 @@ from aiokafka.admin import AIOKafkaAdminClient
 from aiokafka.coordinator.protocol import ConsumerProtocolMemberAssignment
 from aiokafka.errors import KafkaError
 
-from infra import registry
 from infra.local.kafka import bootstrap
-from infra.local.ports import StackConfig, StackError
-from infra.local.process import tail
+from infra.supervision import registry
+from infra.supervision.ports import StackConfig, StackError
+from infra.supervision.process import tail
 from schemas.topics import CONSUMED_BY
 
 READY_DEADLINE_S = 60.0

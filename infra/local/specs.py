@@ -3,10 +3,10 @@
 from pathlib import Path
 
 from infra.local.kafka import bootstrap, kafka_specs
-from infra.local.ports import StackConfig
 from infra.local.postgres import postgres_dsn, postgres_spec
-from infra.local.process import ProcessSpec
 from infra.local.valkey import redis_url, valkey_spec
+from infra.supervision.ports import StackConfig
+from infra.supervision.process import ProcessSpec
 
 
 def stack_env(config: StackConfig) -> dict[str, str]:

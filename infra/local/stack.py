@@ -11,12 +11,13 @@ from pathlib import Path
 
 import psutil
 
-from infra import registry
 from infra.local.jars import fetch_kafka
-from infra.local.lock import lock_holder
-from infra.local.phase import SERVERS_ONLY, TIED, Phase, read_phase, write_phase
-from infra.local.place import REPOSITORY, default_state_dir
-from infra.local.ports import (
+from infra.local.specs import process_env, stack_env
+from infra.supervision import registry
+from infra.supervision.lock import lock_holder
+from infra.supervision.phase import SERVERS_ONLY, TIED, Phase, read_phase, write_phase
+from infra.supervision.place import REPOSITORY, default_state_dir
+from infra.supervision.ports import (
     LARGEST_PORT,
     MOST_BROKERS,
     StackConfig,
@@ -30,9 +31,8 @@ from infra.local.ports import (
     number_from_env,
     owner_of,
 )
-from infra.local.process import python, tail
-from infra.local.specs import process_env, stack_env
-from infra.local.supervisor import end_leftovers
+from infra.supervision.process import python, tail
+from infra.supervision.supervisor import end_leftovers
 
 Say = Callable[[str], None]
 SUPERVISOR_S = (

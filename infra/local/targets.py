@@ -5,8 +5,8 @@ from pathlib import Path
 
 import msgspec
 
-from infra import registry
-from infra.local.ports import LOOPBACK
+from infra.supervision import registry
+from infra.supervision.ports import LOOPBACK
 
 LOOK_EVERY_S = 1.0
 SERVERS = ("kafka", "redis", "postgres")  # they speak their own protocols

@@ -5,8 +5,8 @@ from pathlib import Path
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
-from infra.local.ports import StackConfig
-from infra.local.process import ProcessSpec
+from infra.supervision.ports import StackConfig
+from infra.supervision.process import ProcessSpec
 
 MAX_MEMORY = "1gb"
 

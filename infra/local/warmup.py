@@ -11,9 +11,9 @@ from dataclasses import replace
 from pathlib import Path
 
 from infra.local.kafka import aot_cache, kafka_specs
-from infra.local.ports import StackError, free_ports, make_config
-from infra.local.process import tail
-from infra.local.supervisor import Supervisor
+from infra.supervision.ports import StackError, free_ports, make_config
+from infra.supervision.process import tail
+from infra.supervision.supervisor import Supervisor
 
 UP_WITHIN_S = 60.0
 WRITTEN_WITHIN_S = 60.0

@@ -5,7 +5,7 @@ import time
 
 from consumers.audit.audit import Auditor
 from infra.postgres.pool import connect_postgres
-from infra.redis_client import connect_redis
+from infra.redis.client import connect_redis
 from schemas.ids import ProductId
 from tests.e2e.stack import GOOD_WEATHER
 

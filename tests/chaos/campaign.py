@@ -18,7 +18,7 @@ from consumers.audit.audit import Auditor
 from consumers.audit.client_log import read_client_log
 from infra.lifecycle import background
 from infra.postgres.pool import connect_postgres
-from infra.redis_client import connect_redis
+from infra.redis.client import connect_redis
 from schemas.ids import ProductId
 
 from .calibrate import sell

@@ -14,10 +14,10 @@ from pathlib import Path
 
 import asyncpg
 
-from infra.inventory.inventory import Inventory
-from infra.inventory.rebuild import books_lock
-from infra.redis_client import connect_redis
-from infra.registry import Row as ProcessRow
+from infra.redis.client import connect_redis
+from infra.supervision.registry import Row as ProcessRow
+from sale.books.inventory import Inventory
+from sale.books.rebuild.rebuild import books_lock
 from schemas.ids import ProductId
 from tests.replica import a_replica
 

@@ -18,11 +18,11 @@ from pathlib import Path
 import aiohttp
 import psutil
 
-from infra import registry
-from infra.local.ports import free_ports, load_config
 from infra.local.specs import process_env, stack_env
-from infra.registry import Row
 from infra.settings import Settings
+from infra.supervision import registry
+from infra.supervision.ports import free_ports, load_config
+from infra.supervision.registry import Row
 from tests.e2e.stack import THRONES, Stack
 
 from .clock import StackClock

@@ -6,10 +6,10 @@ import time
 from dataclasses import dataclass, field
 
 from consumers.audit.readers import read_units
+from infra.kafka.watermarks import AWAY, Watermarks
 from infra.lifecycle import background, cancelled
-from infra.redis_client import Redis, RedisError, connect_redis
+from infra.redis.client import Redis, RedisError, connect_redis
 from infra.settings import Settings
-from infra.watermarks import AWAY, Watermarks
 from schemas.ids import ProductId
 from schemas.topics import CONSUMED_BY
 

@@ -12,7 +12,7 @@ import pytest
 import pytest_asyncio
 import structlog
 
-from infra.payment_provider import (
+from sale.payments.provider import (
     ANSWER_MAX_BYTES,
     RETRY_AFTER_MAX_S,
     Captured,

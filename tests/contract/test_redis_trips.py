@@ -20,7 +20,7 @@ from redis.exceptions import (
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
-from infra.redis_trips import NotSent, Trips
+from infra.redis.trips import NotSent, Trips
 from infra.settings import Settings
 
 Serve = Callable[[list[list[bytes]], asyncio.StreamWriter], Awaitable[None]]

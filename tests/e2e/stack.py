@@ -18,9 +18,9 @@ from typing import Any
 from bench.buyers import run
 from bench.plan import Plan
 from bench.tally import Result
-from infra.local.phase import read_phase
-from infra.local.process import tail
-from infra.registry import Row, live_rows, run_dir, started
+from infra.supervision.phase import read_phase
+from infra.supervision.process import tail
+from infra.supervision.registry import Row, live_rows, run_dir, started
 
 THRONES = str(Path(sys.executable).with_name("thrones"))
 # Settings that a developer's shell may have from `thrones env`: they would send our stack to another one's servers.

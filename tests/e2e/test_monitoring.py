@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
-from infra.local.ports import free_ports
 from infra.local.targets import SERVERS, targets_file
+from infra.supervision.ports import free_ports
 from tests.debian import program
 from tests.unit.test_monitoring import PROMETHEUS, panels, rules
 

@@ -15,20 +15,20 @@ from pathlib import Path
 import asyncpg
 from aiokafka import TopicPartition
 
-from infra import registry
-from infra.inventory import keys
-from infra.inventory.inventory import Held, Inventory, Reservation
-from infra.inventory.rebuild import rebuild
-from infra.kafka import Offsets, make_consumer
+from infra.kafka.client import Offsets, make_consumer
+from infra.kafka.publisher import Publisher
 from infra.local.stack import reset, start_servers
-from infra.orders import read_rows
 from infra.postgres.pool import connect_postgres
-from infra.postgres.queries import SQL
-from infra.provision import provision
-from infra.publisher import Publisher
-from infra.redis_client import Redis, RedisError, connect_redis
+from infra.redis.client import Redis, RedisError, connect_redis
 from infra.settings import Settings
-from infra.settlement import SettlementDesk, Verdict
+from infra.supervision import registry
+from sale.books import keys
+from sale.books.inventory import Held, Inventory, Reservation
+from sale.books.rebuild.rebuild import rebuild
+from sale.operations.provision import provision
+from sale.orders import read_rows
+from sale.settlement import SettlementDesk, Verdict
+from sale.tables.queries import SQL
 from schemas.events import OrderStatusChanged, StockOpened
 from schemas.ids import OrderId, ProductId, UserId, new_order_id
 from schemas.limits import DEFAULT_MAX_QUANTITY
@@ -138,7 +138,7 @@ class Sale:
 
 
 def _news(row: object) -> OrderStatusChanged:
-    from infra.orders import OrderRow, terminal_event
+    from sale.orders import OrderRow, terminal_event
 
     assert isinstance(row, OrderRow)
     return terminal_event(row, None)

@@ -19,14 +19,14 @@ import pytest
 from pydantic import SecretStr
 
 from gateway.worker import run_worker
-from infra.inventory import keys
-from infra.inventory.run import present_run
 from infra.lifecycle import Stop
-from infra.operations import Connections, NewProduct, connected, create_product
-from infra.postgres.queries import SQL
-from infra.provision import provision
 from infra.settings import SigningSettings
-from infra.tokens import AUDIENCE, ISSUER, sign
+from sale.accounts.tokens import AUDIENCE, ISSUER, sign
+from sale.books import keys
+from sale.books.run import present_run
+from sale.operations.operations import Connections, NewProduct, connected, create_product
+from sale.operations.provision import provision
+from sale.tables.queries import SQL
 from schemas.ids import ProductId
 
 REDIS_DB = 8  # of these tests: others empty theirs

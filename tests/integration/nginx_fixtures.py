@@ -11,10 +11,10 @@ from pathlib import Path
 import orjson
 import pytest
 
-from infra.local.ports import free_ports
+from infra.supervision.ports import free_ports
 from tests.debian import program
 
-TEMPLATE = Path(__file__).parents[2] / "infra" / "nginx" / "nginx.conf.template"
+TEMPLATE = Path(__file__).parents[2] / "infra" / "deploy" / "nginx" / "nginx.conf.template"
 START_S = 10.0
 
 

@@ -9,18 +9,18 @@ from typing import Any
 
 import asyncpg
 
-from infra.inventory.inventory import Inventory
+from infra.kafka.publisher import Publisher
 from infra.lifecycle import background
-from infra.payment_provider import PaymentProvider
-from infra.publisher import Publisher
 from infra.settings import Settings
-from infra.settlement import SettlementDesk
+from sale.books.inventory import Inventory
+from sale.payments.provider import PaymentProvider
+from sale.settlement import SettlementDesk
 from schemas.topics import ORDERS, PAYMENTS
 from streams.acks import InOrderAcks
 from streams.app import Resources
 from streams.dead_letters import DeadLetters
-from streams.order_stage import OrderStage
-from streams.payment_stage import PaymentStage
+from streams.payments import PaymentStage
+from streams.placing import OrderStage
 
 
 @dataclass

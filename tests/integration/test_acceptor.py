@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator, Callable
 import pytest
 import uvloop
 
-from gateway.acceptor import ACCEPTS_A_TURN, Acceptor
+from gateway.http.acceptor import ACCEPTS_A_TURN, Acceptor
 
 
 class Greeter(asyncio.Protocol):

@@ -12,17 +12,17 @@ import pytest
 from consumers.analysis.proof import prove
 from consumers.audit.audit import audit
 from consumers.audit.books import Report
-from consumers.incidents import acknowledge
-from infra.inventory import keys
-from infra.inventory.inventory import Held, Reservation, Settlement
+from consumers.incidents.incidents import acknowledge
 from infra.lifecycle import Stop
 from infra.local.charge_ledger import CAPTURE, ChargeLedger, Entry
 from infra.local.payment_gateway import serve
-from infra.local.ports import free_ports
-from infra.operations import Connections, Refused
-from infra.orders import read_rows, terminal_event
-from infra.postgres.queries import SQL
 from infra.settings import Settings
+from infra.supervision.ports import free_ports
+from sale.books import keys
+from sale.books.inventory import Held, Reservation, Settlement
+from sale.operations.operations import Connections, Refused
+from sale.orders import read_rows, terminal_event
+from sale.tables.queries import SQL
 from schemas.codec import encode
 from schemas.events import OrderStatusChanged
 from schemas.ids import OrderId, new_order_id

@@ -3,9 +3,9 @@
 import asyncio
 from collections.abc import Callable
 
-from infra.inventory import keys
-from infra.redis_client import Redis
+from infra.redis.client import Redis
 from infra.settings import Settings
+from sale.books import keys
 from schemas.ids import ProductId
 from tests.chaos.watch import Watch
 

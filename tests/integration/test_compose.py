@@ -28,9 +28,9 @@ import typer
 import yaml
 
 import thrones
-from infra.local.ports import free_ports
 from infra.local.stack import reset, start_servers
 from infra.settings import Settings, SigningSettings
+from infra.supervision.ports import free_ports
 
 from .nginx_fixtures import TEMPLATE
 
@@ -145,7 +145,7 @@ def test_the_ports_that_are_asked_are_those_that_are_served(compose: dict[str, A
     assert str(services["nginx"]["ports"][0]).startswith(("8080:8080", "{")) or "8080" in str(
         services["nginx"]["ports"]
     )
-    scraped = yaml.safe_load((ROOT / "infra/prometheus/prometheus.yml").read_text())["scrape_configs"]
+    scraped = yaml.safe_load((ROOT / "infra/deploy/prometheus/prometheus.yml").read_text())["scrape_configs"]
     for job in scraped[:2]:
         for found in job["dns_sd_configs"]:
             assert set(found["names"]) <= set(ours(compose))
@@ -196,7 +196,7 @@ def test_what_is_acknowledged_is_on_disk(compose: dict[str, Any]) -> None:
     assert "--set=redpanda.developer_mode=false" in redpanda
     assert "--unsafe-bypass-fsync=false" in redpanda
     assert not any("dev-container" in word for word in redpanda)
-    bootstrap = yaml.safe_load((ROOT / "infra/redpanda/bootstrap.yaml").read_text())
+    bootstrap = yaml.safe_load((ROOT / "infra/deploy/redpanda/bootstrap.yaml").read_text())
     assert bootstrap["auto_create_topics_enabled"] is False
     assert bootstrap["write_caching_default"] == "disabled"
     volumes = {name: service.get("volumes", []) for name, service in compose["services"].items()}

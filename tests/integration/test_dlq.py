@@ -9,13 +9,13 @@ from typing import Any
 
 import pytest
 
-from consumers.dead_letter_desk import show
-from consumers.dead_letter_desk.comebacks import came_back, processed
-from consumers.dead_letter_desk.letters import DlqError, Letter, condition, matching, one, resolve
-from consumers.dead_letter_desk.redrive import Fate, Redrive
-from infra.inventory.inventory import Held, Reservation
-from infra.kafka import Offsets, make_consumer
-from infra.postgres.queries import SQL
+from consumers.dead_letters import show
+from consumers.dead_letters.comebacks import came_back, processed
+from consumers.dead_letters.letters import DlqError, Letter, condition, matching, one, resolve
+from consumers.dead_letters.redrive import Fate, Redrive
+from infra.kafka.client import Offsets, make_consumer
+from sale.books.inventory import Held, Reservation
+from sale.tables.queries import SQL
 from schemas.codec import decode
 from schemas.events import OrderPlaced
 from schemas.ids import OrderId, new_order_id

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from gateway.api_docs import document
+from gateway.pages.api_docs import document
 from infra.settings import SigningSettings
 from schemas.ids import new_order_id
 
@@ -64,7 +64,7 @@ async def test_httpx_sse_sees_our_events_and_nothing_else(
     settings: SigningSettings, foreign_python: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It takes every blank line for the end of an event, so a keep-alive comment must not be followed by one."""
-    monkeypatch.setattr("gateway.stock_stream.KEEP_ALIVE_EVERY_S", 0.1)
+    monkeypatch.setattr("gateway.watching.stock_stream.KEEP_ALIVE_EVERY_S", 0.1)
     async with gateway_on(settings) as gateway:
         product = await gateway.product(9)
         command = (foreign_python, CLIENTS / "watch.py", f"{gateway.url}/sse/stock/{product}", 2)

@@ -8,10 +8,10 @@ from uuid import uuid4
 import orjson
 import pytest
 
-from infra.inventory import keys
-from infra.inventory.inventory import Held, Inventory, Reservation
-from infra.kafka import make_consumer
+from infra.kafka.client import make_consumer
 from infra.settings import SigningSettings
+from sale.books import keys
+from sale.books.inventory import Held, Inventory, Reservation
 from schemas import topics
 from schemas.codec import decode
 from schemas.events import OrderPlaced

@@ -2,10 +2,10 @@
 
 from typing import Any
 
-from infra.inventory import keys
-from infra.inventory.inventory import Inventory
-from infra.orders import now_ms, place_rows
 from infra.settings import SigningSettings
+from sale.books import keys
+from sale.books.inventory import Inventory
+from sale.orders import now_ms, place_rows
 from schemas.codec import decode
 from schemas.events import OrderPlaced, OrderStatusChanged, Step
 from schemas.ids import OrderId, ProductId, UserId
@@ -60,7 +60,7 @@ async def announce(gateway: GatewayClient, event: OrderPlaced) -> None:
 
 
 def _placed(line: bytes) -> bytes:
-    from infra.inventory.entry import parse
+    from sale.books.entry import parse
 
     return parse(OrderId("-"), line).placed_value
 

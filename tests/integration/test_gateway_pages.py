@@ -2,7 +2,7 @@
 
 import re
 
-from gateway.problems import KINDS, public_code
+from gateway.http.problems import KINDS, public_code
 
 from .gateway_fixtures import GatewayClient, gateway, settings
 

@@ -14,8 +14,8 @@ from pathlib import Path
 import aiohttp
 import pytest
 
-from infra.registry import Row, live_rows
 from infra.settings import KNOWN_BAD_SECRETS, SigningSettings
+from infra.supervision.registry import Row, live_rows
 from tests.conftest import child_env
 
 from .gateway_fixtures import settings

@@ -11,13 +11,13 @@ import aiohttp
 import orjson
 import pytest
 
-from gateway import event_stream
-from gateway.order_status import OrderReader, OrderView
-from gateway.problems import Problem
-from infra.inventory.inventory import Inventory
-from infra.operations import open_stock
-from infra.publisher import HEADERS
+from gateway.http import event_stream
+from gateway.http.problems import Problem
+from gateway.watching.order_status import OrderReader, OrderView
+from infra.kafka.publisher import HEADERS
 from infra.settings import SigningSettings
+from sale.books.inventory import Inventory
+from sale.operations.operations import open_stock
 from schemas import topics
 from schemas.codec import encode
 from schemas.events import OrderStatusChanged, Step, StockChanged
@@ -86,7 +86,7 @@ async def test_news_from_the_log_arrive_without_waiting_for_the_next_look(
     gateway: GatewayClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The tail alone brings a change; looking at Redis every 2 s is the fallback."""
-    monkeypatch.setattr("gateway.stock_stream.READ_EVERY_S", 60.0)
+    monkeypatch.setattr("gateway.watching.stock_stream.READ_EVERY_S", 60.0)
     product = await gateway.product(9)
     async with stream(gateway, f"/sse/stock/{product}") as events:
         await events.next()
@@ -126,7 +126,7 @@ async def test_streams_of_unknown_products_and_too_many_streams_are_refused(
     settings: SigningSettings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """404 and 503 are said before the stream begins. Of a full worker, the address with most streams makes room for another."""
-    monkeypatch.setattr("gateway.stock_stream.STREAMS_MAX", 2)
+    monkeypatch.setattr("gateway.watching.stock_stream.STREAMS_MAX", 2)
     async with gateway_on(settings, trusted_proxies=("127.0.0.0/8",)) as gateway:
         assert (await gateway.ask("GET", "/sse/stock/2147483645")).is_problem(404, "not_found")
         path = f"/sse/stock/{await gateway.product(1)}"
@@ -146,8 +146,8 @@ async def test_of_a_full_worker_the_user_with_most_waits_and_streams_makes_room_
     settings: SigningSettings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A wait that gives way, or finds no place, answers with the present state; a stream that does is cut."""
-    monkeypatch.setattr("gateway.order_status.WAITS_MAX", 2)
-    monkeypatch.setattr("gateway.order_stream.STREAMS_MAX", 2)
+    monkeypatch.setattr("gateway.watching.order_status.WAITS_MAX", 2)
+    monkeypatch.setattr("gateway.watching.order_stream.STREAMS_MAX", 2)
     async with gateway_on(settings) as gateway:
         product, buyer = await gateway.product(9), gateway.another_user()
         mine = (await gateway.buy({"productId": product})).json["orderId"]
@@ -190,7 +190,7 @@ async def test_a_reader_that_stops_reading_is_cut_and_delays_nobody(
     """Its buffers fill, it is skipped, then it is gone; the reader beside it sees every change in time."""
     monkeypatch.setattr(event_stream, "STALLED_S", 1.0)
     monkeypatch.setattr(event_stream, "SEND_BUFFER_BYTES", 4_096)
-    monkeypatch.setattr("gateway.stock_stream.AT_MOST_EVERY_S", 0.0)
+    monkeypatch.setattr("gateway.watching.stock_stream.AT_MOST_EVERY_S", 0.0)
     product = await gateway.product(10**6)
     cut_before = await _cut(gateway)
     slow = socket.create_connection(("127.0.0.1", int(gateway.url.rpartition(":")[2])))

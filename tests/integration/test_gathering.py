@@ -4,8 +4,8 @@ import asyncio
 import time
 from collections import Counter
 
-from infra.kafka import AT_ONCE, Gathering, gather, make_consumer
-from infra.publisher import Publisher
+from infra.kafka.client import AT_ONCE, Gathering, gather, make_consumer
+from infra.kafka.publisher import Publisher
 from infra.settings import Settings
 from schemas.topics import STOCK_CHANGES
 

@@ -3,7 +3,7 @@
 import asyncio
 import uuid
 
-from infra.kafka import Offsets, make_consumer
+from infra.kafka.client import Offsets, make_consumer
 from infra.settings import Settings
 from schemas.topics import ORDERS
 

@@ -18,19 +18,10 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from infra.inventory import keys
-from infra.inventory.inventory import (
-    Held,
-    Inventory,
-    Known,
-    NotVerified,
-    Refused,
-    Reservation,
-    SettledOtherwise,
-    Settlement,
-)
-from infra.redis_client import connect_redis
+from infra.redis.client import connect_redis
 from infra.settings import Settings
+from sale.books import keys
+from sale.books.inventory import Held, Inventory, Known, NotVerified, Refused, Reservation, SettledOtherwise, Settlement
 from schemas.ids import ProductId
 from schemas.order_state import Entry, Status
 from tests.books import announcement, code, open_books, read_books, read_model, wish

@@ -2,9 +2,9 @@
 
 import pytest
 
-from gateway.login_attempts import PER_ACCOUNT, LoginAttempts
-from gateway.problems import Problem
-from infra.redis_client import Redis, clock_ms
+from gateway.accounts.login_attempts import PER_ACCOUNT, LoginAttempts
+from gateway.http.problems import Problem
+from infra.redis.client import Redis, clock_ms
 
 
 async def test_attempts_that_were_dated_before_redis_clock_was_set_back_do_not_count(redis: Redis) -> None:

@@ -9,8 +9,8 @@ from pathlib import Path
 import orjson
 import pytest
 
-from gateway.problems import KINDS
-from infra.local.ports import free_ports
+from gateway.http.problems import KINDS
+from infra.supervision.ports import free_ports
 from tests.sockets import fall_silent
 
 from .nginx_fixtures import (

@@ -16,10 +16,10 @@ import psutil
 import pytest
 
 from infra.lifecycle import Stop
-from infra.local.place import REPOSITORY
-from infra.local.ports import free_ports
-from infra.operations import connected
 from infra.settings import SigningSettings
+from infra.supervision.place import REPOSITORY
+from infra.supervision.ports import free_ports
+from sale.operations.operations import connected
 from schemas.ids import ProductId
 
 from ..conftest import child_env

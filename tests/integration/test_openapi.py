@@ -24,12 +24,12 @@ from schemathesis.checks import not_a_server_error
 from schemathesis.core.result import Ok
 from schemathesis.specs.openapi import checks
 
-from gateway.api_docs import BUNDLED, OWN, document
 from gateway.app import make_gateway
-from gateway.problems import KINDS, Problem
-from infra.inventory import keys
+from gateway.http.problems import KINDS, Problem
+from gateway.pages.api_docs import BUNDLED, OWN, document
 from infra.settings import SigningSettings
-from infra.tokens import sign
+from sale.accounts.tokens import sign
+from sale.books import keys
 from schemas.ids import new_order_id
 
 from .gateway_fixtures import UNKNOWN_ORDER, GatewayClient, gateway, gateway_on, settings

@@ -7,13 +7,13 @@ from typing import Any
 import asyncpg
 import pytest
 
-from infra.inventory import keys
-from infra.inventory.inventory import Inventory
-from infra.orders import read_rows
-from infra.postgres.queries import SQL
-from infra.publisher import Publisher
-from infra.redis_client import Redis
+from infra.kafka.publisher import Publisher
+from infra.redis.client import Redis
 from infra.settings import Settings
+from sale.books import keys
+from sale.books.inventory import Inventory
+from sale.orders import read_rows
+from sale.tables.queries import SQL
 from schemas.codec import encode
 from schemas.events import OrderPlaced
 from schemas.ids import OrderId, ProductId, new_order_id

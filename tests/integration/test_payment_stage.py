@@ -7,12 +7,12 @@ from dataclasses import dataclass, replace
 import asyncpg
 import pytest
 
-from infra.inventory.inventory import Inventory
-from infra.orders import read_rows
-from infra.payment_provider import Captured, Declined, FakePaymentProvider
-from infra.publisher import Publisher
-from infra.redis_client import Redis
+from infra.kafka.publisher import Publisher
+from infra.redis.client import Redis
 from infra.settings import Settings
+from sale.books.inventory import Inventory
+from sale.orders import read_rows
+from sale.payments.provider import Captured, Declined, FakePaymentProvider
 from schemas.codec import encode
 from schemas.events import PaymentRequested
 from schemas.ids import OrderId, ProductId

@@ -11,10 +11,10 @@ from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
-from infra.orders import REFUSED_BY_DATABASE
 from infra.postgres.pool import RECORDS_FAULT, connect_postgres
-from infra.postgres.queries import SQL
 from infra.settings import Settings
+from sale.orders import REFUSED_BY_DATABASE
+from sale.tables.queries import SQL
 from schemas.ids import OrderId, ProductId, new_order_id
 from schemas.money import MOST_CENTS
 from schemas.order_state import TERMINAL, UNPAID, Status

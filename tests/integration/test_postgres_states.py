@@ -7,13 +7,13 @@ from contextlib import asynccontextmanager
 import asyncpg
 import pytest
 
-from infra.inventory.inventory import Inventory
-from infra.orders import read_rows
+from infra.kafka.publisher import Publisher
 from infra.postgres.pool import RECORDS_FAULT, UNAVAILABLE
-from infra.publisher import Publisher
-from infra.redis_client import Redis
+from infra.redis.client import Redis
 from infra.settings import Settings
 from infra.waits import until_it_works, waiting_for
+from sale.books.inventory import Inventory
+from sale.orders import read_rows
 from schemas.ids import ProductId
 from schemas.order_state import Status
 from schemas.topics import DEAD_LETTERS

@@ -5,11 +5,11 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 
 from consumers import projector
-from infra.inventory.inventory import Inventory
+from infra.kafka.publisher import Publisher
 from infra.lifecycle import Stop
-from infra.publisher import Publisher
-from infra.redis_client import Redis
+from infra.redis.client import Redis
 from infra.settings import Settings
+from sale.books.inventory import Inventory
 from schemas.codec import encode
 from schemas.ids import ProductId
 from schemas.order_state import Entry, Status

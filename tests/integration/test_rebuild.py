@@ -9,14 +9,14 @@ from typing import Any
 import pytest
 from msgspec.structs import replace
 
-from infra.inventory import keys
-from infra.inventory.entry import parse
-from infra.inventory.inventory import Held, Known, Refused, Reservation
-from infra.inventory.pipeliner import SCRIPTS
-from infra.inventory.rebuild import KEY_USED_AGAIN, RebuildImpossible, rebuild, rebuild_if_needed
-from infra.kafka import Offsets, make_consumer
-from infra.orders import read_rows
-from infra.postgres.queries import SQL
+from infra.kafka.client import Offsets, make_consumer
+from infra.redis.pipeliner import SCRIPTS
+from sale.books import keys
+from sale.books.entry import parse
+from sale.books.inventory import Held, Known, Refused, Reservation
+from sale.books.rebuild.rebuild import KEY_USED_AGAIN, RebuildImpossible, rebuild, rebuild_if_needed
+from sale.orders import read_rows
+from sale.tables.queries import SQL
 from schemas.codec import decode
 from schemas.events import StockOpened
 from schemas.ids import ProductId, UserId, new_order_id

@@ -3,8 +3,8 @@
 import pytest
 
 from bench.rebuild import History, rebuilt
-from infra.operations import connected
-from infra.provision import provision
+from sale.operations.operations import connected
+from sale.operations.provision import provision
 from schemas.ids import ProductId
 
 from .books import DRAW, settings

@@ -11,14 +11,14 @@ import pytest
 
 from consumers import reconciler
 from consumers.reconciler import Reconciler
-from infra.inventory.inventory import Inventory
+from infra.kafka.publisher import Publisher
 from infra.lifecycle import Stop
-from infra.orders import OrderRow, read_rows
-from infra.payment_provider import Captured, ChargeOutcome, Declined, Unknown
-from infra.publisher import Publisher
-from infra.redis_client import Redis
+from infra.redis.client import Redis
 from infra.settings import Settings
-from infra.settlement import SettlementDesk
+from sale.books.inventory import Inventory
+from sale.orders import OrderRow, read_rows
+from sale.payments.provider import Captured, ChargeOutcome, Declined, Unknown
+from sale.settlement import SettlementDesk
 from schemas.ids import OrderId, ProductId
 from schemas.order_state import Status
 from tests.books import hold, open_books, read_books, wish

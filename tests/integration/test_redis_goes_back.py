@@ -12,10 +12,11 @@ from unittest.mock import patch
 
 import pytest
 
-from infra.inventory import keys, pipeliner
-from infra.inventory.inventory import Held, Inventory, NotVerified, Refused, Reservation
-from infra.inventory.pipeliner import DIGESTS, SCRIPTS
-from infra.redis_client import Redis
+from infra.redis import pipeliner
+from infra.redis.client import Redis
+from infra.redis.pipeliner import DIGESTS, SCRIPTS
+from sale.books import keys
+from sale.books.inventory import Held, Inventory, NotVerified, Refused, Reservation
 from schemas.ids import UserId, new_order_id
 from schemas.order_state import Entry
 from tests.replica import Replica, a_replica
@@ -40,7 +41,7 @@ def run_of_the_process_alone() -> Iterator[None]:
     with (
         patch.dict(pipeliner.SCRIPTS, scripts),
         patch.dict(DIGESTS, digests),
-        patch("infra.inventory.rebuild.present_run", run_id),
+        patch("sale.books.rebuild.rebuild.present_run", run_id),
     ):
         yield
 

@@ -6,10 +6,10 @@ import pytest
 from msgspec import UNSET, structs
 
 from bench.capacity import BUYER_BYTES, ENDED_BYTES, KEY_BYTES, LIVE_BYTES
-from infra.inventory import keys
-from infra.inventory.inventory import Held, Inventory, Reservation
-from infra.redis_client import Redis
-from infra.redis_memory import read_memory
+from infra.redis.client import Redis
+from infra.redis.memory import read_memory
+from sale.books import keys
+from sale.books.inventory import Held, Inventory, Reservation
 from schemas.events import OrderStatusChanged, Step
 from schemas.ids import ProductId
 from schemas.order_state import Entry, Status

@@ -12,20 +12,21 @@ from typing import Any
 import pytest
 from aiokafka.admin import AIOKafkaAdminClient
 
-from consumers import relay, relay_decisions
-from consumers.relay_books import Keeper
-from consumers.relay_decisions import Allowance
-from consumers.relay_pushes import Pusher
-from infra.clock import since_boot_ms
-from infra.inventory import keys
-from infra.inventory.rebuild import books_lock
-from infra.kafka import Offsets, make_consumer
+from consumers.relay import decisions as relay_decisions
+from consumers.relay import relay
+from consumers.relay.books import Keeper
+from consumers.relay.decisions import Allowance
+from consumers.relay.pushes import Pusher
+from infra.kafka.client import Offsets, make_consumer
+from infra.kafka.watermarks import Watermarks
 from infra.leadership import RELAY_LOCK, WorkFailed, lead
 from infra.lifecycle import Stop
-from infra.openings import Log
-from infra.postgres.queries import SQL
-from infra.watermarks import Watermarks
+from sale.books import keys
+from sale.books.rebuild.rebuild import books_lock
+from sale.openings import Log
+from sale.tables.queries import SQL
 from schemas import topics
+from schemas.clock import since_boot_ms
 from schemas.codec import decode
 from schemas.events import OrderStatusChanged, PaymentRequested, StockChanged
 from schemas.ids import OrderId

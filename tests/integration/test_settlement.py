@@ -8,13 +8,13 @@ from typing import Literal
 import asyncpg
 import pytest
 
-from infra.inventory import keys
-from infra.inventory.inventory import Held, Inventory, Reservation
-from infra.orders import read_rows
-from infra.publisher import Publisher
-from infra.redis_client import Redis
+from infra.kafka.publisher import Publisher
+from infra.redis.client import Redis
 from infra.settings import Settings
-from infra.settlement import SettlementDesk, Verdict
+from sale.books import keys
+from sale.books.inventory import Held, Inventory, Reservation
+from sale.orders import read_rows
+from sale.settlement import SettlementDesk, Verdict
 from schemas.events import OrderStatusChanged
 from schemas.ids import ProductId
 from schemas.order_state import Entry, Status

@@ -12,7 +12,7 @@ from pathlib import Path
 import asyncpg
 import pytest
 
-from infra.redis_client import Redis
+from infra.redis.client import Redis
 from infra.settings import Settings
 from schemas.codec import encode
 from schemas.events import OrderPlaced, PaymentRequested

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from multiprocessing import get_context
 from typing import Any, Literal
 
-from infra.inventory import keys
-from infra.inventory.inventory import Held, Inventory, Known
-from infra.redis_client import Redis, connect_redis
+from infra.redis.client import Redis, connect_redis
 from infra.settings import Settings
+from sale.books import keys
+from sale.books.inventory import Held, Inventory, Known
 from schemas.ids import ProductId
 from tests.books import code, wish
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from infra.redis_client import connect_redis
+from infra.redis.client import connect_redis
 from infra.settings import Settings
 from schemas.ids import ProductId
 from tests.books import Books, open_books, read_books

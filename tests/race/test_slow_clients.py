@@ -7,10 +7,10 @@ from contextlib import asynccontextmanager
 import pytest
 from aiohttp import web
 
-from gateway.admission import Overload
-from gateway.orders import Orders
-from gateway.problems import Problem
-from gateway.slow_bodies import WAITING_A_USER
+from gateway.buying.admission import Overload
+from gateway.buying.purchases import Orders
+from gateway.http.problems import Problem
+from gateway.http.slow_bodies import WAITING_A_USER
 from infra.settings import SigningSettings
 from tests.integration.gateway_fixtures import GatewayClient, gateway, gateway_on, settings
 
@@ -102,7 +102,7 @@ async def test_a_queue_that_counts_requests_before_their_bodies_have_come_keeps_
             raise Problem("busy") from None
 
     monkeypatch.setattr(Orders, "buy", counted_first)
-    monkeypatch.setattr("gateway.slow_bodies.WAITING_A_USER", SLOW)
+    monkeypatch.setattr("gateway.http.slow_bodies.WAITING_A_USER", SLOW)
     async with gateway_on(settings) as gateway:
         product = await gateway.product(1_000)
         async with sockets(gateway, [_slow(gateway)] * SLOW):
@@ -114,7 +114,7 @@ async def test_connections_of_one_address_on_which_nothing_comes_keep_no_other_o
     settings: SigningSettings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A full worker lets go of the oldest of the address that has most; who comes with one more himself is not let in."""
-    monkeypatch.setattr("gateway.server.CONNECTIONS_MAX", 20)
+    monkeypatch.setattr("gateway.http.server.CONNECTIONS_MAX", 20)
     async with gateway_on(settings) as gateway:
         port = int(gateway.url.rpartition(":")[2])
         async with sockets(gateway, [b"GET /health/live HT"] * 30) as readers, asyncio.timeout(8):

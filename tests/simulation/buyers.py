@@ -9,9 +9,9 @@ from typing import Any
 
 from multidict import CIMultiDict
 
-from gateway.problems import Problem
-from infra.inventory import keys
-from infra.redis_client import RedisError
+from gateway.http.problems import Problem
+from infra.redis.client import RedisError
+from sale.books import keys
 from schemas.ids import ProductId
 
 from .actors import Actor

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from infra.inventory import keys
+from sale.books import keys
 from schemas import topics
 
 from .actors import Actor

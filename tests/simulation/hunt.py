@@ -14,8 +14,8 @@ import asyncpg
 
 from infra.local.stack import reset, start_servers
 from infra.postgres.pool import connect_postgres, migrate_to_newest
-from infra.postgres.queries import SQL
 from infra.settings import Settings
+from sale.tables.queries import SQL
 from schemas.limits import DEFAULT_MAX_QUANTITY
 
 from .planted import IN_SIMULATION, IN_SQL, Planted, PlantedInSql

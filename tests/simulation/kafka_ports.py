@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 from aiokafka.errors import KafkaConnectionError
 from aiokafka.structs import OffsetAndTimestamp
 
-from infra.publisher import HEADERS
+from infra.kafka.publisher import HEADERS
 from schemas.topics import Topic
 
 from .actors import Actor

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from infra import publisher
+from infra.kafka import publisher
 from schemas import topics
 
 PARTITIONS = 3

@@ -8,10 +8,10 @@ import asyncpg
 from aiokafka.errors import KafkaError
 from redis.exceptions import RedisError
 
-from infra.inventory.rebuild import RebuildImpossible
-from infra.operations import Connections, Refused, open_stock, settle
-from infra.payment_provider import ASKED_FOR
-from infra.sale_control import Action, Wish, control
+from sale.books.rebuild.rebuild import RebuildImpossible
+from sale.operations.operations import Connections, Refused, open_stock, settle
+from sale.operations.sale_control import Action, Wish, control
+from sale.payments.provider import ASKED_FOR
 from schemas.ids import OrderId, ProductId
 from schemas.order_state import Status
 

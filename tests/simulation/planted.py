@@ -14,21 +14,21 @@ from unittest.mock import patch
 from asyncpg import InterfaceError, PostgresError
 from msgspec import structs
 
-from consumers.relay_books import Keeper
-from consumers.relay_pushes import Pusher
-from gateway import orders
-from gateway.orders import Orders, decode_wish
-from gateway.problems import Problem
-from gateway.tail import Tail
-from infra import charging
-from infra.inventory import key_record, keys
-from infra.inventory.inventory import Inventory, Known
-from infra.inventory.pipeliner import SCRIPTS
-from infra.inventory.rebuild import _Rebuild
-from infra.orders import read_rows
-from infra.payment_provider import Declined, Unknown
-from infra.redis_client import RedisError
-from infra.settlement import SettlementDesk
+from consumers.relay.books import Keeper
+from consumers.relay.pushes import Pusher
+from gateway.buying import purchases as orders
+from gateway.buying.purchases import Orders, decode_wish
+from gateway.http.problems import Problem
+from gateway.watching.tail import Tail
+from infra.redis.client import RedisError
+from infra.redis.pipeliner import SCRIPTS
+from sale.books import key_record, keys
+from sale.books.inventory import Inventory, Known
+from sale.books.rebuild.rebuild import _Rebuild
+from sale.orders import read_rows
+from sale.payments import charging
+from sale.payments.provider import Declined, Unknown
+from sale.settlement import SettlementDesk
 
 from .faults import CALM, Chances, Striker
 from .kafka_ports import ConsumerPort
@@ -85,7 +85,7 @@ def ack_before_insert() -> Iterator[None]:
                 self._acks.finish(batch)
                 await self._process(batch)
 
-    with patch("streams.order_stage.OrderStage.run", run):
+    with patch("streams.placing.OrderStage.run", run):
         yield
 
 
@@ -124,7 +124,7 @@ def new_payment_key_per_retry() -> Iterator[None]:
             structs.replace(charge, order_id=f"{charge.order_id}/{next(attempts)}"),
         )
 
-    with patch("infra.charging._attempt", attempt):
+    with patch("sale.payments.charging._attempt", attempt):
         yield
 
 
@@ -134,7 +134,7 @@ def asks_when_the_key_is_forgotten() -> Iterator[None]:
         granted: int = await breaker.acquire()
         return granted
 
-    with patch("infra.charging._permit", permit):
+    with patch("sale.payments.charging._permit", permit):
         yield
 
 
@@ -172,7 +172,7 @@ def charge_not_found_taken_as_declined() -> Iterator[None]:
             return Declined("not found")
         return outcome
 
-    with patch("infra.charging._attempt", attempt):
+    with patch("sale.payments.charging._attempt", attempt):
         yield
 
 
@@ -192,7 +192,7 @@ def sold_out_from_memory_before_the_key_is_asked() -> Iterator[None]:
 
 @contextmanager
 def release_after_the_database_refused() -> Iterator[None]:
-    from streams.order_stage import OrderStage
+    from streams.placing import OrderStage
 
     real = OrderStage._insert
 
@@ -271,7 +271,7 @@ def slow_ends_and_no_second_look() -> Iterator[None]:
 
     with (
         patch.object(ConsumerPort, "seek_to_end", seek_to_end),
-        patch("gateway.stock_stream.READ_EVERY_S", math.inf),
+        patch("gateway.watching.stock_stream.READ_EVERY_S", math.inf),
         patch("tests.simulation.buyers.WATCHES_PER_WISH", 0.0),
     ):
         yield
@@ -280,7 +280,7 @@ def slow_ends_and_no_second_look() -> Iterator[None]:
 @contextmanager
 def dead_letter_without_a_row() -> Iterator[None]:
     from streams.app import bury
-    from streams.order_stage import OrderStage
+    from streams.placing import OrderStage
 
     async def only_bury(self: Any, placement: Any, reason: str, *, vouched: bool) -> None:
         await bury(placement[0], self._dead_letters, reason)
@@ -296,7 +296,7 @@ def reserve_without_asking_for_the_run() -> AbstractContextManager[Any]:
 def passing_states_are_the_records_fault() -> AbstractContextManager[Any]:
     """Whatever Postgres itself answers buries the record."""
     return patch.multiple(
-        "streams.order_stage", RECORDS_FAULT=(PostgresError,), UNAVAILABLE=(OSError, TimeoutError, InterfaceError)
+        "streams.placing", RECORDS_FAULT=(PostgresError,), UNAVAILABLE=(OSError, TimeoutError, InterfaceError)
     )
 
 
@@ -332,7 +332,7 @@ def rebuild_forgets_what_redis_holds() -> Iterator[None]:
         return
         yield
 
-    with patch("infra.inventory.rebuild.survivors", survivors):
+    with patch("sale.books.rebuild.rebuild.survivors", survivors):
         yield
 
 

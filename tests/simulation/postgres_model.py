@@ -13,8 +13,8 @@ from typing import Any
 
 import asyncpg
 
-from infra.orders import REFUSED_BY_DATABASE
-from infra.postgres.queries import SQL
+from sale.orders import REFUSED_BY_DATABASE
+from sale.tables.queries import SQL
 from schemas.limits import DEFAULT_MAX_QUANTITY
 
 from .clock import as_datetime

@@ -5,19 +5,20 @@ import warnings
 from collections.abc import Callable
 from typing import Any
 
-from consumers import projector, reconciler, relay
-from gateway.addresses import Addresses
-from gateway.admission import Rates
-from gateway.catalogue import make_product
-from gateway.identity import User
-from gateway.orders import Orders
-from gateway.slow_bodies import SlowBodies
-from gateway.stock_stream import StockHub
-from infra.inventory.inventory import Inventory
-from infra.inventory.pipeliner import Pipeliner
+from consumers import projector, reconciler
+from consumers.relay import relay
+from gateway.accounts.identity import User
+from gateway.buying.admission import Rates
+from gateway.buying.catalogue import make_product
+from gateway.buying.purchases import Orders
+from gateway.http.addresses import Addresses
+from gateway.http.slow_bodies import SlowBodies
+from gateway.watching.stock_stream import StockHub
 from infra.lifecycle import Stop
-from infra.settlement import SettlementDesk
+from infra.redis.pipeliner import Pipeliner
 from infra.watchdog import Watchdog
+from sale.books.inventory import Inventory
+from sale.settlement import SettlementDesk
 from schemas import topics
 from schemas.ids import ProductId, UserId
 from schemas.topics import CONSUMED_BY
@@ -36,8 +37,8 @@ from .settings import SETTINGS
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # faust's own
     from streams.app import Resources
-    from streams.order_stage import OrderStage
-    from streams.payment_stage import PaymentStage
+    from streams.payments import PaymentStage
+    from streams.placing import OrderStage
 
 STUCK_LOOK_S = 5.0
 

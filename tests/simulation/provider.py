@@ -3,7 +3,7 @@
 import asyncio
 from collections.abc import Callable
 
-from infra.payment_provider import KEY_LIFETIME, Captured, ChargeOutcome, Declined, NotSent, Unknown
+from sale.payments.provider import KEY_LIFETIME, Captured, ChargeOutcome, Declined, NotSent, Unknown
 
 from .port import Port
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import asyncpg
 
-from infra.postgres.queries import SQL
+from sale.tables.queries import SQL
 from schemas.limits import DEFAULT_MAX_QUANTITY
 
 from .postgres_model import PostgresModel

@@ -7,9 +7,9 @@ from typing import Any
 
 import msgspec
 
-from infra.inventory.pipeliner import SCRIPTS
-from infra.inventory.run import present_run
-from infra.redis_client import Redis
+from infra.redis.client import Redis
+from infra.redis.pipeliner import SCRIPTS
+from sale.books.run import present_run
 
 from .redis_model import RedisModel
 

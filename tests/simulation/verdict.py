@@ -7,8 +7,8 @@ from typing import Any
 from consumers.audit.books import Report, balance
 from consumers.audit.facts import Capture, ClientLog, OrderRow, PostgresBook, ProductFacts, RedisBook
 from consumers.audit.readers import read_log
-from infra.inventory import entry, keys
-from infra.orders import REFUSED_BY_DATABASE
+from sale.books import entry, keys
+from sale.orders import REFUSED_BY_DATABASE
 from schemas import topics
 from schemas.ids import OrderId, ProductId
 from schemas.order_state import Status

@@ -8,7 +8,7 @@ from msgspec import UNSET
 
 from consumers.audit.facts import Capture, OrderRow, PostgresBook, ProductFacts, RedisBook
 from consumers.audit.log_book import LogBook
-from infra.inventory.entry import HeldEntry
+from sale.books.entry import HeldEntry
 from schemas.events import AnyEvent, OrderPlaced, OrderStatusChanged, StockOpened
 from schemas.ids import OrderId, UserId
 from schemas.order_state import Entry, Status

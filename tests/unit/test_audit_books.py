@@ -15,7 +15,7 @@ from consumers.audit.books import Report, balance
 from consumers.audit.facts import Capture, ClientLog, ProductFacts
 from consumers.audit.missing import last_version
 from consumers.audit.show import show
-from infra.orders import REFUSED_BY_DATABASE
+from sale.orders import REFUSED_BY_DATABASE
 from schemas.events import OrderPlaced, OrderStatusChanged, SaleControlled, StockOpened
 from schemas.order_state import Entry, Status
 

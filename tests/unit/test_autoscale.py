@@ -17,7 +17,7 @@ from schemas.topics import CONSUMED_BY
 from tests.unit.test_cli import every_command
 
 PER_MEMBER, PARTITIONS = 1_000, 6
-K8S = Path(__file__).parent.parent.parent / "infra" / "k8s"
+K8S = Path(__file__).parent.parent.parent / "infra" / "deploy" / "k8s"
 Json = dict[str, Any]
 
 looks = st.lists(st.tuples(st.floats(1, 40), st.integers(0, 20_000)), min_size=1, max_size=60)

@@ -8,7 +8,9 @@ from typing import Any
 
 import pytest
 
-from infra.charging import (
+from sale.orders import OrderRow
+from sale.payments.breaker import MIN_CALLS, PROBES, CircuitBreaker, State
+from sale.payments.charging import (
     BACKOFF_MAX_S,
     BUDGET_S,
     SLOW_AFTER_S,
@@ -20,9 +22,7 @@ from infra.charging import (
     charge_once,
     charge_until_definite,
 )
-from infra.circuit_breaker import MIN_CALLS, PROBES, CircuitBreaker, State
-from infra.orders import OrderRow
-from infra.payment_provider import (
+from sale.payments.provider import (
     ASKED_FOR,
     ATTEMPT_TIMEOUT_S,
     Captured,

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from infra.circuit_breaker import (
+from sale.payments.breaker import (
     MIN_CALLS,
     OPEN_MAX_S,
     OPEN_MIN_S,

@@ -14,9 +14,9 @@ import typer.main
 from click.testing import Result
 from typer.testing import CliRunner
 
-from infra.operations import NewProduct, created, describe
 from infra.settings import SigningSettings, get_settings, get_signing_settings
-from infra.tokens import ALGORITHM, AUDIENCE, ISSUER, sign, sign_all
+from sale.accounts.tokens import ALGORITHM, AUDIENCE, ISSUER, sign, sign_all
+from sale.operations.operations import NewProduct, created, describe
 from schemas.events import StockOpened
 from schemas.ids import ProductId
 from thrones import app

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from consumers.audit.client_log import STATUS_OF, read_client_log
-from gateway.problems import KINDS
-from infra.inventory.keys import key_hash
+from gateway.http.problems import KINDS
+from sale.books.keys import key_hash
 
 
 @pytest.fixture

@@ -13,15 +13,15 @@ ALLOWED = {
     "consumers/audit/readers.py": "of a log that keeps nothing: what is older than now is not asked for",
     "consumers/autoscale.py": SHOWN,
     "consumers/replay/when.py": "`--from yesterday` means the reader's yesterday",
-    "gateway/identity.py": "tokens carry times of day",
-    "gateway/products.py": "`serverTime`",
-    "infra/clock.py": "beside the monotonic clock, and the longer of both counts",
-    "infra/inventory/rebuild.py": DATED,
+    "gateway/accounts/identity.py": "tokens carry times of day",
+    "gateway/watching/products.py": "`serverTime`",
+    "schemas/clock.py": "beside the monotonic clock, and the longer of both counts",
+    "sale/books/rebuild/rebuild.py": DATED,
     "infra/local/payment_gateway.py": DATED,
-    "infra/orders.py": DATED,
-    "infra/payment_provider.py": "`Retry-After` as a date, held between 0 and 60 s",
-    "infra/tokens.py": "tokens carry times of day",
-    "infra/watermarks.py": SHOWN,
+    "sale/orders.py": DATED,
+    "sale/payments/provider.py": "`Retry-After` as a date, held between 0 and 60 s",
+    "sale/accounts/tokens.py": "tokens carry times of day",
+    "infra/kafka/watermarks.py": SHOWN,
 }
 
 

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from infra.credentials import clean_email, clean_name, known_email, password_spellings
 from infra.text import is_plain
+from sale.accounts.credentials import clean_email, clean_name, known_email, password_spellings
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ from typing import Any, cast
 
 import pytest
 
-from infra.publisher import Publisher
+from infra.kafka.publisher import Publisher
 from schemas.topics import DEAD_LETTERS, Topic
 from streams.dead_letters import MAX_REASON_BYTES, WINDOW_S, DeadLetterLimitExceeded, DeadLetters
 

@@ -9,19 +9,20 @@ import pytest
 import yaml
 from pydantic import SecretStr
 
-from consumers.dead_letter_desk import comebacks
+from consumers.dead_letters import comebacks
 from gateway.app import make_gateway
-from gateway.problems import KINDS
+from gateway.http.problems import KINDS
 from infra import reach
-from infra.inventory import pipeliner
-from infra.inventory.pipeliner import SCRIPTS
 from infra.postgres.pool import MIGRATIONS
+from infra.redis import pipeliner
+from infra.redis.pipeliner import SCRIPTS
 from infra.settings import Settings, SigningSettings
 from schemas import topics
 from schemas.generate import EVENTS, name_of
 from schemas.limits import DEFAULT_MAX_QUANTITY
 from schemas.money import MOST_CENTS
-from streams import acks, dead_letters, order_stage
+from streams import acks, dead_letters
+from streams import placing as order_stage
 
 ROOT = Path(__file__).parent.parent.parent
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")])

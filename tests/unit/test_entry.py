@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from infra.inventory.entry import HeldEntry, parse, placed_head_of, placed_value
+from sale.books.entry import HeldEntry, parse, placed_head_of, placed_value
 from schemas.codec import decode
 from schemas.events import OrderPlaced
 from schemas.ids import OrderId, UserId

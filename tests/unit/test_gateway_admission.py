@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway import admission
-from gateway.admission import SHEDDING_S, STANDING_S, UNDER_WAY, Overload, Rates, SoldOutMemory, UnderWay
+from gateway.buying import admission
+from gateway.buying.admission import SHEDDING_S, STANDING_S, UNDER_WAY, Overload, Rates, SoldOutMemory, UnderWay
 from schemas.ids import ProductId, UserId
 
 PRODUCT = ProductId(1)

@@ -6,9 +6,9 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from gateway import passwords
-from gateway.passwords import WAITING_MAX, Lane
-from gateway.problems import Problem
+from gateway.accounts import passwords
+from gateway.accounts.passwords import WAITING_MAX, Lane
+from gateway.http.problems import Problem
 
 
 class Work:

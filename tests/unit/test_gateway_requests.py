@@ -11,12 +11,12 @@ from aiohttp.test_utils import make_mocked_request
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.addresses import Addresses
-from gateway.catalogue import make_product, parse_product_id
-from gateway.orders import accepted, decode_wish, idempotency_key
-from gateway.passwords import Passwords
-from gateway.problems import KINDS, Problem
-from gateway.wire import iso_ms
+from gateway.accounts.passwords import Passwords
+from gateway.buying.catalogue import make_product, parse_product_id
+from gateway.buying.purchases import accepted, decode_wish, idempotency_key
+from gateway.http.addresses import Addresses
+from gateway.http.problems import KINDS, Problem
+from gateway.http.wire import iso_ms
 from schemas.ids import ProductId, new_order_id
 from schemas.money import MOST_CENTS
 

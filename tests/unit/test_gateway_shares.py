@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.shares import Full, Place, Shares
+from gateway.http.shares import Full, Place, Shares
 
 
 def _nothing() -> None: ...

@@ -7,8 +7,7 @@ from typing import Any
 import pytest
 
 import consumers.audit.readers
-import infra.inventory.rebuild_sources
-import infra.watermarks
+import infra.kafka.watermarks
 from infra.settings import Settings
 from schemas.ids import ProductId
 from schemas.topics import ORDER_STAGE_GROUP

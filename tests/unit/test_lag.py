@@ -3,7 +3,7 @@
 import pytest
 
 from consumers.lag import GroupLag, drain_s, show_live
-from infra.local.scaling import remark
+from infra.supervision.scaling import remark
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ from bench.generator import Generator, load_users
 from bench.plan import Mode, Plan, Share, pieces
 from bench.tally import Tally, summarise
 from bench.wire import Connections, NoAnswer, Unreachable, parse
-from infra.local.ports import free_ports
+from infra.supervision.ports import free_ports
 
 ORDER = "01900000-0000-7000-8000-000000000000"
 ACCEPTED = json.dumps({"orderId": ORDER}).encode()

@@ -5,10 +5,10 @@ from typing import Any
 
 import pytest
 
-from gateway import memory_budget
-from gateway.memory_budget import MemoryBudget
-from infra.redis_client import RedisError
-from infra.redis_memory import Memory, read_memory
+from gateway.buying import memory_budget
+from gateway.buying.memory_budget import MemoryBudget
+from infra.redis.client import RedisError
+from infra.redis.memory import Memory, read_memory
 
 
 class Server:

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from infra import registry
-from infra.local.phase import Phase, write_phase
+from infra.supervision import registry
+from infra.supervision.phase import Phase, write_phase
 from tests.chaos import ground
 from tests.chaos.ground import Ground
 

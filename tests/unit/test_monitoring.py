@@ -11,8 +11,8 @@ from infra.metrics.definitions import ALL
 from tests.unit.test_docs import read
 
 ROOT = Path(__file__).parent.parent.parent
-PROMETHEUS = ROOT / "infra" / "prometheus"
-DASHBOARDS = sorted((ROOT / "infra" / "grafana" / "dashboards").glob("*.json"))
+PROMETHEUS = ROOT / "infra" / "deploy" / "prometheus"
+DASHBOARDS = sorted((ROOT / "infra" / "deploy" / "grafana" / "dashboards").glob("*.json"))
 KINDS = {of.name: of.kind for of in ALL}
 
 
@@ -81,7 +81,7 @@ def test_every_alert_is_raised_once_by_the_rules_own_tests() -> None:
 
 
 def test_panels_do_not_overlap_and_know_their_source() -> None:
-    provisioned = yaml.safe_load((ROOT / "infra/grafana/provisioning/datasources/prometheus.yaml").read_text())
+    provisioned = yaml.safe_load((ROOT / "infra/deploy/grafana/provisioning/datasources/prometheus.yaml").read_text())
     assert DASHBOARDS
     for board in DASHBOARDS:
         taken: set[tuple[int, int]] = set()

@@ -4,10 +4,10 @@ from typing import Any, cast
 
 import pytest
 
-from infra.settlement import Verdict
+from sale.settlement import Verdict
 from schemas.ids import OrderId
 from schemas.order_state import Status
-from streams.payment_stage import Finished, one_each
+from streams.payments import Finished, one_each
 
 ORDER, OTHER = OrderId("o1"), OrderId("o2")
 CAPTURED = Verdict(ORDER, Status.CONFIRMED, charge_id="ch_1")

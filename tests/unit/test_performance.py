@@ -38,7 +38,7 @@ from bench.performance.stream_clients import READ_EVERY_S, READY, Seen, Watch
 from bench.performance.sustained import is_sustained
 from bench.performance.table import BEGIN, END, put_generated
 from bench.tally import Percentiles, Result, Tally, summarise
-from infra import registry
+from infra.supervision import registry
 from schemas.events import OrderStatusChanged
 from schemas.order_state import Status
 

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 from redis.exceptions import RedisError
 
-from infra.inventory.pipeliner import LANES, Pipeliner
 from infra.pace import Pace
+from infra.redis.pipeliner import LANES, Pipeliner
 
 
 class Trips(Pipeliner):

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 from aiokafka.errors import KafkaError, MessageSizeTooLargeError, OutOfOrderSequenceNumber
 
-from infra import publisher as module
-from infra.publisher import RECORD_MAX_BYTES, Publisher, partition_of
+from infra.kafka import publisher as module
+from infra.kafka.publisher import RECORD_MAX_BYTES, Publisher, partition_of
 from infra.settings import Settings
 from schemas.topics import ORDERS, PAYMENTS
 

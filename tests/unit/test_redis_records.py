@@ -3,8 +3,8 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from infra.inventory import key_record, keys
-from infra.inventory.read_model import LETTERS, history, steps_text
+from sale.books import key_record, keys
+from sale.books.read_model import LETTERS, history, steps_text
 from schemas.ids import UserId, new_order_id, parse_order_id
 from schemas.order_state import Status
 

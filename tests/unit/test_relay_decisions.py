@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from consumers.relay_decisions import (
+from consumers.relay.decisions import (
     LOOK_AGAIN_MOST_MS,
     MOVED_BY,
     STRANDED_AFTER_MS,

@@ -11,7 +11,7 @@ from aiohttp.http_parser import HttpRequestParserPy
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.request_parser import RequestParser
+from gateway.http.request_parser import RequestParser
 
 QUEUE_MAX = 4
 PLAIN = b"GET /%d HTTP/1.1\r\nHost: x\r\n\r\n"

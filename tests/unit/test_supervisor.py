@@ -13,12 +13,12 @@ from pathlib import Path
 import psutil
 import pytest
 
-from infra import registry
-from infra.local import supervisor as module
-from infra.local.ports import StackError
-from infra.local.process import LOG_LIMIT_BYTES, ProcessSpec, python, rotate, tail
 from infra.local.stack import stop, supervisor_pid
-from infra.local.supervisor import Supervisor, end_leftovers, leftovers
+from infra.supervision import registry
+from infra.supervision import supervisor as module
+from infra.supervision.ports import StackError
+from infra.supervision.process import LOG_LIMIT_BYTES, ProcessSpec, python, rotate, tail
+from infra.supervision.supervisor import Supervisor, end_leftovers, leftovers
 
 SLEEPER = "import time; print('up', flush=True); time.sleep(600)"
 STUBBORN = f"import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN); {SLEEPER}"
@@ -102,7 +102,7 @@ async def test_a_process_that_never_answers_is_named_with_its_last_lines(tmp_pat
 
 async def test_children_end_with_a_supervisor_that_is_killed(tmp_path: Path) -> None:
     code = (
-        "import asyncio; from pathlib import Path; from infra.local.supervisor import Supervisor\n"
+        "import asyncio; from pathlib import Path; from infra.supervision.supervisor import Supervisor\n"
         "from tests.unit.test_supervisor import spec\n"
         "async def main():\n"
         f"    Supervisor(Path({str(tmp_path)!r})).start([spec()])\n"
@@ -167,7 +167,7 @@ def test_where_the_kernel_names_no_boot_pid_and_ticks_tell_processes_apart(
 
 
 def test_a_supervisor_whose_row_is_lost_is_known_by_the_lock_that_it_holds(tmp_path: Path) -> None:
-    code = f"from pathlib import Path; from infra.local.lock import only_one\nwith only_one(Path({str(tmp_path)!r})): input()"
+    code = f"from pathlib import Path; from infra.supervision.lock import only_one\nwith only_one(Path({str(tmp_path)!r})): input()"
     assert supervisor_pid(tmp_path) is None
     holder = subprocess.Popen([sys.executable, "-c", f"{code}"], stdin=subprocess.PIPE)
     try:

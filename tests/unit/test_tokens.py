@@ -15,10 +15,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import SecretStr
 
-from gateway.identity import Identity
-from gateway.problems import Problem
+from gateway.accounts.identity import Identity
+from gateway.http.problems import Problem
 from infra.settings import SigningSettings
-from infra.tokens import ALGORITHM, AUDIENCE, ISSUER, OwnTokens, sign
+from sale.accounts.tokens import ALGORITHM, AUDIENCE, ISSUER, OwnTokens, sign
 
 SECRET = "a-secret-of-the-tests-that-is-long-enough"
 SETTINGS = SigningSettings(thrones_profile="development", jwt_secret=SecretStr(SECRET))

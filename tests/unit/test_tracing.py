@@ -19,8 +19,8 @@ import yaml
 
 from infra import logs, tracing
 from infra.keep_alive_post import NotConnected
-from infra.payment_provider import HttpPaymentProvider
 from infra.settings import Settings
+from sale.payments.provider import HttpPaymentProvider
 from schemas import topics
 from schemas.codec import TRACE_HEADER, VERSION_HEADER
 from streams.dead_letters import DeadLetters
@@ -56,9 +56,9 @@ def test_off_is_the_default_and_loads_no_exporter() -> None:
     tracing.start(Settings())
     assert tracing.on is None
     assert tracing.current() is None
-    code = "import sys, gateway.app, streams.payment_stage, consumers.projector; print(*sys.modules)"
+    code = "import sys, gateway.app, streams.payments, consumers.projector; print(*sys.modules)"
     loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
-    assert "gateway.traced_orders" in loaded
+    assert "gateway.buying.traced_orders" in loaded
     assert "opentelemetry.exporter" not in loaded
 
 

@@ -3,8 +3,8 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from infra import watermarks
-from infra.watermarks import Samples
+from infra.kafka import watermarks
+from infra.kafka.watermarks import Samples
 
 
 def test_a_group_has_passed_the_last_moment_at_which_the_log_ended_where_it_is() -> None:

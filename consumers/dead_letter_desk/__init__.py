@@ -1,1 +1,0 @@
-"""Dead letters in; out, what they say, and their records sent again."""

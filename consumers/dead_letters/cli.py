@@ -1,0 +1,182 @@
+"""The commands `dlq list`, `dlq show`, `dlq redrive` and `dlq resolve`."""
+
+import getpass
+import re
+from collections import Counter
+from collections.abc import Awaitable, Callable, Collection
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+
+import typer
+
+from infra import options
+from infra.commands import Json, Server, fail, report, run_command
+
+if TYPE_CHECKING:
+    from consumers.dead_letters.letters import Condition
+
+app = typer.Typer(
+    no_args_is_help=True,
+    help="Records that could not be processed: what they are, and another try.\n\nExample: thrones dlq list",
+)
+
+
+def _condition(text: str) -> "Condition":
+    from consumers.dead_letters.letters import condition
+
+    try:
+        return condition(text)
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from None
+
+
+def _letter(text: str) -> str:
+    if not re.fullmatch(r"(0|[1-9][0-9]{0,18}):(0|[1-9][0-9]{0,18})", text):
+        raise typer.BadParameter(f"{text!r} is no letter's name: PARTITION:OFFSET, as `thrones dlq list` shows them")
+    return text
+
+
+LetterArgument = Annotated[
+    str, typer.Argument(parser=_letter, metavar="PARTITION:OFFSET", help="As `dlq list` names it.")
+]
+Who = Annotated[str, typer.Option("--who", help="Kept with the letter; else the system's name for you.")]
+Where = Annotated[
+    list[Any] | None,
+    typer.Option(
+        "--where",
+        parser=_condition,
+        metavar="FIELD=TEXT|FIELD~TEXT",
+        help="Only those: equal, or containing; may be repeated. letter, topic, partition, offset, reason, key, type, product, user.",
+    ),
+]
+T = TypeVar("T")
+
+
+@app.command("list")
+def list_letters(
+    where: Where = None,
+    closed_too: Annotated[
+        bool, typer.Option("--all", help="Also those redriven or resolved, and those whose order has ended since.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """The dead letters that need somebody, oldest first: where each came from and why it is there.
+
+    Example: thrones dlq list --where topic=orders --where reason~product
+    """
+    from consumers.dead_letters import show
+    from consumers.dead_letters.letters import matching
+
+    async def main(settings: Any, pool: Any) -> Any:
+        return await matching(settings, pool, where or [], closed_too=closed_too)
+
+    found = _run(main)
+    report([show.as_row(letter) for letter in found], show.listing(found), as_json)
+
+
+@app.command("show")
+def show_letter(
+    letter: LetterArgument,
+    as_json: Json = False,
+) -> None:
+    """All of one letter, its record's value included.
+
+    Example: thrones dlq show 1:42
+    """
+    from consumers.dead_letters import show
+    from consumers.dead_letters.letters import one
+
+    async def main(settings: Any, pool: Any) -> Any:
+        return await one(settings, pool, letter)
+
+    found = _run(main)
+    report(show.as_page(found), show.page(found), as_json)
+
+
+@app.command()
+def redrive(
+    where: Where = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be done.")] = False,
+    rate: Annotated[float, typer.Option("--rate", min=0.01, max=10_000, help="Letters a second.")] = 100.0,
+    who: Who = "",
+    as_json: Json = False,
+) -> None:
+    """Send the records of dead letters again, to the topic each came from. A failed order becomes a new order.
+
+    A letter counts as redriven once the broker has acknowledged its record; then it is not sent again. Without --where: all
+    that `dlq list` shows. Waits up to 10 s to see which come back, dead again. Exit 1 if one did, or was refused.
+
+    Example: thrones dlq redrive --where reason~"not in postgres" --rate 50 --dry-run
+    """
+    from consumers.dead_letters import show
+    from consumers.dead_letters.comebacks import came_back, processed
+    from consumers.dead_letters.letters import Letter, matching
+    from consumers.dead_letters.redrive import Fate, Redrive
+    from infra.settings import get_settings
+    from sale.operations.operations import connected
+
+    async def main(settings: Any, pool: Any) -> tuple[list[Fate], bool, list[Letter]]:
+        from sale.books.inventory import Inventory
+
+        letters = await matching(settings, pool, where or [])
+        fates = []
+        async with connected(get_settings()) as stores:
+            desk = Redrive(settings, pool, Inventory(stores.redis), stores.publisher, who.strip() or getpass.getuser())
+            async for fate in desk.run(letters, rate=rate, dry_run=dry_run):
+                fates.append(fate)
+                if not as_json:
+                    typer.echo(show.fate(fate))
+        sent = {fate.letter: fate.topic for fate in fates if fate.done != "refused" and not dry_run}
+        known = not sent or await processed(settings, sent.values())
+        return fates, known, await came_back(settings, pool, sent) if sent else []
+
+    fates, known, returned = _run(main, asks=tuple(Server))
+    counts = Counter(fate.done for fate in fates) + Counter({"came back": len(returned)})
+    told = [", ".join(f"{count} {done}" for done, count in sorted(counts.items())) or "nothing to redrive"]
+    if not known:
+        told.append("not all of it is processed yet: `thrones dlq list` will show what comes back")
+    comebacks = [{"letter": letter.came_back_from, "as": letter.name, "reason": letter.reason} for letter in returned]
+    summary = {"dry_run": dry_run, "letters": len(fates), **counts, "fates": fates, "processed": known}
+    text = "\n".join([*map(show.comeback, returned), f"{'would be: ' if dry_run and fates else ''}{'; '.join(told)}"])
+    report({**summary, "came_back": comebacks}, text, as_json)
+    raise typer.Exit(1 if counts["refused"] or returned else 0)
+
+
+@app.command()
+def resolve(
+    letter: LetterArgument,
+    why: Annotated[str, typer.Option("--why", parser=options.why, metavar="TEXT", help="Kept with the letter.")],
+    who: Who = "",
+    as_json: Json = False,
+) -> None:
+    """Close a letter about which nothing is left to do: it leaves the list, and your reason stays with it.
+
+    Example: thrones dlq resolve 1:42 --why "a test of ours, no order"
+    """
+    from consumers.dead_letters import show
+    from consumers.dead_letters.letters import resolve as close
+
+    async def main(settings: Any, pool: Any) -> Any:
+        return await close(settings, pool, letter, who.strip() or getpass.getuser(), why)
+
+    found = _run(main)
+    told = f"{letter} resolved by {found.resolved.who}: {found.resolved.why}"
+    report(show.as_row(found), told, as_json)
+
+
+def _run(main: Callable[[Any, Any], Awaitable[T]], asks: Collection[Server] = (Server.KAFKA, Server.POSTGRES)) -> T:
+    from consumers.dead_letters.letters import DlqError
+    from infra.postgres.pool import connect_postgres
+    from infra.settings import get_settings
+
+    async def with_pool() -> T:
+        settings = get_settings()
+        pool = await connect_postgres(settings)
+        try:
+            return await main(settings, pool)
+        finally:
+            await pool.close()
+
+    try:
+        return run_command(with_pool, asks=asks)
+    except DlqError as error:
+        fail(str(error))

@@ -1,0 +1,249 @@
+"""Topic `dead-letters` in, letters out: where each came from, why it is there, and whether anything is left to do about it.
+
+Read without a group. A letter is named `partition:offset` of its own topic.
+"""
+
+from collections.abc import AsyncIterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from hashlib import sha256
+from typing import Any
+
+import asyncpg
+
+from consumers.replay.reader import Progress, topic_reader
+from infra.settings import Settings
+from sale.orders import OrderRow, read_rows
+from sale.tables.queries import SQL
+from schemas.codec import Undecodable, decode
+from schemas.events import AnyEvent, OrderPlaced
+from schemas.ids import OrderId, parse_order_id
+from schemas.order_state import TERMINAL, Status
+from schemas.topics import DEAD_LETTERS
+
+FIELDS = ("letter", "topic", "partition", "offset", "reason", "key", "type", "product", "user")
+ROWS_AT_ONCE = 5_000
+Place = tuple[int, int, int]  # partition, offset and append time (ms): offsets begin anew when the log is wiped
+
+
+class DlqError(Exception):
+    """What was asked for makes no sense, or is not there; the text is for whoever asked."""
+
+
+@dataclass(frozen=True, slots=True)
+class Redriven:
+    """When and by whom a letter was sent again, and the order made in place of a failed one."""
+
+    who: str
+    at_ms: int
+    new_order_id: str | None
+    ended_at_offset: int | None = None  # of the letter's partition, before its record was sent
+
+
+@dataclass(frozen=True, slots=True)
+class Resolved:
+    """When, by whom and why a letter was closed."""
+
+    who: str
+    at_ms: int
+    why: str
+
+
+@dataclass(frozen=True, slots=True)
+class Letter:
+    """One dead letter. `partition` and `offset` are its own; `topic` and `source_*` are the record's it came from."""
+
+    partition: int
+    offset: int
+    at_ms: int
+    topic: str
+    source_partition: int
+    source_offset: int
+    reason: str
+    key: bytes
+    value: bytes
+    cut: bool
+    redriven: Redriven | None
+    resolved: Resolved | None = None
+    came_back_from: str | None = None  # the letter whose redrive ended in this one
+    ended: Status | None = None  # its order has ended meanwhile, so that sending the record again would do nothing
+
+    @property
+    def name(self) -> str:
+        return _name(self.place)
+
+    @property
+    def place(self) -> Place:
+        return self.partition, self.offset, self.at_ms
+
+    @property
+    def open(self) -> bool:
+        """Whether anything is left to do about it."""
+        return self.redriven is None and self.resolved is None and self.ended is None
+
+    @property
+    def event(self) -> AnyEvent | None:
+        """What the record says, where today's code can read it."""
+        try:
+            return decode(self.value)
+        except Undecodable:
+            return None
+
+    @property
+    def order_id(self) -> OrderId | None:
+        """Of the event, else of the key: what cannot be read may still say whose it is."""
+        return parse_order_id(getattr(self.event, "order_id", "") or self.key.decode(errors="replace"))
+
+    def field(self, name: str) -> str:
+        """One of FIELDS as text; empty where the record has none."""
+        match name:
+            case "letter":
+                return self.name
+            case "topic" | "reason":
+                return str(getattr(self, name))
+            case "partition" | "offset":
+                return str(getattr(self, f"source_{name}"))
+            case "key":
+                return self.key.decode(errors="replace")
+            case "type":
+                event = self.event
+                return str(event.__struct_config__.tag) if event else "unreadable"
+            case _:
+                return str(getattr(self.event, f"{name}_id", ""))
+
+
+@dataclass(frozen=True, slots=True)
+class Condition:
+    """`field=text` (equal) or `field~text` (contains, whatever the case)."""
+
+    field: str
+    contains: bool
+    text: str
+
+    def holds(self, letter: Letter) -> bool:
+        value = letter.field(self.field)
+        return self.text.lower() in value.lower() if self.contains else value == self.text
+
+
+def condition(text: str) -> Condition:
+    """Raises ValueError naming what may be asked for."""
+    at = min((text.index(sign) for sign in "=~" if sign in text), default=-1)
+    if at < 1 or text[:at] not in FIELDS:
+        raise ValueError(f"{text!r}: FIELD=TEXT (equal) or FIELD~TEXT (contains); FIELD is {', '.join(FIELDS)}")
+    return Condition(text[:at], text[at] == "~", text[at + 1 :])
+
+
+async def letters(settings: Settings, pool: asyncpg.Pool) -> AsyncIterator[Letter]:
+    """Every letter that is kept now, by partition in order, without `ended`. Raises KafkaError, OSError or a Postgres error."""
+    redriven = {_place(row): _redriving(row) for row in await pool.fetch(SQL.redriven_letters)}
+    resolved = {_place(row): _resolving(row) for row in await pool.fetch(SQL.resolved_letters)}
+    comebacks = _Comebacks({of.new_order_id: _name(place) for place, of in redriven.items() if of.new_order_id})
+    async with topic_reader(settings) as reader:
+        spans = await reader.spans([DEAD_LETTERS.name], None, None)
+        progress = Progress(sum(span.size for span in spans.values()))
+        if not progress.total:  # assigned to nothing, a consumer would never stop
+            return
+        async for records in reader.read(spans, progress):
+            for record in records:
+                yield comebacks.told(_letter(record, redriven, resolved))
+
+
+async def matching(
+    settings: Settings, pool: asyncpg.Pool, where: Sequence[Condition], *, closed_too: bool = False
+) -> list[Letter]:
+    """Those for which every condition holds, oldest first; those about which nothing is left to do only if asked for."""
+    found = [
+        letter
+        async for letter in letters(settings, pool)
+        if (closed_too or letter.open) and all(condition.holds(letter) for condition in where)
+    ]
+    judged = [letter for letter in await _with_ends(pool, found) if closed_too or letter.open]
+    return sorted(judged, key=lambda letter: (letter.at_ms, letter.partition, letter.offset))
+
+
+async def one(settings: Settings, pool: asyncpg.Pool, name: str) -> Letter:
+    """The letter of that name. Raises DlqError."""
+    async for letter in letters(settings, pool):
+        if letter.name == name:
+            return (await _with_ends(pool, [letter]))[0]
+    raise DlqError(f"there is no letter {name} (any more)")
+
+
+async def resolve(settings: Settings, pool: asyncpg.Pool, name: str, who: str, why: str) -> Letter:
+    """The letter, closed for good: the first reason stands. Raises DlqError."""
+    letter = await one(settings, pool, name)
+    await pool.execute(SQL.resolve_letter, *letter.place, who, why)
+    return await one(settings, pool, name)
+
+
+async def _with_ends(pool: asyncpg.Pool, found: Sequence[Letter]) -> list[Letter]:
+    rows: dict[OrderId, OrderRow] = {}
+    for first in range(0, len(found), ROWS_AT_ONCE):
+        ids = {letter.order_id for letter in found[first : first + ROWS_AT_ONCE]}
+        rows |= await read_rows(pool, [order_id for order_id in ids if order_id])
+    ends = {order_id: row.status for order_id, row in rows.items() if row.status in TERMINAL}
+    return [replace(letter, ended=_end(letter, ends.get(letter.order_id or OrderId("")))) for letter in found]
+
+
+def _end(letter: Letter, status: Status | None) -> Status | None:
+    """The end that leaves nothing to do. An order that failed because of its letter is what a redrive makes anew."""
+    return None if status is Status.FAILED and isinstance(letter.event, OrderPlaced) else status
+
+
+@dataclass(slots=True)
+class _Comebacks:
+    """Letters of one partition in order; a record that was sent again and is dead once more is known by its bytes or order."""
+
+    made: Mapping[str, str]  # orders made in place of failed ones, and the letters they were made from
+    _sent: dict[tuple[int, bytes], tuple[str, int]] = field(default_factory=dict)
+
+    def told(self, letter: Letter) -> Letter:
+        content = letter.partition, sha256(b"\0".join((letter.topic.encode(), letter.key, letter.value))).digest()
+        name, sent_before = self._sent.get(content, (None, 0))
+        came_back_from = name if letter.offset >= sent_before else None
+        came_back_from = came_back_from or self.made.get(letter.field("key"))
+        if letter.redriven and letter.redriven.ended_at_offset is not None:
+            self._sent[content] = letter.name, letter.redriven.ended_at_offset
+        return replace(letter, came_back_from=came_back_from)
+
+
+def _name(place: Place) -> str:
+    return f"{place[0]}:{place[1]}"
+
+
+def _place(row: asyncpg.Record) -> Place:
+    return row["partition"], row["offset"], row["appended_at_ms"]
+
+
+def _letter(record: Any, redriven: Mapping[Place, Redriven], resolved: Mapping[Place, Resolved]) -> Letter:
+    headers = {name: value.decode(errors="replace") for name, value in record.headers}
+    place = (record.partition, record.offset, record.timestamp)
+    return Letter(
+        partition=record.partition,
+        offset=record.offset,
+        at_ms=record.timestamp,
+        topic=headers.get("source-topic", ""),
+        source_partition=_number(headers.get("source-partition")),
+        source_offset=_number(headers.get("source-offset")),
+        reason=headers.get("reason", ""),
+        key=record.key or b"",
+        value=record.value or b"",
+        cut="cut-from-bytes" in headers,
+        redriven=redriven.get(place),
+        resolved=resolved.get(place),
+    )
+
+
+def _redriving(row: asyncpg.Record) -> Redriven:
+    return Redriven(row["who"], _ms(row), row["new_order_id"], row["ended_at_offset"])
+
+
+def _resolving(row: asyncpg.Record) -> Resolved:
+    return Resolved(row["who"], _ms(row), row["why"])
+
+
+def _ms(row: asyncpg.Record) -> int:
+    return int(row["at"].timestamp() * 1000)
+
+
+def _number(text: str | None) -> int:
+    return int(text) if text and text.isascii() and text.isdecimal() else -1

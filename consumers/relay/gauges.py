@@ -1,0 +1,62 @@
+"""Groups and products in; their lag, delay and books out as gauges, for as long as this relay leads."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from infra.kafka.watermarks import Watermarks
+from infra.metrics.definitions import GROUP_DELAY, GROUP_LAG, REDIS_MEMORY, STOCK_UNITS
+from infra.redis.client import Redis
+from infra.redis.memory import read_memory
+from sale.books import keys
+from schemas.ids import ProductId
+from schemas.topics import CONSUMED_BY
+
+LOOK_EVERY_S = 5.0  # what Prometheus may see of it is as old as its own interval
+PARTS = ("initial", "available", "held", "sold")
+
+_lag, _delay, _units = GROUP_LAG.make(), GROUP_DELAY.make(), STOCK_UNITS.make()
+_memory = REDIS_MEMORY.make()
+
+
+@dataclass(slots=True)
+class Gauges:
+    """What cannot be read is not told: an old value would look like a present one. The watermarks are its own to close."""
+
+    redis: Redis
+    watermarks: Watermarks
+
+    async def turn(self, products: Iterable[ProductId]) -> None:
+        """One look. Raises when a store cannot say."""
+        try:
+            await self._look_at_stock(list(products))
+            await self._look_at_memory()
+            for group in CONSUMED_BY:
+                await self._look_at_group(group)
+        except BaseException:
+            self.clear()
+            raise
+
+    async def close(self) -> None:
+        self.clear()
+        await self.watermarks.close()
+
+    def clear(self) -> None:
+        for gauge in (_lag, _delay, _units, _memory):
+            gauge.clear()
+
+    async def _look_at_memory(self) -> None:
+        memory = await read_memory(self.redis)
+        _memory.labels("used").set(memory.used_bytes)
+        _memory.labels("max").set(memory.max_bytes)
+
+    async def _look_at_group(self, group: str) -> None:
+        for partition, records in (await self.watermarks.lag(group)).items():
+            _lag.labels(group, partition).set(records)
+        _delay.labels(group).set(await self.watermarks.delay_s(group))
+
+    async def _look_at_stock(self, products: list[ProductId]) -> None:
+        books = await self.redis.replies([("HMGET", keys.stock(product), *PARTS) for product in products])
+        for product, units in zip(products, books, strict=True):
+            for part, count in zip(PARTS, units, strict=True):
+                if count is not None:
+                    _units.labels(product, part).set(int(count))

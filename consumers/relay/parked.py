@@ -1,0 +1,57 @@
+"""Parked orders of products whose books are in force in; their records on the log out, where the order stage reads them again.
+
+At least once: a row is deleted after the broker has acknowledged its record. From then on the log vouches for the order, and
+should the books be away again, the order stage parks it under a row of its own.
+"""
+
+import asyncio
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+import asyncpg
+
+from infra.kafka.publisher import Publisher
+from infra.logs import get_logger
+from sale.tables.queries import SQL
+from schemas.codec import decode
+from schemas.events import OrderPlaced
+from schemas.ids import ProductId
+from schemas.topics import ORDERS
+
+LOOK_EVERY_S = 0.5
+MOST = 250  # rows of a product a look
+
+log = get_logger()
+
+
+@dataclass(slots=True)
+class Parked:
+    """Each row is handed to the publisher once."""
+
+    pool: asyncpg.Pool
+    publisher: Publisher
+    _sent: dict[int, "asyncio.Future[None]"] = field(default_factory=dict)
+
+    async def turn(self, in_force: Iterable[ProductId]) -> None:
+        """Send what may go on; delete what was acknowledged. Waits for no broker. Raises when Postgres cannot say."""
+        ended = {id_: sent for id_, sent in self._sent.items() if sent.done()}
+        published = [id_ for id_, sent in ended.items() if not sent.cancelled() and sent.exception() is None]
+        if published:
+            await self.pool.execute(SQL.unpark_orders, published)
+        for id_ in ended:
+            del self._sent[id_]
+        rows = await self.pool.fetch(SQL.parked_to_send, list(in_force), MOST)
+        new = [row for row in rows if row["id"] not in self._sent]
+        for row in new:
+            self._sent[row["id"]] = self._publish(row["record"])
+        if new:
+            log.info("parked orders sent on", orders=len(new))
+
+    def _publish(self, record: bytes) -> "asyncio.Future[None]":
+        return self.publisher.publish(ORDERS, _order_of(record), record)
+
+
+def _order_of(record: bytes) -> str:
+    event = decode(record)
+    assert isinstance(event, OrderPlaced)  # nothing else is parked
+    return event.order_id

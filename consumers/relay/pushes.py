@@ -1,0 +1,229 @@
+"""Entries that have come due in; the stranded ones pushed on, each with the event or the settlement it is waiting for.
+
+Everything published here is a copy of what should have been there already, so dying half-way harms nothing.
+"""
+
+import asyncio
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import chain, islice
+
+import asyncpg
+
+from consumers.relay.decisions import Allowance, Decision, Memory, Standing, decide, due_at, looked, pushed, rotated
+from infra.kafka.publisher import Publisher
+from infra.kafka.watermarks import Watermarks
+from infra.logs import get_logger
+from infra.metrics.definitions import RELAY_PUSHES
+from infra.redis.client import clock_ms
+from sale.books import keys
+from sale.books.entry import HeldEntry
+from sale.books.inventory import Inventory
+from sale.orders import OrderRow, now_ms, read_rows
+from sale.settlement import SettlementDesk
+from schemas.clock import since_boot_ms
+from schemas.codec import encode
+from schemas.events import PaymentRequested
+from schemas.ids import OrderId, ProductId
+from schemas.order_state import Entry, Next, advance
+from schemas.topics import CONSUMED_BY, ORDERS, PAYMENTS
+
+PUSHES_PER_S = 1_000
+LOOKS_A_TURN = 500
+REMEMBERED = 200_000  # orders whose pushes are remembered; the oldest are forgotten, and looked at as if new
+ANNOUNCE_TIMEOUT_S = 5.0  # Redis or Kafka is away: the next turn finds out
+
+_pushes = RELAY_PUSHES.make()
+log = get_logger()
+
+
+@dataclass(frozen=True, slots=True)
+class _Order:
+    entry: HeldEntry
+    row: OrderRow | None
+    decision: Decision
+
+
+@dataclass(slots=True)
+class Pusher:
+    """Looks at due entries, oldest first, product by product; each product with any has its share of the pushes."""
+
+    inventory: Inventory
+    pool: asyncpg.Pool
+    publisher: Publisher
+    desk: SettlementDesk
+    watermarks: Watermarks
+    allowance: Allowance = field(default_factory=lambda: Allowance(PUSHES_PER_S))
+    _memories: OrderedDict[OrderId, Memory] = field(default_factory=OrderedDict)
+    _unacknowledged: set[OrderId] = field(default_factory=set)
+    _turns: int = 0
+
+    async def turn(self, epochs: Mapping[ProductId, int]) -> int:
+        """One look at each product whose books are in force (`epochs`). Returns how many orders were looked at."""
+        redis_ahead_ms = await clock_ms(self.inventory.redis) - since_boot_ms()
+        products = await self._with_any_due(list(epochs), redis_ahead_ms)
+        if not products:
+            return 0  # asking Kafka for watermarks costs more than this
+        # Before everything else that is read: an order that stands behind them still stands there because it is stranded.
+        marks = {group: await self.watermarks.watermark(group) for group in CONSUMED_BY}
+        if all(mark is None for mark in marks.values()):
+            return 0
+        self._turns += 1
+        seen = 0
+        self.allowance.refill(since_boot_ms())
+        for product, to_come in zip(rotated(products, self._turns), range(len(products), 0, -1), strict=True):
+            allowed = self.allowance.share(to_come)
+            seen += await self._turn_of(product, epochs[product], marks, redis_ahead_ms, allowed)
+        return seen
+
+    async def _turn_of(
+        self, product: ProductId, epoch: int, marks: Mapping[str, int | None], redis_ahead_ms: int, allowed: int
+    ) -> int:
+        now = since_boot_ms()
+        ids = await self._due(product, now + redis_ahead_ms, LOOKS_A_TURN) if allowed else []
+        if not ids:
+            return 0
+        try:
+            entries = await self.inventory.entries(product, ids)
+        except (ValueError, KeyError) as error:  # a line that no script wrote; new books are made without it
+            log.error("unreadable entry: closing", product=product, error=str(error))
+            await self.inventory.close(product)
+            return 0
+        rows = await read_rows(self.pool, list(entries))
+        await self._forget(product, [id_ for id_ in ids if id_ not in entries])
+        orders = [
+            self._judge(entry, rows.get(id_), epoch, marks, min(now, entry.at_ms - redis_ahead_ms))
+            for id_, entry in entries.items()
+        ]
+        to_push = [order for order in orders if order.decision.push][:allowed]
+        await self._look_again(product, orders, {order.entry.order_id for order in to_push}, now + redis_ahead_ms)
+        self.allowance.spend(len(to_push))
+        await self._push(product, to_push)
+        return len(ids)
+
+    async def _with_any_due(self, products: Sequence[ProductId], redis_ahead_ms: int) -> list[ProductId]:
+        reaches = due_at(since_boot_ms() + redis_ahead_ms)
+        asked = [("ZCOUNT", keys.due(product), *reach) for product in products for reach in reaches]
+        counts = await self.inventory.redis.replies(asked)
+        return [product for product, *due in zip(products, counts[::2], counts[1::2], strict=True) if any(due)]
+
+    async def _due(self, product: ProductId, now: int, most: int) -> list[OrderId]:
+        """`now` is Redis' own, as are the times of the looks."""
+        wanted = [("ZRANGEBYSCORE", keys.due(product), *reach, "LIMIT", 0, most) for reach in due_at(now)]
+        found = chain.from_iterable(await self.inventory.redis.replies(wanted))
+        return [OrderId(id_.decode()) for id_ in islice(found, most)]
+
+    async def _forget(self, product: ProductId, ids: Sequence[OrderId]) -> None:
+        """Due, but without an entry: announced since it was read, or a leftover."""
+        for order_id in ids:
+            self._memories.pop(order_id, None)
+        if ids:
+            await self.inventory.redis.zrem(keys.due(product), *ids)
+
+    def _judge(
+        self, entry: HeldEntry, row: OrderRow | None, epoch: int, marks: Mapping[str, int | None], entry_at_ms: int
+    ) -> _Order:
+        now = since_boot_ms()
+        standing = Standing(
+            entry=entry.state,
+            entry_at_ms=entry_at_ms,
+            row=row.status if row else None,
+            row_updated_ms=now - max(0, int(row.unchanged_s() * 1000)) if row else 0,
+            current_epoch=entry.epoch == epoch,
+        )
+        memory = self._memory(entry.order_id)
+        decision = decide(standing, memory, marks)
+        looked(memory, decision.step, now)
+        if decision.push and entry.order_id in self._unacknowledged:
+            decision = Decision(decision.step, push=False, look_again_ms=decision.look_again_ms)
+        return _Order(entry, row, decision)
+
+    def _memory(self, order_id: OrderId) -> Memory:
+        memory = self._memories.setdefault(order_id, Memory())
+        self._memories.move_to_end(order_id)
+        if len(self._memories) > REMEMBERED:
+            self._memories.popitem(last=False)
+        return memory
+
+    async def _look_again(self, product: ProductId, orders: Sequence[_Order], pushing: set[OrderId], now: int) -> None:
+        """What may not be pushed for lack of allowance stays due, and is the oldest next time."""
+        looks: dict[str, int] = {
+            order.entry.order_id: now + order.decision.look_again_ms
+            for order in orders
+            if order.entry.order_id in pushing or not order.decision.push
+        }
+        if looks:
+            await self.inventory.redis.zadd(keys.due(product), dict(looks), xx=True)
+
+    async def _push(self, product: ProductId, orders: Sequence[_Order]) -> None:
+        ended: list[OrderRow] = []
+        suspects: list[OrderId] = []
+        for order in orders:
+            pushed(self._memory(order.entry.order_id), since_boot_ms())
+            _pushes.labels(order.decision.step.name.lower()).inc()
+            match order.decision.step:
+                case Next.PLACE:
+                    self._publish(order.entry.order_id, place=order.entry.placed_value)
+                case Next.PAY:
+                    request = PaymentRequested(
+                        order_id=order.entry.order_id, product_id=product, requested_at_ms=now_ms()
+                    )
+                    self._publish(order.entry.order_id, pay=encode(request))
+                case Next.SETTLE | Next.ANNOUNCE if order.row is not None:
+                    ended.append(order.row)
+                case Next.REBUILD:
+                    suspects.append(order.entry.order_id)
+                case _:
+                    raise AssertionError(f"{order.decision.step} is nobody's to push")
+        if orders:
+            log.info(
+                "pushed stranded orders",
+                product=product,
+                orders=len(orders),
+                order_id=orders[0].entry.order_id,  # one of them
+                step=orders[0].decision.step.name,
+            )
+        await self._close_if_wrong(product, suspects)
+        await self._announce(ended)
+
+    def _publish(self, order_id: OrderId, *, place: bytes | None = None, pay: bytes | None = None) -> None:
+        topic, value = (ORDERS, place) if place is not None else (PAYMENTS, pay)
+        assert value is not None
+        self._unacknowledged.add(order_id)
+        sent = self.publisher.publish(topic, order_id, value)
+        sent.add_done_callback(lambda future: self._acknowledged(order_id, future))
+
+    def _acknowledged(self, order_id: OrderId, sent: "asyncio.Future[None]") -> None:
+        self._unacknowledged.discard(order_id)
+        if sent.cancelled() or sent.exception() is not None:
+            return  # the publisher stops, or the record cannot be written: the next look sees to it
+        if order_id in self._memories:
+            self._memories[order_id].last_push_ms = since_boot_ms()  # it may have waited long for the broker
+
+    async def _announce(self, rows: Sequence[OrderRow]) -> None:
+        if not rows:
+            return
+        try:
+            await asyncio.wait_for(self.desk.announce(rows), ANNOUNCE_TIMEOUT_S)
+        except TimeoutError:
+            log.warning("could not announce in time", orders=len(rows))
+
+    async def _close_if_wrong(self, product: ProductId, ids: Sequence[OrderId]) -> None:
+        """Read again before believing it: closing stops the sale until the books are rebuilt."""
+        if not ids:
+            return
+        entries = await self.inventory.entries(product, ids)
+        rows = await read_rows(self.pool, list(entries))
+        for order_id, entry in entries.items():
+            row = rows.get(order_id)
+            if advance(row.status if row else None, entry.state) is Next.REBUILD:
+                log.error(
+                    "books disagree with postgres: closing",
+                    product=product,
+                    order_id=order_id,
+                    entry=entry.state,
+                    row=row.status if row else Entry.NONE,
+                )
+                await self.inventory.close(product)
+                return

@@ -1,0 +1,136 @@
+"""Books, rows and watermarks in; stranded orders pushed on, news published, books rebuilt, gauges set. One leads, others wait.
+
+Nothing is owed by this process: whoever leads next finds all of it in Redis, Postgres and Kafka.
+"""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from contextlib import AsyncExitStack
+
+import asyncpg
+from aiokafka.errors import KafkaError
+
+from consumers.relay.books import LOG_EVERY_S, MARK_EVERY_S, Keeper
+from consumers.relay.gauges import LOOK_EVERY_S, Gauges
+from consumers.relay.parked import LOOK_EVERY_S as PARKED_EVERY_S
+from consumers.relay.parked import Parked
+from consumers.relay.pushes import Pusher
+from consumers.relay.samples import SAMPLE_EVERY_S, Sampler
+from consumers.relay.trail import LOOK_EVERY_S as TRAIL_EVERY_S
+from consumers.relay.trail import Trail
+from infra.kafka.publisher import Publisher
+from infra.kafka.watermarks import Watermarks
+from infra.leadership import RELAY_LOCK, lead
+from infra.lifecycle import Stop, cancelled
+from infra.logs import get_logger
+from infra.metrics.definitions import RELAY_LEADING
+from infra.postgres.pool import UNAVAILABLE, connect_postgres
+from infra.redis.client import Redis, RedisError, connect_redis
+from infra.settings import Settings
+from sale.books.inventory import Inventory
+from sale.openings import Log
+from sale.settlement import SettlementDesk
+
+BOOKS_EVERY_S = 0.2
+PUSH_EVERY_S = 0.1
+PAUSE_S = 0.5  # after a store could not be reached
+TURN_MAX_S = 30.0  # every call in a turn has a deadline of its own; should one hang all the same, the turn is given up
+AWAY = (*UNAVAILABLE, RedisError, KafkaError)
+REDIS_TIMEOUT_S = 5.0
+
+_leading = RELAY_LEADING.make()
+log = get_logger()
+
+
+async def run(settings: Settings, stop: Stop) -> None:
+    """Lead whenever nobody else does, until asked to stop."""
+
+    async def work() -> None:
+        _leading.set(1)
+        try:
+            await _lead(settings)
+        finally:
+            _leading.set(0)
+
+    await lead(settings, RELAY_LOCK, stop, work)
+
+
+async def _lead(settings: Settings) -> None:
+    async with AsyncExitStack() as stack:
+        redis = connect_redis(settings, timeout_s=REDIS_TIMEOUT_S)
+        stack.push_async_callback(redis.aclose)
+        pool = await connect_postgres(settings)
+        stack.push_async_callback(_close_pool, pool)
+        publisher = await Publisher.start(settings)
+        stack.push_async_callback(publisher.stop)
+        watermarks, the_log = Watermarks(settings), Log(settings)
+        stack.push_async_callback(watermarks.close)
+        stack.push_async_callback(the_log.close)
+        keeper = Keeper(settings, redis, pool, publisher, the_log)
+        stack.push_async_callback(keeper.stop)
+        gauges = Gauges(redis, Watermarks(settings))  # its own: those of the pushes are closed and opened as they need
+        stack.push_async_callback(gauges.close)
+        await _loops(redis, pool, publisher, watermarks, keeper, gauges)
+
+
+async def _loops(
+    redis: Redis,
+    pool: asyncpg.Pool,
+    publisher: Publisher,
+    watermarks: Watermarks,
+    keeper: Keeper,
+    gauges: Gauges,
+) -> None:
+    """Apart from each other: what one of them waits for holds up none of the others."""
+    inventory = Inventory(redis)
+    pusher = Pusher(inventory, pool, publisher, SettlementDesk(pool, inventory, publisher), watermarks)
+    sampler = Sampler(redis, publisher)
+    parked = Parked(pool, publisher)
+
+    async def push() -> None:
+        await pusher.turn(keeper.in_force)
+
+    async def sample() -> None:
+        await sampler.turn(keeper.in_force)
+
+    async def send_parked() -> None:
+        await parked.turn(keeper.in_force)
+
+    async def look() -> None:
+        await gauges.turn(keeper.in_force)
+
+    async with asyncio.TaskGroup() as group:
+        group.create_task(_repeat("books", BOOKS_EVERY_S, keeper.turn))
+        group.create_task(_repeat("log", LOG_EVERY_S, keeper.check_log))
+        group.create_task(_repeat("marks", MARK_EVERY_S, keeper.mark_verified))
+        group.create_task(_repeat("pushes", PUSH_EVERY_S, push))
+        group.create_task(_repeat("samples", SAMPLE_EVERY_S, sample))
+        group.create_task(_repeat("parked", PARKED_EVERY_S, send_parked))
+        group.create_task(_repeat("gauges", LOOK_EVERY_S, look))
+        group.create_task(_repeat("trail", TRAIL_EVERY_S, Trail(pool, publisher).turn))
+
+
+async def _repeat(what: str, every_s: float, turn: Callable[[], Awaitable[object]]) -> None:
+    """Until cancelled; a store that is away is waited for, anything else ends the process."""
+    away = False
+    while not cancelled():
+        try:
+            async with asyncio.timeout(TURN_MAX_S):
+                await turn()
+        except AWAY as error:
+            if not away:
+                log.warning("waiting", what=what, error=repr(error))
+            away = True
+            await asyncio.sleep(PAUSE_S)
+        else:
+            if away:
+                log.info("goes on", what=what)
+            away = False
+            await asyncio.sleep(every_s)
+
+
+async def _close_pool(pool: asyncpg.Pool) -> None:
+    try:
+        await asyncio.wait_for(pool.close(), 2.0)
+    except TimeoutError:
+        pool.terminate()

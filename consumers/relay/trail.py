@@ -1,0 +1,54 @@
+"""The table of operators' actions in, `sale.controlled` on the log out: the table is the truth, the topic its copy.
+
+At least once: a row is marked after the broker has acknowledged its record, so whoever leads next may publish it again,
+with the same action_id. Kafka away delays the copy, never the action.
+"""
+
+import asyncio
+from dataclasses import dataclass, field
+
+import asyncpg
+from msgspec import UNSET
+
+from infra.kafka.publisher import Publisher
+from sale.tables.queries import SQL
+from schemas.codec import encode
+from schemas.events import SaleControlled
+from schemas.topics import SALE_ACTIONS
+
+LOOK_EVERY_S = 1.0
+MOST = 500  # rows a look
+
+
+@dataclass(slots=True)
+class Trail:
+    """Rows in order of their ids, each handed to the publisher once."""
+
+    pool: asyncpg.Pool
+    publisher: Publisher
+    _sent: dict[int, "asyncio.Future[None]"] = field(default_factory=dict)
+
+    async def turn(self) -> None:
+        """Hand over what is new; mark what was acknowledged. Waits for no broker. Raises when Postgres cannot say."""
+        ended = {id_: sent for id_, sent in self._sent.items() if sent.done()}
+        published = [id_ for id_, sent in ended.items() if not sent.cancelled() and sent.exception() is None]
+        if published:
+            await self.pool.execute(SQL.mark_sale_actions_published, published)
+        for id_ in ended:
+            del self._sent[id_]
+        for row in await self.pool.fetch(SQL.unpublished_sale_actions, MOST):
+            if row["id"] not in self._sent:
+                self._sent[row["id"]] = self._publish(row)
+
+    def _publish(self, row: asyncpg.Record) -> "asyncio.Future[None]":
+        event = SaleControlled(
+            action_id=row["id"],
+            product_id=row["product_id"],
+            action=row["action"],
+            units=UNSET if row["units"] is None else row["units"],
+            who=row["who"],
+            why=row["why"],
+            at_ms=row["at_ms"],
+            findings=tuple(row["findings"] or ()),
+        )
+        return self.publisher.publish(SALE_ACTIONS, str(event.product_id), encode(event))

@@ -1,0 +1,39 @@
+"""Is there room in Redis for another order? Looked at once a second, so that no purchase asks for it.
+
+Purchases stop here while Redis still takes every other write: what was sold is settled, tokens and logins go on.
+"""
+
+import asyncio
+from contextlib import suppress
+
+from infra.lifecycle import cancelled
+from infra.logs import get_logger
+from infra.redis.client import Redis, RedisError
+from infra.redis.memory import read_memory
+
+LOOK_EVERY_S = 1.0
+
+log = get_logger()
+
+
+class MemoryBudget:
+    """`full` is of the last look that succeeded: while Redis cannot be asked, it cannot be sold from either."""
+
+    def __init__(self, redis: Redis, full_at_share: float) -> None:
+        self._redis = redis
+        self._full_at_share = full_at_share
+        self.full = False
+
+    async def run(self) -> None:
+        """Until cancelled."""
+        while not cancelled():
+            with suppress(RedisError, OSError):  # health and the purchases themselves say that Redis is away
+                await self.look()
+            await asyncio.sleep(LOOK_EVERY_S)
+
+    async def look(self) -> None:
+        memory = await read_memory(self._redis)
+        full = memory.share >= self._full_at_share
+        if full != self.full:
+            log.warning("redis is full" if full else "redis has room again", share=round(memory.share, 3))
+        self.full = full

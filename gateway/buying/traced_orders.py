@@ -1,0 +1,37 @@
+"""The hot path with its steps told to a trace collector; a worker that does not trace has `Orders` itself, and pays nothing."""
+
+from aiohttp import web
+
+from gateway.buying.purchases import Orders
+from gateway.http.problems import Problem
+from infra import tracing
+from infra.kafka.publisher import HEADERS
+from sale.books.inventory import Held, Known, Refused, Reservation
+from schemas.codec import TRACE_HEADER, Headers
+from schemas.ids import OrderId
+
+
+class TracedOrders(Orders):
+    """The same answers. An order that is not chosen has no steps, and its record no header."""
+
+    async def buy(self, request: web.Request) -> web.Response:
+        span = None if tracing.on is None else tracing.on.sample("buy", request.headers.get(TRACE_HEADER))
+        if span is None:
+            return await super().buy(request)
+        with span:
+            try:
+                return await super().buy(request)
+            except Problem as problem:
+                refused = problem  # an answer like any other, and no fault of this step
+            span.note(refused=refused.code)
+        raise refused
+
+    async def _reserve(self, wish: Reservation) -> Held | Known | Refused:
+        with tracing.step("reserve") as span:
+            if span is not None:
+                span.note(order_id=wish.order_id)
+            return await super()._reserve(wish)
+
+    async def _publish(self, order_id: OrderId, held: Held, headers: Headers = HEADERS) -> None:
+        with tracing.step("publish orders") as span:
+            await super()._publish(order_id, held, headers if span is None else span.headers)

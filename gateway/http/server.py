@@ -1,0 +1,117 @@
+"""Sockets in, requests out, under limits: what cannot be parsed is a problem too, and whoever dawdles is cut."""
+
+import asyncio
+import resource
+from collections.abc import Callable
+from http import HTTPStatus
+from typing import Any
+
+from aiohttp import web
+from aiohttp.http_exceptions import LineTooLong
+from aiohttp.web_protocol import RequestHandler
+
+from gateway.http import request_ids
+from gateway.http.addresses import Addresses
+from gateway.http.problems import Problem
+from gateway.http.request_parser import RequestParser
+from gateway.http.shares import Full, Place, Shares
+
+CONNECTIONS_MAX = 30_000  # a worker: as many streams as there may be, and half as many others
+KEEP_ALIVE_S = 10.0  # also the time a connection may take to send its request line and headers
+LINE_MAX_BYTES = 8 * 1024
+HEADERS_MAX = 64
+LINGER_S = 2.0  # a refused body is read this long, so that the answer is not lost to a reset
+
+
+class Connection(RequestHandler):
+    """aiohttp's protocol with our limits and our errors; `on_lost` is told once that the client has gone, and why."""
+
+    __slots__ = ("_peers", "_place", "on_lost")
+
+    def __init__(self, manager: web.Server, peers: "Peers", *, loop: asyncio.AbstractEventLoop) -> None:
+        super().__init__(
+            manager,
+            loop=loop,
+            keepalive_timeout=KEEP_ALIVE_S,
+            access_log=None,  # type: ignore[arg-type] # aiohttp takes None for "no access log" (web.AppRunner's docs)
+            max_line_size=LINE_MAX_BYTES,
+            max_field_size=LINE_MAX_BYTES,
+            max_headers=HEADERS_MAX,
+            lingering_time=LINGER_S,
+            auto_decompress=False,
+        )
+        self._parser = RequestParser(
+            self, loop, line_max_bytes=LINE_MAX_BYTES, headers_max=HEADERS_MAX, queue_max=self._max_msg_queue_size
+        )
+        self._peers = peers
+        self._place: Place | None = None
+        self.on_lost: Callable[[BaseException | None], None] | None = None
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        super().connection_made(transport)
+        try:
+            self._place = self._peers.take(transport, self.force_close)
+        except Full:
+            self.force_close()
+
+    def connection_lost(self, exc: BaseException | None) -> None:
+        super().connection_lost(exc)
+        self._peers.leave(self._place)
+        if self.on_lost is not None:
+            self.on_lost(exc)
+
+    def handle_error(
+        self,
+        request: web.BaseRequest,
+        status: int = 500,
+        exc: BaseException | None = None,
+        message: str | None = None,
+    ) -> web.StreamResponse:
+        """Bytes that are no request: 400 or 431, and the connection closes. Anything else here is a fault of ours."""
+        request_ids.begin(request)  # no middleware has seen it
+        if status != HTTPStatus.BAD_REQUEST:
+            self.log_exception("unhandled error", exc_info=exc)
+            code = "unavailable"
+        else:
+            code = "header_too_large" if isinstance(exc, LineTooLong) else "invalid_request"
+        response = Problem(code, close=True).answer()
+        request_ids.mark(response)
+        return response
+
+
+class Peers:
+    """The open connections, shared out by the address that they come from, before anything was sent on them. Those of
+    trusted proxies count for nobody: each proxy limits its own clients."""
+
+    def __init__(self, addresses: Addresses) -> None:
+        self._addresses = addresses
+        self._open = Shares(connections_max())
+
+    def take(self, transport: asyncio.BaseTransport, give_way: Callable[[], None]) -> Place | None:
+        """Raises Full."""
+        peer = transport.get_extra_info("peername")
+        who = self._addresses.of_peer(peer[0]) if peer else None
+        return None if who is None else self._open.take(who, give_way)
+
+    def leave(self, place: Place | None) -> None:
+        if place is not None:
+            self._open.leave(place)
+
+
+def connections_max() -> int:
+    """Fewer than this process may have files, so that it can always accept one more, and ask its servers."""
+    files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return CONNECTIONS_MAX if files == resource.RLIM_INFINITY else min(CONNECTIONS_MAX, files * 3 // 4)
+
+
+def connection_factory(runner: web.AppRunner, addresses: Addresses) -> Callable[[], Connection]:
+    """What the listening socket makes of an accepted connection; `runner` must be set up."""
+    peers = Peers(addresses)
+    manager, loop = runner.server, asyncio.get_running_loop()
+    assert manager is not None
+    return lambda: Connection(manager, peers, loop=loop)
+
+
+def connection_of(request: web.Request) -> Any:
+    """The `Connection` of a request, or None once the client has gone."""
+    return request.protocol

@@ -1,0 +1,118 @@
+"""Bodies in under limits of size, time and type; JSON answers and times out in the one spelling clients see."""
+
+import json
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from typing import Any, TypeVar
+
+import msgspec
+import orjson
+from aiohttp import web
+from aiohttp.web_protocol import RequestPayloadError
+
+from gateway.http.problems import Problem
+from gateway.http.slow_bodies import BODY_MAX_BYTES, SlowBodies
+from schemas.ids import UserId
+
+JSON = "application/json"
+_HEADERS = {"Content-Type": f"{JSON}; charset=utf-8", "Server": "thrones", "Cache-Control": "no-store"}
+NO_MORE: Mapping[str, str] = {}
+REPLAYED = {"Idempotent-Replayed": "true"}  # the answer to a repeat: this request changed nothing
+
+T = TypeVar("T")
+
+
+def answer(value: object, status: int = 200) -> web.Response:
+    return answer_bytes(orjson.dumps(value), status)
+
+
+def answer_bytes(body: bytes, status: int = 200, more: Mapping[str, str] = NO_MORE) -> web.Response:
+    """`more` headers than those of every JSON answer."""
+    return web.Response(status=status, body=body, headers={**_HEADERS, **more})
+
+
+async def read_json(request: web.Request, slow: SlowBodies, user: UserId | None = None) -> bytes:
+    """The body as it came; `user` is who asks, where that is known. Raises Problem 415, 413 (and closes), 400, 429 or 503."""
+    _check_type(request)
+    length = request.content_length
+    if length is not None and length > BODY_MAX_BYTES:
+        raise Problem("too_large", close=True)
+    content = request.content
+    try:
+        if content.is_eof():  # it came with the headers, as nearly always: no timer
+            body = content.read_nowait(-1) if content.total_bytes else b""
+        else:
+            body = await slow.read(request, user)
+    except TimeoutError:
+        raise Problem("invalid_request", "The body did not arrive in time.", close=True) from None
+    except (web.RequestPayloadError, RequestPayloadError, ConnectionError):
+        raise Problem("invalid_request", "The body is broken off.", close=True) from None
+    if len(body) > BODY_MAX_BYTES:
+        raise Problem("too_large", close=True)
+    return body
+
+
+def _check_type(request: web.Request) -> None:
+    headers = request.headers
+    kind = headers.get("Content-Type")
+    if kind != JSON:
+        base, _, parameters = (kind or "").partition(";")
+        if base.strip().lower() != JSON or parameters.strip().lower() not in ("", "charset=utf-8", 'charset="utf-8"'):
+            raise Problem("unsupported_media_type")
+    if "Content-Encoding" in headers:
+        raise Problem("unsupported_media_type")
+
+
+async def read_members(request: web.Request, slow: SlowBodies, kind: type[T], user: UserId | None = None) -> T:
+    """A JSON object of exactly the members of `kind`, none twice. For routes that are not on the hot path."""
+    body = await read_json(request, slow, user)
+    try:
+        value = msgspec.json.decode(body, type=kind)
+        repeated = repeated_member(body)
+    except (ValueError, RecursionError) as error:  # msgspec's and json's errors are ValueErrors
+        raise Problem("invalid_request", f"The body cannot be read: {reason(error)}.") from None
+    if repeated is not None:
+        raise given_twice(repeated)
+    return value
+
+
+def given_twice(member: str | None) -> Problem:
+    """`member` is one of those that the route knows: any other was refused before."""
+    return Problem("invalid_request", f"The member {member} is given twice.")
+
+
+def reason(error: Exception) -> str:
+    """What is wrong with a body, in printable ASCII without anything the client sent but member names."""
+    text = str(error) if isinstance(error, msgspec.MsgspecError) else "not JSON as this route expects it"
+    return "".join(c if c.isprintable() and c.isascii() else "?" for c in text)[:200]
+
+
+class Repeated(ValueError):
+    """A member is given more than once; the text names it."""
+
+
+def repeated_member(body: bytes) -> str | None:
+    """The name of a member that a JSON object holds more than once."""
+    try:
+        json.loads(body, object_pairs_hook=_refuse_repeats)
+    except Repeated as repeated:
+        return str(repeated)
+    return None
+
+
+def _refuse_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    members: dict[str, Any] = {}
+    for name, value in pairs:
+        if name in members:
+            raise Repeated(name)
+        members[name] = value
+    return members
+
+
+def iso_ms(at_ms: int) -> str:
+    """Milliseconds since the epoch as 2026-11-22T10:00:00.000Z."""
+    return iso(datetime.fromtimestamp(at_ms / 1000, UTC))
+
+
+def iso(at: datetime) -> str:
+    return at.astimezone(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")

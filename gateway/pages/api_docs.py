@@ -1,0 +1,87 @@
+"""The OpenAPI document in (schemas/openapi.yaml), /openapi.json and a page that shows it out, without anything from elsewhere.
+
+The files are read when they are first asked for: a worker that nobody asks keeps none of them.
+"""
+
+from collections.abc import Iterator
+from functools import cache
+from importlib.resources import files
+from importlib.resources.abc import Traversable
+from typing import Any
+
+import orjson
+import yaml
+from aiohttp import web
+from openapi_ui_bundles import swagger_ui
+
+from gateway.http.problems import Problem
+from gateway.http.wire import answer_bytes
+
+CONTENT_TYPES = {
+    ".css": "text/css; charset=utf-8",
+    ".html": "text/html; charset=utf-8",
+    ".js": "text/javascript; charset=utf-8",
+    ".png": "image/png",
+}
+OWN = ("docs.js", "docs.css")
+SHARED = ("site.css",)  # of the other pages
+BUNDLED = ("swagger-ui-bundle.js", "swagger-ui.css", "favicon-32x32.png")
+# Nothing but files of ours; Swagger UI's icons are data: images.
+POLICY = (
+    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; connect-src 'self'; "
+    "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+)
+HEADERS = {
+    "Cache-Control": "public, max-age=3600",
+    "Content-Security-Policy": POLICY,
+    "Referrer-Policy": "no-referrer",
+    "Server": "thrones",
+    "X-Content-Type-Options": "nosniff",
+}
+
+
+@cache
+def document() -> bytes:
+    """The OpenAPI document as JSON."""
+    text = files("schemas").joinpath("openapi.yaml").read_text("utf-8")
+    described = yaml.load(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))  # noqa: S506 - both are safe
+    for response in _responses(described):
+        response.setdefault("headers", {})["X-Request-Id"] = {"$ref": "#/components/headers/RequestId"}
+    return orjson.dumps(described)
+
+
+def _responses(described: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """Every response that is written out. What all of them carry is not written beside each."""
+    yield from described["components"]["responses"].values()
+    for item in described["paths"].values():
+        for operation in item.values():
+            if isinstance(operation, dict):
+                yield from (response for response in operation["responses"].values() if "$ref" not in response)
+
+
+async def openapi(_request: web.Request) -> web.Response:
+    return answer_bytes(document())
+
+
+async def page(_request: web.Request) -> web.Response:
+    return file("docs.html")
+
+
+async def page_file(request: web.Request) -> web.Response:
+    """A file of the page: only those named above, so no path can lead elsewhere."""
+    name = request.match_info["file"]
+    if name not in OWN and name not in SHARED and name not in BUNDLED:
+        raise Problem("not_found")
+    return file(name)
+
+
+def file(name: str) -> web.Response:
+    """A file of ours, with the headers of a page."""
+    content_type = CONTENT_TYPES[name[name.rindex(".") :]]
+    return web.Response(body=read(name), headers={**HEADERS, "Content-Type": content_type})
+
+
+@cache
+def read(name: str) -> bytes:
+    folder: Traversable = swagger_ui.static_path if name in BUNDLED else files("gateway") / "pages"
+    return folder.joinpath(name).read_bytes()

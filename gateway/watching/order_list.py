@@ -1,0 +1,88 @@
+"""GET /api/orders: a user's own orders, newest first, page by page.
+
+Postgres has those that the order stage has stored; what was accepted and is not there yet is in Redis (`unstored`), which is
+asked first: an order that is stored between the two questions is in both answers and shown once, none is in neither.
+"""
+
+import asyncio
+
+import asyncpg
+from aiohttp import web
+
+from gateway.accounts.identity import Identity
+from gateway.http.problems import Problem
+from gateway.http.wire import answer
+from gateway.watching.order_status import QUERY_TIMEOUT_S, OrderStatus, OrderView, from_redis, from_row
+from infra.postgres.pool import UNAVAILABLE
+from infra.redis.client import RedisError
+from infra.redis.pipeliner import Pipeliner
+from sale.books import keys
+from sale.tables.queries import SQL
+from schemas.ids import OrderId, UserId, parse_order_id
+
+PAGE_DEFAULT, PAGE_MAX = 20, 100
+
+
+class OrderList:
+    def __init__(self, identity: Identity, status: OrderStatus, reads: Pipeliner, pool: asyncpg.Pool) -> None:
+        self._identity = identity
+        self._status = status
+        self._reads = reads
+        self._pool = pool
+
+    async def mine(self, request: web.Request) -> web.Response:
+        """`next` is the cursor of the following page; `newest` tells who walks on that newer orders have come meanwhile."""
+        user = self._identity.user_of(request)
+        limit, cursor = _page(request)
+        try:
+            views = await self._older_than(user.id, cursor, limit + 1)
+            newest = await self._newest(user.id) if cursor else next((view.id for view in views), None)
+        except UNAVAILABLE:
+            raise Problem("unavailable") from None
+        page, more = views[:limit], len(views) > limit
+        orders = [await self._status.public(view) for view in page]
+        return answer({"orders": orders, "next": page[-1].id if more else None, "newest": newest})
+
+    async def _older_than(self, user: UserId, cursor: OrderId | None, most: int) -> list[OrderView]:
+        """Newest first. Ids are ordered by time, in Redis and Postgres alike."""
+        unstored = await self._unstored(user, cursor, most)
+        rows = await self._pool.fetch(SQL.orders_of_user, user, cursor, most, timeout=QUERY_TIMEOUT_S)
+        stored = {view.id: view for view in map(from_row, rows)}
+        shown = {view.id: view for view in await self._shown([id_ for id_ in unstored if id_ not in stored])}
+        return sorted((shown | stored).values(), key=lambda view: view.id, reverse=True)[:most]
+
+    async def _newest(self, user: UserId) -> OrderId | None:
+        unstored = await self._unstored(user, None, 1)
+        stored = await self._pool.fetch(SQL.orders_of_user, user, None, 1, timeout=QUERY_TIMEOUT_S)
+        return max((*unstored, *(OrderId(row["id"]) for row in stored)), default=None)
+
+    async def _unstored(self, user: UserId, cursor: OrderId | None, most: int) -> list[OrderId]:
+        """Without Redis nobody can say; what is stored is shown then all the same."""
+        newest = f"({cursor}" if cursor else "+"
+        try:
+            ids = await self._reads.command("ZREVRANGEBYLEX", keys.unstored(user), newest, "-", "LIMIT", 0, most)
+        except RedisError:
+            return []
+        return [OrderId(id_.decode()) for id_ in ids]
+
+    async def _shown(self, ids: list[OrderId]) -> list[OrderView]:
+        """The read models of these orders, where there are any."""
+        try:
+            models = await asyncio.gather(*(self._reads.command("HGETALL", keys.order(id_)) for id_ in ids))
+        except RedisError:
+            return []
+        return [
+            from_redis(id_, dict(zip(flat[::2], flat[1::2], strict=True)))
+            for id_, flat in zip(ids, models, strict=True)
+            if flat
+        ]
+
+
+def _page(request: web.Request) -> tuple[int, OrderId | None]:
+    limit, cursor = request.query.get("limit", str(PAGE_DEFAULT)), request.query.get("cursor")
+    if not (limit.isascii() and limit.isdecimal() and len(limit) <= 3 and 1 <= int(limit) <= PAGE_MAX):
+        raise Problem("invalid_request", "limit is a number from 1 to 100.")
+    after = None if cursor is None else parse_order_id(cursor)
+    if cursor is not None and after is None:
+        raise Problem("invalid_request", "cursor is the `next` of the page before.")
+    return int(limit), after

@@ -1,0 +1,215 @@
+"""Orders as their owners see them: from Redis' read model, else from Postgres.
+
+404 is said only when Postgres answered that there is no such order and Redis holds the books of this run; another user's
+order is the same 404, byte for byte but for the request's id. Until both have answered it is 503: a live order is never denied.
+"""
+
+import asyncio
+from dataclasses import dataclass
+from datetime import datetime
+
+import asyncpg
+from aiohttp import web
+
+from gateway.accounts.identity import Identity
+from gateway.buying.catalogue import Catalogue
+from gateway.http.problems import Problem
+from gateway.http.shares import Full, Shares
+from gateway.http.wire import answer, iso_ms
+from gateway.watching.order_updates import News, OrderUpdates
+from infra.postgres.pool import UNAVAILABLE
+from infra.redis.client import RedisError
+from infra.redis.pipeliner import Pipeliner
+from sale.books import keys
+from sale.books.read_model import history
+from sale.books.run import SECTION, run_in
+from sale.tables.queries import SQL
+from schemas.ids import OrderId, ProductId, UserId, parse_order_id
+from schemas.money import to_decimal
+from schemas.order_state import TERMINAL, Status
+
+WAIT_MAX_S = 25.0
+WAITS_MAX = 10_000  # a worker
+QUERY_TIMEOUT_S = 2.0
+LOOK_EVERY_S = 2.0  # without news from the log
+LOOK_SOON_S = 0.03  # after news: the projector is about to write it, or just has
+
+
+@dataclass(frozen=True, slots=True)
+class OrderView:
+    """One order, wherever it was read."""
+
+    id: OrderId
+    user_id: UserId
+    product_id: ProductId
+    quantity: int
+    price_cents: int
+    status: Status
+    created_at_ms: int
+    updated_at_ms: int
+    history: tuple[tuple[str, int], ...]
+
+    @property
+    def terminal(self) -> bool:
+        return self.status in TERMINAL
+
+
+class OrderReader:
+    """Looks one order up; shared by the status route and the order stream."""
+
+    def __init__(self, reads: Pipeliner, pool: asyncpg.Pool) -> None:
+        self._reads = reads
+        self._pool = pool
+
+    async def of_owner(self, text: str, owner: UserId) -> OrderView:
+        """Raises Problem 404 or 503."""
+        order_id = parse_order_id(text)
+        if order_id is None:
+            raise Problem("not_found")
+        view = await self._find(order_id)
+        if view.user_id != owner:
+            raise Problem("not_found")
+        return view
+
+    async def again(self, view: OrderView) -> OrderView:
+        """The order as it is now; as it was where nobody can say just now, so that a fault of moments ends no wait."""
+        try:
+            return await self.of_owner(view.id, view.user_id)
+        except Problem:
+            return view
+
+    async def _find(self, order_id: OrderId) -> OrderView:
+        try:
+            flat = await self._reads.command("HGETALL", keys.order(order_id))
+        except RedisError:
+            flat = []
+        if flat:
+            return from_redis(order_id, dict(zip(flat[::2], flat[1::2], strict=True)))
+        try:
+            rows = await self._pool.fetch(SQL.orders_by_id, [order_id], timeout=QUERY_TIMEOUT_S)
+        except UNAVAILABLE:
+            raise Problem("unavailable", "The order could not be looked up.") from None
+        if rows:
+            return from_row(rows[0])
+        if not await self._books_are_of_this_run():
+            raise Problem("unavailable", "The order could not be looked up.")
+        raise Problem("not_found")
+
+    async def _books_are_of_this_run(self) -> bool:
+        try:
+            verified, replication = await asyncio.gather(
+                self._reads.command("GET", keys.BOOKS_RUN), self._reads.command("INFO", SECTION)
+            )
+        except RedisError:
+            return False
+        return verified is not None and verified.decode() == run_in(replication)
+
+
+class OrderStatus:
+    def __init__(
+        self,
+        identity: Identity,
+        catalogue: Catalogue,
+        reader: OrderReader,
+        updates: OrderUpdates,
+    ) -> None:
+        self._identity = identity
+        self._catalogue = catalogue
+        self._reader = reader
+        self._updates = updates
+        self._waits = Shares(WAITS_MAX)
+
+    async def one(self, request: web.Request) -> web.Response:
+        """The present state; with `?wait=` the answer comes when the order is terminal, or after that many seconds."""
+        user = self._identity.user_of(request)
+        wait_s = _wait_s(request)
+        text = request.match_info["id"]
+        view = await self._reader.of_owner(text, user.id)
+        if wait_s and not view.terminal:
+            view = await self._until_terminal(view, wait_s)
+        return answer({"success": True, **await self.public(view)})
+
+    async def _until_terminal(self, view: OrderView, wait_s: float) -> OrderView:
+        """As it then is; sooner where another has the place of this wait, and at once where there is none."""
+        with self._updates.listen(view.id) as news:
+            try:
+                with self._waits.one(view.user_id, news.leave):
+                    return await self._follow(view, news, wait_s)
+            except Full:
+                return view
+
+    async def _follow(self, view: OrderView, news: News, wait_s: float) -> OrderView:
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + wait_s
+        soon_s = LOOK_SOON_S
+        while not view.terminal:
+            left_s = deadline - loop.time()
+            if left_s <= 0 or news.left or self._updates.closed:
+                break
+            if news.terminal:
+                await asyncio.sleep(min(left_s, soon_s))
+                soon_s = min(soon_s * 2, LOOK_EVERY_S)
+            else:
+                await news.wait(min(left_s, LOOK_EVERY_S))
+            view = await self._reader.again(view)
+        return view
+
+    async def public(self, view: OrderView) -> dict[str, object]:
+        try:
+            name: str | None = (await self._catalogue.find(view.product_id)).name
+        except Problem:  # nobody can say its name now; the order's own facts are known
+            name = None
+        return {
+            "orderId": view.id,
+            "userId": view.user_id,
+            "status": view.status,
+            "quantity": view.quantity,
+            "totalPrice": to_decimal(view.price_cents * view.quantity),
+            "product": {"id": view.product_id, "name": name, "price": to_decimal(view.price_cents)},
+            "createdAt": iso_ms(view.created_at_ms),
+            "updatedAt": iso_ms(view.updated_at_ms),
+            "history": [{"status": status, "at": iso_ms(at)} for status, at in view.history],
+        }
+
+
+def _wait_s(request: web.Request) -> float:
+    text = request.query.get("wait")
+    if text is None:
+        return 0.0
+    if not (text.isascii() and text.replace(".", "", 1).isdecimal() and len(text) <= 8) or float(text) > WAIT_MAX_S:
+        raise Problem("invalid_request", "wait is a number of seconds from 0 to 25.")
+    return float(text)
+
+
+def from_redis(order_id: OrderId, fields: dict[bytes, bytes]) -> OrderView:
+    return OrderView(
+        id=order_id,
+        user_id=UserId(int(fields[b"user"])),
+        product_id=ProductId(int(fields[b"product"])),
+        quantity=int(fields[b"quantity"]),
+        price_cents=int(fields[b"price"]),
+        status=Status(fields[b"status"].decode()),
+        created_at_ms=int(fields[b"placed"]),
+        updated_at_ms=int(fields[b"updated"]),
+        history=history(fields[b"steps"].decode(), int(fields[b"placed"])),
+    )
+
+
+def from_row(row: asyncpg.Record) -> OrderView:
+    """Postgres keeps no steps: what its history can say is when the order was placed and when it reached its status."""
+    updated_at_ms = _ms(row["updated_at"])
+    return OrderView(
+        id=OrderId(row["id"]),
+        user_id=UserId(row["user_id"]),
+        product_id=ProductId(row["product_id"]),
+        quantity=row["quantity"],
+        price_cents=row["unit_price_cents"],
+        status=Status(row["status"]),
+        created_at_ms=row["placed_at_ms"],
+        updated_at_ms=updated_at_ms,
+        history=(("queued", row["placed_at_ms"]), (row["status"], updated_at_ms)),
+    )
+
+
+def _ms(at: datetime) -> int:
+    return round(at.timestamp() * 1000)

@@ -1,0 +1,85 @@
+"""GET /sse/order/{id}: an order's states to its owner, the present one first, until the terminal one."""
+
+import asyncio
+
+import orjson
+from aiohttp import web
+
+from gateway.http.event_stream import KEEP_ALIVE, KEEP_ALIVE_EVERY_S, EventStream, Frame, end_for_another, last_event_id
+from gateway.http.problems import Problem
+from gateway.http.shares import Full, Shares
+from gateway.http.wire import iso_ms
+from gateway.watching.order_status import LOOK_EVERY_S, LOOK_SOON_S, OrderReader, OrderView
+from gateway.watching.order_updates import News, OrderUpdates
+from gateway.watching.tickets import Tickets
+from infra.metrics.definitions import GATEWAY_STREAMS
+from schemas.order_state import Status, replaces
+
+STREAMS_MAX = 10_000  # a worker
+
+_streams = GATEWAY_STREAMS.make()
+
+
+class OrderStream:
+    def __init__(self, tickets: Tickets, reader: OrderReader, updates: OrderUpdates) -> None:
+        self._tickets = tickets
+        self._reader = reader
+        self._updates = updates
+        self._open = Shares(STREAMS_MAX)
+
+    async def stream(self, request: web.Request) -> web.StreamResponse:
+        owner = await self._tickets.user_of(request)
+        view = await self._reader.of_owner(request.match_info["id"], owner)
+        seen = _seen(request)
+        if view.terminal and seen is view.status:
+            return web.Response(status=204, headers={"Server": "thrones"})  # tells an EventSource not to come back
+        try:
+            with self._open.one(owner, lambda: end_for_another(request)):
+                return await self._show(request, view, seen)
+        except Full:
+            raise Problem("busy") from None
+
+    async def _show(self, request: web.Request, view: OrderView, seen: Status | None) -> web.StreamResponse:
+        _streams.inc()
+        try:
+            stream = await EventStream.open(request)
+            with self._updates.listen(view.id) as news:
+                await self._follow(stream, view, news, seen)
+            return await stream.end()
+        finally:
+            _streams.dec()
+
+    async def _follow(self, stream: EventStream, view: OrderView, news: News, shown: Status | None) -> None:
+        """Until the terminal state was shown; `shown` is what the client has seen already."""
+        loop = asyncio.get_running_loop()
+        alive_at = loop.time()
+        while not stream.closed.done() and not self._updates.closed:
+            if (shown is None or replaces(view.status, shown)) and stream.push(_frame(view)):
+                shown = view.status
+                alive_at = loop.time()
+                if view.terminal:
+                    return
+            elif loop.time() - alive_at > KEEP_ALIVE_EVERY_S:
+                stream.push(KEEP_ALIVE)
+                alive_at = loop.time()
+            await self._next_look(stream, news)
+            view = await self._reader.again(view)
+
+    async def _next_look(self, stream: EventStream, news: News) -> None:
+        if news.terminal:
+            await asyncio.sleep(LOOK_SOON_S)
+            return
+        look = asyncio.ensure_future(news.wait(LOOK_EVERY_S))
+        await asyncio.wait((look, stream.closed), return_when=asyncio.FIRST_COMPLETED)
+        look.cancel()
+
+
+def _frame(view: OrderView) -> Frame:
+    data = orjson.dumps({"orderId": view.id, "status": view.status, "updatedAt": iso_ms(view.updated_at_ms)})
+    return Frame(f"event: status\nid: {view.status}\ndata: {data.decode()}\n\n")
+
+
+def _seen(request: web.Request) -> Status | None:
+    """The state a client that comes back has seen last; None for a new one, and for what is no id of ours."""
+    text = last_event_id(request)
+    return Status(text) if text in set(Status) else None

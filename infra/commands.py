@@ -1,0 +1,142 @@
+"""What every command shares: run against the stack that is there or say plainly why not; print for people or machines.
+
+What cannot be meant (a fault of usage) is one line on standard error and exit 2; what cannot be done is one line and exit 1.
+"""
+
+import asyncio
+import sys
+from collections.abc import Callable, Collection, Coroutine, Sequence
+from enum import StrEnum
+from typing import Annotated, Any, NoReturn, TypeVar
+
+import typer
+from typer.core import TyperGroup
+from typer.exceptions import TyperException
+
+Json = Annotated[bool, typer.Option("--json", help="Machine-readable output.")]
+T = TypeVar("T")
+STACK_UP = "is the stack up? (`thrones status`, `make up`)"
+
+
+class Server(StrEnum):
+    """What a command asks."""
+
+    KAFKA = "Kafka"
+    REDIS = "Redis"
+    POSTGRES = "Postgres"
+
+
+class Commands(TyperGroup):
+    """The root of the command line. Typer's own form of a fault is a box of several lines."""
+
+    def main(
+        self,
+        args: Sequence[str] | None = None,
+        prog_name: str | None = None,
+        complete_var: str | None = None,
+        standalone_mode: bool = True,
+        windows_expand_args: bool = True,
+        **extra: Any,
+    ) -> Any:
+        try:
+            code = super().main(args, prog_name, complete_var, False, windows_expand_args, **extra)
+        except TyperException as error:
+            _say_fault(error)
+            code = error.exit_code
+        except typer.Abort:
+            fail("aborted")
+        if standalone_mode:
+            sys.exit(code if isinstance(code, int) else 0)
+        return code
+
+
+def _say_fault(error: TyperException) -> None:
+    text = " ".join(error.format_message().replace("Value error, ", "").split())
+    context = getattr(error, "ctx", None)
+    if text:  # none where a group was named without a command: that has printed its help
+        print(f"{context.command_path if context else 'thrones'}: {text}", file=sys.stderr)
+
+
+def run_command(
+    main: Callable[[], Coroutine[Any, Any, T]], *, asks: Collection[Server] = tuple(Server), busy: bool = False
+) -> T:
+    """Run one command in the environment of the local stack, if there is one; what fails is said in one line, exit 1.
+
+    Values of the real environment win over the stack's. `asks`: servers that must answer before it begins, so that one that
+    hangs is named after a few seconds, once. `busy`: worth uvloop.
+    """
+    import asyncpg
+    from aiokafka.errors import KafkaError
+    from redis.exceptions import RedisError
+
+    from infra.local.stack import use_stack_env
+    from infra.reach import Silent
+    from infra.supervision.ports import StackError
+    from sale.books.rebuild.rebuild import RebuildImpossible
+    from sale.operations.operations import Refused
+
+    _log_to_stderr()
+    try:
+        use_stack_env()
+        with asyncio.Runner(loop_factory=_uvloop() if busy else None) as runner:
+            return runner.run(_run(main, asks))
+    except (Refused, RebuildImpossible, StackError) as error:
+        fail(str(error))
+    except Silent as error:
+        fail(f"{error} - {STACK_UP}")
+    except asyncpg.UndefinedTableError as error:
+        fail(f"{error}: `thrones deploy` makes what is missing of the schema")
+    except (RedisError, KafkaError, asyncpg.PostgresError, asyncpg.InterfaceError, OSError) as error:
+        fail(f"{type(error).__name__}: {error or 'no answer'} - {STACK_UP}")
+    except KeyboardInterrupt:
+        raise SystemExit(130) from None
+
+
+async def _run(main: Callable[[], Coroutine[Any, Any, T]], asks: Collection[Server]) -> T:
+    from infra.reach import must_answer
+    from infra.settings import get_settings
+
+    if asks:
+        await must_answer(get_settings(), asks)
+    return await main()
+
+
+def _uvloop() -> Callable[[], asyncio.AbstractEventLoop]:
+    import uvloop
+
+    return uvloop.new_event_loop
+
+
+def _log_to_stderr() -> None:
+    """A command's output is its own: warnings go beside it, the rest nowhere."""
+    import logging
+
+    import structlog
+
+    structlog.configure(
+        wrapper_class=structlog.make_filtering_bound_logger(logging.WARNING),
+        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+    )
+    logging.getLogger("pogo_core").setLevel(logging.ERROR)  # it warns of each migration that it applies
+    logging.getLogger("aiokafka").setLevel(logging.CRITICAL)  # it logs what it raises as well
+
+
+def raise_file_limit() -> None:
+    """As many open files as the system allows this process."""
+    import resource
+
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+
+
+def fail(text: str) -> NoReturn:
+    """Say why on stderr, in one line, and exit 1."""
+    print(f"thrones: {' '.join(text.split())}", file=sys.stderr)
+    raise SystemExit(1)
+
+
+def report(value: Any, text: str, as_json: bool) -> None:
+    """`value` as one JSON document, or `text`."""
+    import msgspec
+
+    typer.echo(msgspec.json.encode(value).decode() if as_json else text)

@@ -1,0 +1,177 @@
+"""Kafka as we read and ask it: consumers that commit only by hand, offsets and topics by admin. Writing is publisher.py's."""
+
+import asyncio
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import stamina
+from aiokafka import AIOKafkaConsumer, TopicPartition
+from aiokafka.admin import AIOKafkaAdminClient, NewTopic
+from aiokafka.coordinator.protocol import ConsumerProtocolMemberAssignment
+from aiokafka.errors import (
+    CoordinatorLoadInProgressError,
+    GroupCoordinatorNotAvailableError,
+    NotCoordinatorForGroupError,
+    TopicAlreadyExistsError,
+    for_code,
+)
+
+from infra.lifecycle import leave_behind
+from infra.settings import Settings
+from schemas import topics
+from schemas.topics import Topic
+
+REQUEST_TIMEOUT_MS = 15_000
+CLOSE_TIMEOUT_S = 2.0
+NO_COORDINATOR = (GroupCoordinatorNotAvailableError, CoordinatorLoadInProgressError, NotCoordinatorForGroupError)
+
+
+@dataclass(frozen=True, slots=True)
+class Gathering:
+    """What a broker waits for before it answers a fetch: so many bytes, or so long."""
+
+    min_bytes: int
+    max_wait_ms: int
+
+
+AT_ONCE = Gathering(1, 500)  # the first record after a silence is not kept waiting
+
+
+def gather(consumer: Any, how: Gathering) -> None:
+    """Applies from the consumer's next fetch on. A fetch costs as much as some twenty records, for us and for the broker;
+    so where much comes the broker gathers, and where little comes nobody waits. aiokafka offers no public way to change this."""
+    fetcher = consumer._fetcher  # noqa: SLF001
+    fetcher._fetch_min_bytes, fetcher._fetch_max_wait_ms = how.min_bytes, how.max_wait_ms  # noqa: SLF001
+
+
+def make_consumer(settings: Settings, *names: str, group: str | None = None, **overrides: Any) -> AIOKafkaConsumer:
+    """A consumer that is not started yet, reads raw bytes and never commits by itself."""
+    options: dict[str, Any] = {
+        "bootstrap_servers": settings.kafka_bootstrap_servers,
+        "client_id": f"{settings.thrones_role}-{settings.thrones_member}",
+        "group_id": group,
+        "enable_auto_commit": False,
+        "auto_offset_reset": "earliest",
+        "session_timeout_ms": 10_000,
+        "heartbeat_interval_ms": 3_000,
+        "request_timeout_ms": REQUEST_TIMEOUT_MS,
+        "fetch_min_bytes": 1,
+        "fetch_max_wait_ms": 50,
+        "metadata_max_age_ms": 30_000,
+    }
+    return AIOKafkaConsumer(*names, **(options | overrides))
+
+
+class Offsets:
+    """What groups have committed and where logs begin and end. One admin and one group-less consumer, lazily connected."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._admin: AIOKafkaAdminClient | None = None
+        self._consumer: AIOKafkaConsumer | None = None
+        self._connecting = asyncio.Lock()
+
+    async def committed(self, group: str, topic: Topic) -> dict[int, int]:
+        """Next offset to process by partition; 0 where the group has not committed yet. Raises KafkaError or OSError."""
+        await self._connect()
+        assert self._admin is not None
+        # The first question ever makes the broker create its offsets topic, and it answers "not available" meanwhile.
+        async for attempt in stamina.retry_context(on=NO_COORDINATOR, attempts=None, timeout=10.0, wait_max=0.5):
+            with attempt:
+                known = await self._admin.list_consumer_group_offsets(group)
+        by_partition = {tp.partition: meta.offset for tp, meta in known.items() if tp.topic == topic.name}
+        return {p: max(by_partition.get(p, 0), 0) for p in await self.partitions(topic)}
+
+    async def held(self, group: str, topic: Topic) -> set[int]:
+        """The partitions that some member of a group holds. Raises KafkaError or OSError."""
+        await self._connect()
+        assert self._admin is not None
+        async for attempt in stamina.retry_context(on=NO_COORDINATOR, attempts=None, timeout=10.0, wait_max=0.5):
+            with attempt:
+                answer = (await self._admin.describe_consumer_groups([group]))[0]
+        assignments = [member[4] for described in answer.groups for member in described[5] if member[4]]
+        decoded: list[Any] = [ConsumerProtocolMemberAssignment.decode(assignment) for assignment in assignments]
+        return {p for one in decoded for name, partitions in one.assignment if name == topic.name for p in partitions}
+
+    async def ends(self, topic: Topic) -> dict[int, int]:
+        """The offset the next record will get, by partition."""
+        consumer = await self._connect()
+        return _by_partition(await consumer.end_offsets(await self._of(topic)))
+
+    async def begins(self, topic: Topic) -> dict[int, int]:
+        """The first offset still kept, by partition."""
+        consumer = await self._connect()
+        return _by_partition(await consumer.beginning_offsets(await self._of(topic)))
+
+    async def partitions(self, topic: Topic) -> list[int]:
+        return [tp.partition for tp in await self._of(topic)]
+
+    async def close(self) -> None:
+        consumer, self._consumer, admin, self._admin = self._consumer, None, self._admin, None
+        if consumer is not None and admin is not None:
+            await _close(admin, consumer)
+
+    async def _of(self, topic: Topic) -> list[TopicPartition]:
+        consumer = await self._connect()
+        found = consumer.partitions_for_topic(topic.name)
+        if not found:
+            await consumer._client.force_metadata_update()  # noqa: SLF001 - the only refresh aiokafka offers
+            found = consumer.partitions_for_topic(topic.name) or set(range(topic.partitions))
+        return [TopicPartition(topic.name, partition) for partition in sorted(found)]
+
+    async def _connect(self) -> AIOKafkaConsumer:
+        async with self._connecting:
+            if self._consumer is None:
+                admin = AIOKafkaAdminClient(
+                    bootstrap_servers=self._settings.kafka_bootstrap_servers, request_timeout_ms=REQUEST_TIMEOUT_MS
+                )
+                consumer = make_consumer(self._settings, *(topic.name for topic in topics.ALL))
+                try:
+                    await admin.start()
+                    await consumer.start()
+                except BaseException:  # also when the asker has given up: both may hold connections already
+                    await _close(admin, consumer)
+                    raise
+                consumer.pause(*consumer.assignment())  # a fetch that waits for data would hold up every question
+                self._admin, self._consumer = admin, consumer
+            return self._consumer
+
+
+async def _close(admin: AIOKafkaAdminClient, consumer: AIOKafkaConsumer) -> None:
+    await leave_behind(consumer.stop(), CLOSE_TIMEOUT_S)
+    await leave_behind(admin.close(), CLOSE_TIMEOUT_S)
+
+
+def _by_partition(offsets: Mapping[TopicPartition, int]) -> dict[int, int]:
+    return {tp.partition: offset for tp, offset in offsets.items()}
+
+
+async def create_topics(settings: Settings) -> None:
+    """Create what is missing of `topics.ALL`; what exists is left as it is. Raises KafkaError."""
+    admin = AIOKafkaAdminClient(bootstrap_servers=settings.kafka_bootstrap_servers)
+    try:
+        await admin.start()
+        reply = await admin.create_topics([_new_topic(topic, settings) for topic in topics.ALL])
+        for name, code, *_ in reply.topic_errors:
+            error = for_code(code)
+            if code and error is not TopicAlreadyExistsError:
+                raise error(f"topic {name}")
+    except TopicAlreadyExistsError:
+        return
+    finally:
+        await admin.close()
+
+
+def _new_topic(topic: Topic, settings: Settings) -> NewTopic:
+    return NewTopic(
+        name=topic.name,
+        num_partitions=topic.partitions,
+        replication_factor=settings.replication_factor,
+        topic_configs={
+            "retention.ms": str(topic.retention_ms),
+            "cleanup.policy": "delete",
+            "message.timestamp.type": "LogAppendTime",
+            "min.insync.replicas": "2" if settings.replication_factor > 2 else "1",
+        },
+    )

@@ -1,0 +1,269 @@
+"""Records in, their acknowledgement out: one idempotent producer (acks=all) a process, one batch in flight a partition.
+
+`publish` hands a record over at once; its future ends when the broker has acknowledged it on all in-sync replicas.
+Whatever arrives for a partition while its last batch is under way is the next batch.
+"""
+
+import asyncio
+import os
+from collections import deque
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+from zlib import crc32
+
+from aiokafka import AIOKafkaProducer
+from aiokafka.errors import KafkaError, KafkaTimeoutError, MessageSizeTooLargeError
+
+from infra.lifecycle import cancelled, leave_behind
+from infra.logs import get_logger
+from infra.metrics.definitions import PUBLISHER_ACKNOWLEDGED, PUBLISHER_REPLACED, PUBLISHER_UNPUBLISHED
+from infra.metrics.vitals import sampled
+from infra.pace import Pace
+from infra.settings import Settings
+from schemas.codec import VERSION_HEADER, Headers
+from schemas.topics import Topic
+
+LINGER_S = 0.004  # while busy: produce requests cost more than records
+BUSY_PER_S = 150.0  # records: below it the linger of one would end before the next one comes
+BATCH_MAX_BYTES = 256 * 1024
+RECORD_MAX_BYTES = 1_000_000  # a broker takes 1 MiB, with what it wraps around a record
+REQUEST_TIMEOUT_S = 15.0
+DELIVERY_TIMEOUT_S = 30.0  # aiokafka's idempotent producer retries for ever, also what a wiped broker can never take
+LOOK_EVERY_S = 5.0
+STOP_TIMEOUT_S = 10.0  # aiokafka's own stop() never ends while the broker is down
+HEADERS = (VERSION_HEADER,)
+
+_unpublished, _acknowledged = PUBLISHER_UNPUBLISHED.make(), PUBLISHER_ACKNOWLEDGED.make()
+_replaced = PUBLISHER_REPLACED.make()
+log = get_logger()
+
+
+def partition_of(key: bytes, partitions: int) -> int:
+    """The partition of a key: CRC-32, as librdkafka's `consistent` partitioner (in C, where murmur2 would be Python)."""
+    return crc32(key) % partitions
+
+
+@dataclass(slots=True, eq=False)
+class _Record:
+    topic: str
+    key: bytes
+    value: bytes
+    headers: Headers
+    done: "asyncio.Future[None]"
+
+
+@dataclass(slots=True, eq=False)
+class _Lane:
+    """One partition: at most one batch under way, so its records stay in order whatever happens to that batch."""
+
+    topic: str
+    partition: int
+    waiting: deque[_Record] = field(default_factory=deque)
+    in_flight: list[_Record] = field(default_factory=list)
+    sent_at: float = 0.0  # loop time
+
+
+class Publisher:
+    """Records of one key stay in order; each is written at least once.
+
+    While the broker is away records wait here, `unpublished` of them; a producer that the broker fences off or that lost
+    its sequence is replaced, and what it had not delivered is sent again. A future fails only for a record that can never
+    be written (too large) or when the publisher stops first.
+    """
+
+    def __init__(self, settings: Settings, busy_per_s: float = BUSY_PER_S) -> None:
+        self._settings = settings
+        self._queue: deque[_Record] = deque()  # not yet given to a lane
+        self._lanes: dict[tuple[str, int], _Lane] = {}
+        self._wake = asyncio.Event()
+        self._linger: asyncio.TimerHandle | None = None
+        self._pace = Pace(busy_per_s, LINGER_S)
+        self._producer: AIOKafkaProducer | None = None
+        self._pump: asyncio.Task[None] | None = None
+        self._broken = False
+        self.unpublished = 0
+
+    @classmethod
+    async def start(cls, settings: Settings, busy_per_s: float = BUSY_PER_S) -> "Publisher":
+        """A publisher that connects in the background: a process may start while Kafka is away. It lingers while so much comes."""
+        publisher = cls(settings, busy_per_s)
+        publisher._pump = asyncio.create_task(publisher._run(), name="publisher")
+        publisher._pump.add_done_callback(_end_process)
+        return publisher
+
+    def publish(
+        self, topic: Topic, key: str | bytes, value: bytes, headers: Headers = HEADERS
+    ) -> "asyncio.Future[None]":
+        loop = asyncio.get_running_loop()
+        record = _Record(
+            topic.name, key.encode() if isinstance(key, str) else key, value, headers, loop.create_future()
+        )
+        self.unpublished += 1
+        if len(record.key) + len(value) > RECORD_MAX_BYTES:
+            self._finish(record, MessageSizeTooLargeError(f"{len(value)} bytes of value"))
+            return record.done
+        self._queue.append(record)
+        self._pace.note(1, loop.time())
+        if self._linger is None:
+            self._linger = loop.call_later(self._pace.wait_s, self._end_linger)
+        return record.done
+
+    async def publish_all(
+        self, records: Iterable[tuple[Topic, str | bytes, bytes]], headers: Mapping[str | bytes, Headers] | None = None
+    ) -> None:
+        """Publish and wait for every acknowledgement, however long that takes. `headers`: of the keys that have others."""
+        own = headers or {}
+        waiting = [
+            self.publish(topic, key, value, own.get(key, HEADERS) if own else HEADERS) for topic, key, value in records
+        ]
+        for delivered in waiting:  # cheaper than gather: most are done when they are looked at
+            await delivered
+
+    async def stop(self) -> None:
+        """Deliver what is waiting, for at most STOP_TIMEOUT_S; the rest fails and is the relay's to finish."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(STOP_TIMEOUT_S):
+                while self.unpublished:  # noqa: ASYNC110 - once in a process' life, at its end
+                    await asyncio.sleep(0.01)
+        if self._pump is not None:
+            self._pump.cancel()
+            await asyncio.gather(self._pump, return_exceptions=True)
+        await self._discard_producer()
+        while self._queue:
+            self._finish(self._queue.popleft(), KafkaTimeoutError("the publisher has stopped"))
+
+    def _end_linger(self) -> None:
+        self._linger = None
+        self._wake.set()
+
+    async def _run(self) -> None:
+        with sampled(lambda: _unpublished.set(self.unpublished)):
+            await self._deliver()
+
+    async def _deliver(self) -> None:
+        while not cancelled():
+            if self._producer is None or self._broken:
+                await self._replace_producer()
+            if self._producer is None:
+                continue
+            self._wake.clear()
+            try:
+                async with asyncio.timeout(REQUEST_TIMEOUT_S):
+                    await self._sort(self._producer)
+                    for lane in self._lanes.values():
+                        if lane.waiting and not lane.in_flight:
+                            await self._send(self._producer, lane)
+            except (KafkaError, TimeoutError) as error:
+                self._break(error)
+                await asyncio.sleep(0.1)
+            with suppress(TimeoutError):
+                async with asyncio.timeout(LOOK_EVERY_S):
+                    await self._wake.wait()
+            self._look_for_lost()
+
+    def _look_for_lost(self) -> None:
+        oldest = asyncio.get_running_loop().time() - DELIVERY_TIMEOUT_S
+        if any(lane.in_flight and lane.sent_at < oldest for lane in self._lanes.values()):
+            self._break(KafkaTimeoutError(f"no answer within {DELIVERY_TIMEOUT_S:.0f} s"))
+
+    async def _sort(self, producer: AIOKafkaProducer) -> None:
+        """What waits, into the lanes of its partitions."""
+        counts: dict[str, int] = {}
+        while self._queue:
+            record = self._queue[0]
+            if record.topic not in counts:
+                counts[record.topic] = len(await producer.partitions_for(record.topic))
+            where = (record.topic, partition_of(record.key, counts[record.topic]))
+            lane = self._lanes.get(where)
+            if lane is None:
+                lane = self._lanes[where] = _Lane(*where)
+            lane.waiting.append(self._queue.popleft())
+
+    async def _send(self, producer: AIOKafkaProducer, lane: _Lane) -> None:
+        batch = producer.create_batch()
+        while lane.waiting:
+            record = lane.waiting[0]
+            if batch.append(timestamp=None, key=record.key, value=record.value, headers=list(record.headers)) is None:
+                break  # full
+            lane.in_flight.append(lane.waiting.popleft())
+        batch.close()
+        lane.sent_at = asyncio.get_running_loop().time()
+        delivery = await producer.send_batch(batch, lane.topic, partition=lane.partition)
+        delivery.add_done_callback(partial(self._delivered, lane))
+
+    def _delivered(self, lane: _Lane, delivery: "asyncio.Future[Any]") -> None:
+        error = asyncio.CancelledError() if delivery.cancelled() else delivery.exception()
+        if self._lanes.get((lane.topic, lane.partition)) is not lane:
+            return  # its producer was replaced, and its records are sent again
+        if error is not None and not isinstance(error, MessageSizeTooLargeError):
+            self._break(error)  # they stay in flight: sent again by the next producer (readers drop the copy)
+            return
+        delivered, lane.in_flight = lane.in_flight, []
+        for record in delivered:
+            self._finish(record, error)
+        if error is None:
+            _acknowledged.labels(lane.topic).inc(len(delivered))
+        if lane.waiting:
+            self._wake.set()
+
+    async def _replace_producer(self) -> None:
+        await self._discard_producer()
+        producer = AIOKafkaProducer(
+            bootstrap_servers=self._settings.kafka_bootstrap_servers,
+            client_id=f"{self._settings.thrones_role}-{self._settings.thrones_member}",
+            enable_idempotence=True,
+            acks="all",
+            max_batch_size=BATCH_MAX_BYTES,
+            request_timeout_ms=int(REQUEST_TIMEOUT_S * 1000),
+            retry_backoff_ms=50,
+        )
+        started = False
+        try:
+            async with asyncio.timeout(REQUEST_TIMEOUT_S):
+                await producer.start()
+            started = True
+        except (KafkaError, OSError, TimeoutError) as error:
+            log.warning("kafka unreachable", error=str(error))
+        finally:
+            if not started:  # also when cancelled: it may hold a connection already
+                await leave_behind(producer.stop(), 2.0)
+        if not started:
+            await asyncio.sleep(0.5)
+            return
+        self._producer, self._broken = producer, False
+
+    async def _discard_producer(self) -> None:
+        producer, self._producer = self._producer, None
+        if producer is not None:
+            await leave_behind(producer.stop(), 5.0)
+        # What it never told us about is unknown, not failed: its successor sends it again, before anything newer.
+        for lane in self._lanes.values():
+            self._queue.extendleft(reversed([*lane.in_flight, *lane.waiting]))
+        self._lanes.clear()
+
+    def _break(self, error: BaseException) -> None:
+        if not self._broken:
+            _replaced.inc()
+            log.warning("producer is replaced", error=repr(error))
+        self._broken = True
+        self._wake.set()
+
+    def _finish(self, record: _Record, error: BaseException | None) -> None:
+        self.unpublished -= 1
+        if record.done.done():
+            return
+        if error is None:
+            record.done.set_result(None)
+        else:
+            record.done.set_exception(error)
+            record.done.exception()  # whoever still waits is told; nobody has to
+
+
+def _end_process(pump: "asyncio.Task[None]") -> None:
+    """Nobody awaits the pump, and without it every publish would wait for ever: an error of its own ends the process."""
+    if not pump.cancelled() and (error := pump.exception()) is not None:
+        log.error("the publisher broke down", error=repr(error))
+        os._exit(os.EX_SOFTWARE)

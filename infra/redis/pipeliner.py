@@ -1,0 +1,119 @@
+"""Script calls of many tasks in, few round trips out: whatever was asked while the last trip was under way is the next one.
+
+Small when idle, large when busy. A caller that goes away does not cancel the trip of the others.
+"""
+
+import asyncio
+from collections.abc import Sequence
+from hashlib import sha1
+from pathlib import Path
+from typing import Any
+
+from redis.exceptions import NoScriptError, RedisError
+
+from infra.pace import Pace
+from infra.redis.client import Redis
+from infra.redis.trips import Argument, Command, NotSent
+
+SCRIPTS = {path.stem: path.read_text() for path in Path(__file__).parent.glob("*.lua")}
+DIGESTS = {name: sha1(body.encode(), usedforsecurity=False).hexdigest() for name, body in SCRIPTS.items()}
+
+MAX_TRIP = 512  # calls in one round trip: bounds how long Redis is held by one client
+LANES = 2  # trips under way at once
+
+
+class Pipeliner:
+    """`call` a script by name; the reply is the script's, or the RedisError it ended with is raised.
+
+    While as many calls come as `pace` calls busy, a trip waits for more; otherwise none waits for company.
+    """
+
+    def __init__(self, redis: Redis, pace: Pace | None = None) -> None:
+        self._redis = redis
+        self._pace = pace or Pace()
+        self._gathering = False
+        self._waiting: list[tuple[Command, asyncio.Future[Any]]] = []
+        self._trips: set[asyncio.Task[None]] = set()  # kept so that none is collected while it runs
+        self._lanes_taken = 0
+
+    def call(self, script: str, keys: Sequence[str], *args: Argument) -> asyncio.Future[Any]:
+        return self.command("EVALSHA", DIGESTS[script], len(keys), *keys, *args)
+
+    def command(self, *command: Argument) -> asyncio.Future[Any]:
+        """Any other command, in the same trips."""
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[Any] = loop.create_future()
+        self._waiting.append((command, future))
+        self._pace.note(1, loop.time())
+        if self._lanes_taken < LANES and not self._gathering:
+            self._start_trip()
+        return future
+
+    async def call_many(self, script: str, calls: Sequence[tuple[Sequence[str], Sequence[Argument]]]) -> list[Any]:
+        """Replies in order; raises the first error, after all have been answered."""
+        replies: list[Any] = []
+        errors: list[RedisError] = []
+        for reply in [self.call(script, keys, *args) for keys, args in calls]:
+            try:  # cheaper than gather: most are there when they are looked at
+                replies.append(await reply)
+            except RedisError as error:
+                errors.append(error)
+        if errors:
+            raise errors[0]
+        return replies
+
+    def _start_trip(self) -> None:
+        self._lanes_taken += 1
+        self._gathering = True
+        trip = asyncio.get_running_loop().create_task(self._run_trips())
+        self._trips.add(trip)
+        trip.add_done_callback(self._trips.discard)
+
+    async def _run_trips(self) -> None:
+        await asyncio.sleep(self._pace.wait_s)  # at least the tasks of this turn of the loop ask first
+        self._gathering = False
+        while self._waiting and not self._gathering:  # else they are the next lane's
+            batch, self._waiting = self._waiting[:MAX_TRIP], self._waiting[MAX_TRIP:]
+            await self._answer(batch)
+        # In the same step as the look at `_waiting`: a call made after it finds the lane free and starts a trip.
+        self._lanes_taken -= 1
+
+    async def _answer(self, batch: list[tuple[Command, asyncio.Future[Any]]]) -> None:
+        """Give every caller its reply or an error: whatever happens to the trip, nobody is left waiting."""
+        try:
+            replies = await self._send([command for command, _ in batch])
+        except RedisError as error:
+            replies = [error] * len(batch)
+        except Exception as error:  # the callers' to judge: an unknown outcome
+            replies = [RedisError(repr(error))] * len(batch)
+        for (_, future), reply in zip(batch, replies, strict=True):
+            if future.done():
+                continue
+            if isinstance(reply, Exception):
+                future.set_exception(reply)
+                future.exception()  # whoever still waits is told; nobody has to
+            else:
+                future.set_result(reply)
+
+    async def _send(self, commands: list[Command]) -> list[Any]:
+        replies = await self._redis.round_trip(commands)
+        unknown = [i for i, reply in enumerate(replies) if isinstance(reply, NoScriptError)]
+        if unknown:  # a new Redis run: these definitely did not execute
+            for i, reply in zip(unknown, await self._load_and_repeat([commands[i] for i in unknown]), strict=True):
+                replies[i] = reply
+        return replies
+
+    async def _load_and_repeat(self, commands: list[Command]) -> list[Any]:
+        # Errors stay with these commands: the others of the trip have their replies already.
+        try:
+            for body in SCRIPTS.values():
+                await self._redis.script_load(body)
+        except (RedisError, OSError) as error:
+            return [NotSent(str(error))] * len(commands)
+        try:
+            return await self._redis.round_trip(commands)
+        except RedisError as error:
+            return [error] * len(commands)
+
+
+__all__ = ["SCRIPTS", "NotSent", "Pipeliner"]

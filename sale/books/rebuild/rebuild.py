@@ -1,0 +1,416 @@
+"""Postgres, the log and what Redis still holds in; a product's books out, under a new epoch, for the present Redis run.
+
+The only way stock is loaded. Opening is the last write and one script: until then the product refuses every
+reservation, and a rebuild that dies half-way has changed nothing but its prepared keys. Sources are read against the
+way of an order: the order stage's offsets, Postgres, the log from those offsets on, Redis.
+"""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+import asyncpg
+from msgspec import UNSET
+
+from infra.kafka.client import Offsets
+from infra.kafka.publisher import Publisher, partition_of
+from infra.kafka.watermarks import unprocessed_from
+from infra.logs import get_logger
+from infra.postgres.pool import CONNECT_TIMEOUT_S, UNAVAILABLE
+from infra.redis.client import UNREACHABLE, Redis
+from infra.redis.pipeliner import SCRIPTS
+from infra.settings import Settings
+from sale.books import keys
+from sale.books.entry import HeldEntry
+from sale.books.inventory import KEY_LIFETIME_MS
+from sale.books.rebuild.books import LOOKS_PER_MS, PreparedBooks, head_of
+from sale.books.rebuild.sources import CHUNK, parked, placed_since, rows_in_chunks, survivors
+from sale.books.run import present_run
+from sale.tables.queries import SQL
+from schemas import topics
+from schemas.codec import encode
+from schemas.events import StockOpened
+from schemas.ids import ProductId
+from schemas.order_state import TERMINAL, Status
+
+LOCK_SPACE = 0x7412  # pg_advisory_lock(LOCK_SPACE, product id)
+LOCK_TIMEOUT_S = 30
+ATTEMPTS = 5
+PUBLISH_TIMEOUT_S = 30.0
+NO_STOCK_LEFT = "no stock left after a rebuild"
+KEY_USED_AGAIN = "its key was used again while the order was lost"
+
+log = get_logger()
+
+
+class RebuildImpossible(Exception):
+    """The product is unknown, its rows exceed its stock, or each attempt was overtaken; it stays closed."""
+
+
+class _Overtaken(Exception):
+    """This attempt's reads are worth nothing any more: start over."""
+
+
+async def rebuild(
+    product_id: ProductId, reason: str, *, redis: Redis, pool: asyncpg.Pool, settings: Settings, publisher: Publisher
+) -> StockOpened:
+    """Close the product, make its books anew, open it. One at a time per product; waits its turn.
+
+    `redis` needs a timeout of seconds. Raises RebuildImpossible, RedisError, KafkaError, TimeoutError or a Postgres
+    error; the product is then closed, and may be rebuilt again.
+    """
+    async with books_lock(settings, product_id, wait=True) as connection:
+        assert connection is not None
+        return await _Rebuild(product_id, reason, redis, pool, settings, publisher, connection).run()
+
+
+async def rebuild_if_needed(
+    product_id: ProductId, reason: str, *, redis: Redis, pool: asyncpg.Pool, settings: Settings, publisher: Publisher
+) -> StockOpened | None:
+    """As `rebuild`, unless someone is doing it now or has just done it: then None, at once."""
+    async with books_lock(settings, product_id, wait=False) as connection:
+        if connection is None:
+            return None
+        epoch = (await connection.fetchrow(SQL.product, product_id) or {"epoch": None})["epoch"]
+        if await in_force(redis, product_id, epoch):
+            return None
+        return await _Rebuild(product_id, reason, redis, pool, settings, publisher, connection).run()
+
+
+async def in_force(redis: Redis, product: ProductId, epoch: int | None) -> bool:
+    """The product's books were made for this Redis run, are not closed, and are the newest that were ever begun."""
+    run = await present_run(redis)
+    of_run, state, of_epoch = await redis.hmget(keys.stock(product), ["run", "state", "epoch"])
+    return of_run == run.encode() and state != b"closed" and epoch is not None and of_epoch == str(epoch).encode()
+
+
+@asynccontextmanager
+async def books_lock(settings: Settings, product: ProductId, *, wait: bool) -> AsyncIterator[Any | None]:
+    """A connection that holds the product's rebuild lock; None where it is taken and `wait` is off."""
+    connection = await asyncpg.connect(
+        settings.postgres_dsn,
+        timeout=CONNECT_TIMEOUT_S,
+        command_timeout=LOCK_TIMEOUT_S + 30.0,
+        server_settings={"application_name": "thrones-rebuild", "lock_timeout": f"{LOCK_TIMEOUT_S}s"},
+    )
+    try:
+        if wait:
+            await connection.execute("SELECT pg_advisory_lock($1, $2)", LOCK_SPACE, product)
+            yield connection
+        else:
+            got = await connection.fetchval("SELECT pg_try_advisory_lock($1, $2)", LOCK_SPACE, product)
+            yield connection if got else None
+    finally:
+        with suppress(*UNAVAILABLE):
+            await connection.close(timeout=CONNECT_TIMEOUT_S)  # ends the session, and with it the lock
+
+
+@dataclass(slots=True)
+class _Totals:
+    """Units as one Postgres snapshot and the union of orders say."""
+
+    initial: int
+    confirmed: int
+    started_at: datetime
+    verified_as_of: datetime  # everything that ended before this (less a minute) is settled and announced
+
+
+class _Rebuild:
+    def __init__(
+        self,
+        product: ProductId,
+        reason: str,
+        redis: Redis,
+        pool: asyncpg.Pool,
+        settings: Settings,
+        publisher: Publisher,
+        connection: Any,
+    ) -> None:
+        self._product, self._reason = product, reason
+        self._redis, self._pool, self._publisher, self._settings = redis, pool, publisher, settings
+        self._connection = connection
+
+    async def run(self) -> StockOpened:
+        offsets = Offsets(self._settings)
+        try:
+            for attempt in range(ATTEMPTS):
+                try:
+                    return await self._attempt(offsets)
+                except (_Overtaken, *UNREACHABLE) as why:
+                    log.warning("rebuild starts over", product=self._product, attempt=attempt + 1, why=repr(why))
+                    await asyncio.sleep(0.2 * 2**attempt)
+        finally:
+            await offsets.close()
+        raise RebuildImpossible(f"product {self._product}: overtaken {ATTEMPTS} times, it stays closed")
+
+    async def _attempt(self, offsets: Offsets) -> StockOpened:
+        run = await present_run(self._redis)
+        started_at: datetime = await self._connection.fetchval("SELECT clock_timestamp()")
+        # From here on a record of older books needs an entry to be believed, and no batch of the order stage that read
+        # the old epoch is still under way: both lock the product's row.
+        drawn = await self._pool.fetchrow(SQL.draw_epoch, self._product)
+        if drawn is None:
+            raise RebuildImpossible(f"there is no product {self._product}")
+        epoch, self._log_lost = drawn["epoch"], drawn["log_lost"]
+        books = PreparedBooks(self._redis, self._product, epoch)
+        try:
+            return await self._make(books, offsets, run, epoch, started_at)
+        finally:
+            await books.abandon()
+
+    async def _make(
+        self, books: PreparedBooks, offsets: Offsets, run: str, epoch: int, started_at: datetime
+    ) -> StockOpened:
+        await books.begin()
+        self._found = await self._redis.hmget(keys.stock(self._product), ["epoch", "version"])  # closed: it stays
+        # Before Postgres: what is before these offsets has a row there, or is parked there.
+        starts = await unprocessed_from(offsets, topics.ORDER_STAGE_GROUP, topics.ORDERS)
+        async with self._connection.transaction(isolation="repeatable_read", readonly=True):
+            totals = await self._read_rows(books, started_at)
+            unrowed = await self._read_unrowed(books, offsets, starts, totals)
+            row = await self._connection.fetchrow(SQL.product, self._product)
+            doubles = await self._doubles(unrowed)
+        if doubles:
+            await self._fail(doubles, KEY_USED_AGAIN, key_lost=True)
+            raise _Overtaken(f"the keys of {len(doubles)} orders were used again while only an old copy knew of them")
+        await self._take_in(books, unrowed, totals.initial - totals.confirmed - books.held_units)
+        books.opened_from = await self._end_of_log(offsets)
+        return await self._open(books, run, epoch, row, totals)
+
+    async def _read_rows(self, books: PreparedBooks, started_at: datetime) -> _Totals:
+        product = await self._connection.fetchrow(SQL.product, self._product)
+        units = {
+            row["status"]: row["units"] for row in await self._connection.fetch(SQL.units_by_status, self._product)
+        }
+        totals = _Totals(product["initial"], units.get(Status.CONFIRMED, 0), started_at, started_at)
+        self._seen: set[str] = set()
+        async for rows in rows_in_chunks(self._connection, SQL.rebuild_rows, self._product):
+            await self._add_rows(books, rows, totals)
+        async for rows in rows_in_chunks(self._connection, SQL.units_by_user, self._product):
+            await books.add_users(rows)
+        self._oldest_key_ms = books.now_ms - KEY_LIFETIME_MS
+        async for rows in rows_in_chunks(self._connection, SQL.rebuild_keys, self._product, self._oldest_key_ms):
+            await books.add_keys(rows)
+        await books.written()  # an order's key record stands before that of a later one with the same key
+        return totals
+
+    async def _add_rows(self, books: PreparedBooks, rows: Any, totals: _Totals) -> None:
+        self._seen.update(row["id"] for row in rows)
+        for row in rows:
+            if row["status"] in TERMINAL:  # to be announced again: the next rebuild must not take it for announced
+                totals.verified_as_of = min(totals.verified_as_of, row["updated_at"])
+        await books.add_rows(rows)
+
+    async def _read_unrowed(
+        self, books: PreparedBooks, offsets: Offsets, starts: dict[int, int], totals: _Totals
+    ) -> dict[str, HeldEntry]:
+        """Orders that the log or Redis vouches for and Postgres does not know yet."""
+        unrowed: dict[str, HeldEntry] = {}
+        self._on_log: set[str] = set()
+        # Parked is what the order stage has read, and could do nothing with: it is behind its offsets.
+        for placed in (
+            parked(self._connection, self._product),
+            placed_since(self._settings, offsets, starts, self._product),
+        ):
+            async for entries in placed:
+                for entry in await self._without_row(books, entries, totals, rows_are_held=False):
+                    known = unrowed.get(entry.order_id)
+                    self._on_log.add(entry.order_id)
+                    if known is None or (known.epoch, known.version) < (entry.epoch, entry.version):
+                        unrowed[entry.order_id] = entry
+        async for entries in survivors(self._redis, self._product):
+            for entry in await self._without_row(books, entries, totals, rows_are_held=True):
+                unrowed[entry.order_id] = entry
+        return unrowed
+
+    async def _doubles(self, unrowed: dict[str, HeldEntry]) -> list[HeldEntry]:
+        """Orders that some copy of Redis had lost and this one brings back, whose key has gone to another order since.
+
+        A key stands for one order: a row's, else one that is on the log, else the one placed first.
+        """
+        keyed = [(entry, head.key_hash) for entry in unrowed.values() if (head := head_of(entry)).key_hash is not UNSET]
+        holders = await self._key_holders(keyed)
+        doubles = []
+        for entry, key_hash in sorted(keyed, key=lambda k: (k[0].order_id not in self._on_log, k[0].at_ms)):
+            holder = holders.setdefault((entry.user_id, key_hash), entry.order_id)
+            if holder != entry.order_id:
+                doubles.append(entry)
+        return doubles
+
+    async def _key_holders(self, keyed: list[tuple[HeldEntry, str]]) -> dict[tuple[int, str], str]:
+        found = {}
+        for first in range(0, len(keyed), CHUNK):
+            some = keyed[first : first + CHUNK]
+            users, hashes = [entry.user_id for entry, _ in some], [key_hash for _, key_hash in some]
+            for row in await self._connection.fetch(SQL.orders_of_keys, users, hashes, self._oldest_key_ms):
+                found[row["user_id"], row["key_hash"]] = row["id"]
+        return found
+
+    async def _without_row(
+        self, books: PreparedBooks, entries: list[HeldEntry], totals: _Totals, *, rows_are_held: bool
+    ) -> list[HeldEntry]:
+        """Those Postgres does not know. The others are over and done with, unless Redis holds them: those are added."""
+        new = {entry.order_id: entry for entry in entries if entry.order_id not in self._seen}
+        if not new:
+            return []
+        rows = await self._connection.fetch(SQL.rebuild_rows_by_id, list(new))
+        if rows and rows_are_held:
+            await self._add_rows(books, [row for row in rows if row["product_id"] == self._product], totals)
+        for row in rows:
+            del new[row["id"]]
+        return list(new.values())
+
+    async def _take_in(self, books: PreparedBooks, unrowed: dict[str, HeldEntry], room: int) -> None:
+        """Unrowed orders as they were accepted; what does not fit is failed, uncharged, and all starts over."""
+        if room < 0:
+            raise RebuildImpossible(f"product {self._product}: its orders exceed its stock by {-room}")
+        fitting, excess = [], []
+        for entry in sorted(unrowed.values(), key=lambda e: (e.epoch, e.version)):
+            if entry.quantity <= room:
+                room -= entry.quantity
+                fitting.append(entry)
+            else:
+                excess.append(entry)
+        if excess:
+            await self._fail(excess, NO_STOCK_LEFT, key_lost=False)
+            raise _Overtaken(f"{len(excess)} orders were accepted twice over and have been failed")
+        for first in range(0, len(fitting), CHUNK):
+            await books.add_unrowed(fitting[first : first + CHUNK])
+        await books.written()
+
+    async def _fail(self, entries: list[HeldEntry], reason: str, *, key_lost: bool) -> None:
+        """Uncharged; each keeps an entry of no units in the next attempt, through which its end is announced."""
+        async with self._pool.acquire() as connection, connection.transaction():
+            for entry in entries:
+                head = head_of(entry)
+                await connection.execute(
+                    SQL.fail_order,
+                    entry.order_id,
+                    self._product,
+                    entry.user_id,
+                    head.quantity,
+                    reason,
+                    entry.epoch,
+                    entry.version,
+                    entry.available,
+                    head.key_hash or None,
+                    entry.at_ms,
+                    key_lost,
+                )
+
+    async def _end_of_log(self, offsets: Offsets) -> int:
+        """Of the partition that gets the opening."""
+        ends = await offsets.ends(topics.ORDERS)
+        return ends[partition_of(str(self._product).encode(), len(ends))]
+
+    async def _open(
+        self, books: PreparedBooks, run: str, epoch: int, product: asyncpg.Record, totals: _Totals
+    ) -> StockOpened:
+        # The log sells a unit with the news of it: there, what is yet to be announced is held, in Redis it is sold.
+        opened = StockOpened(
+            product_id=self._product,
+            epoch=epoch,
+            initial=totals.initial,
+            available=totals.initial - totals.confirmed - books.held_units,
+            held=books.held_units + books.unannounced_units,
+            sold=totals.confirmed - books.unannounced_units,
+            opened_at_ms=time.time_ns() // 1_000_000,
+            reason=self._reason,
+            name=product["name"],
+            found_epoch=int(self._found[0] or 0),
+            found_version=int(self._found[1] or 0),
+            announced_again=books.announced_again,
+            log_lost=self._log_lost,
+        )
+        # First on the log, then in force: no version of this epoch can be there without its opening.
+        sent = self._publisher.publish(topics.ORDERS, str(self._product), encode(opened))
+        await asyncio.wait_for(asyncio.shield(sent), PUBLISH_TIMEOUT_S)
+        fields = stock_fields(opened, product, self._settings.max_held, books, sold=totals.confirmed)
+        answer = await self._redis.eval(SCRIPTS["open"], 7, *books.script_keys, run, str(epoch), *fields)
+        if answer != b"opened":
+            raise _Overtaken(answer.decode())
+        # An operator who paused the sale since its row was read found the product closed, and left Redis alone.
+        await self._redis.eval(
+            SCRIPTS["sale"], 1, *sale_arguments(await self._pool.fetchrow(SQL.product, self._product))
+        )
+        await self._pool.execute(SQL.mark_verified, self._product, totals.verified_as_of)
+        if opened.log_lost:
+            await self._pool.execute(SQL.lost_log_is_told, self._product, epoch)
+        await self._look_soon(totals.started_at)
+        log.info(
+            "books opened",
+            product=self._product,
+            epoch=epoch,
+            reason=self._reason,
+            available=opened.available,
+            held=books.held_units,
+            sold=totals.confirmed,
+            orders=books.entries,
+        )
+        return opened
+
+    async def _look_soon(self, started_at: datetime) -> None:
+        """What has ended while the books were made is left to them (see settlement.py): nobody shall wait for its turn."""
+        ended = [row["id"] for row in await self._pool.fetch(SQL.ended_since, self._product, started_at)]
+        now_ms = time.time_ns() // 1_000_000
+        for first in range(0, len(ended), CHUNK):
+            looks = dict.fromkeys(ended[first : first + CHUNK], now_ms + first // LOOKS_PER_MS)
+            await self._redis.zadd(keys.due(self._product), dict(looks), xx=True, lt=True)
+
+
+def stock_fields(opened: StockOpened, product: Any, max_held: int, books: PreparedBooks, *, sold: int) -> list[str]:
+    """The stock hash as field, value, ...; run, epoch and version are open.lua's. An absent field means none."""
+    fields: dict[str, object] = {
+        "state": product["sale_state"],
+        "sale_action": product["sale_action"],
+        "initial": opened.initial,
+        "available": opened.available,
+        "held": books.held_units,
+        "held_orders": books.held_orders,
+        "sold": sold,
+        "name": product["name"],
+        "price_cents": product["price_cents"],
+        "currency": product["currency"],
+        "per_user_limit": product["per_user_limit"],
+        "max_quantity": product["max_quantity"],
+        "opens_at_ms": _milliseconds(product["opens_at"]),
+        "closes_at_ms": _milliseconds(product["closes_at"]),
+        "created_ms": _milliseconds(product["created_at"]),
+        "updated_ms": _milliseconds(product["updated_at"]),
+        "max_held": max_held,
+        "opened_from": books.opened_from,  # where in the log to look for stock.opened
+    }
+    return [str(part) for pair in fields.items() if pair[1] is not None for part in pair]
+
+
+def sale_arguments(product: Any) -> tuple[str, ...]:
+    """sale.lua's key and arguments, of a product's row."""
+    opens, closes = _milliseconds(product["opens_at"]), _milliseconds(product["closes_at"])
+    times = ("" if at is None else str(at) for at in (opens, closes))
+    over = product["closes_at"] is not None and product["closes_at"] <= product["read_at"]
+    return (
+        keys.stock(ProductId(product["id"])),
+        str(product["sale_action"]),
+        product["sale_state"],
+        *times,
+        str(int(over)),
+    )
+
+
+def _milliseconds(at: datetime | None) -> int | None:
+    return None if at is None else int(at.timestamp() * 1000)
+
+
+__all__ = [
+    "KEY_USED_AGAIN",
+    "RebuildImpossible",
+    "books_lock",
+    "in_force",
+    "rebuild",
+    "rebuild_if_needed",
+    "sale_arguments",
+]

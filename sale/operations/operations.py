@@ -1,0 +1,257 @@
+"""An operator's wishes in, rows and books changed out: deploy, products, operators, settling by hand, bulk tokens.
+
+Every one may be repeated: what is done already is found done, never done twice.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Literal
+
+import asyncpg
+import bcrypt
+
+from infra.kafka.publisher import Publisher
+from infra.postgres.pool import connect_postgres
+from infra.redis.client import Redis, connect_redis
+from infra.settings import Settings, SigningSettings
+from sale.accounts.credentials import clean_email, clean_name, known_email, password_spellings
+from sale.accounts.tokens import sign_all
+from sale.books.inventory import Inventory
+from sale.books.rebuild.rebuild import rebuild
+from sale.orders import read_rows
+from sale.payments.provider import ASKED_FOR, ATTEMPT_TIMEOUT_S
+from sale.settlement import IN_HAND_AFTER_S, SettlementDesk, Verdict
+from sale.tables.queries import SQL
+from schemas.events import StockOpened
+from schemas.ids import OrderId, ProductId
+from schemas.limits import DEFAULT_MAX_QUANTITY
+from schemas.money import to_decimal
+from schemas.order_state import TERMINAL, Status
+
+USERS_PER_STATEMENT = 20_000  # well inside the statement timeout
+SETTLE_TIMEOUT_S = 30.0
+LAST_ATTEMPT_S = IN_HAND_AFTER_S + ATTEMPT_TIMEOUT_S + 1.0  # one that began on a row read just before has ended by then
+Outcome = Literal[Status.CONFIRMED, Status.PAYMENT_FAILED]
+NO_LOGIN = "!"  # stands where the hash would; no bcrypt hash looks like this
+
+
+class Refused(Exception):
+    """The wish cannot be granted; the text says why. Nothing was changed."""
+
+
+@dataclass(frozen=True, slots=True)
+class NewProduct:
+    """A product as an operator describes it."""
+
+    id: ProductId
+    name: str
+    price_cents: int
+    stock: int
+    currency: str = "USD"
+    per_user_limit: int | None = None
+    max_quantity: int = DEFAULT_MAX_QUANTITY
+    opens_at: datetime | None = None
+    closes_at: datetime | None = None
+
+    @property
+    def largest_order(self) -> int:
+        """Units."""
+        return min(self.max_quantity, self.per_user_limit or self.max_quantity)
+
+
+REFERENCE_PRODUCT = NewProduct(ProductId(1), "iPhone 15 Pro - Flash Sale", 99_999, 1_000)
+
+
+@dataclass(slots=True)
+class Connections:
+    """The three stores, for as long as one command runs."""
+
+    settings: Settings
+    redis: Redis
+    pool: asyncpg.Pool
+    publisher: Publisher = field(repr=False)
+
+
+@asynccontextmanager
+async def connected(settings: Settings) -> AsyncIterator[Connections]:
+    """Redis, Postgres and Kafka; closed at the end, after what was published has been acknowledged."""
+    redis = connect_redis(settings, timeout_s=5.0)
+    pool = await connect_postgres(settings)
+    publisher = await Publisher.start(settings)
+    try:
+        yield Connections(settings, redis, pool, publisher)
+    finally:
+        await publisher.stop()
+        await pool.close()
+        await redis.aclose()
+
+
+async def deploy(to: Connections) -> StockOpened | None:
+    """The reference's product with its stock on sale. None where it is there already: its stock is never loaded again.
+
+    Migrations and topics come first (sale/operations/provision.py).
+    """
+    await _insert(to.pool, REFERENCE_PRODUCT)
+    row = await to.pool.fetchrow(SQL.product, REFERENCE_PRODUCT.id)
+    assert row is not None
+    # No verified books: it is new, or an earlier deploy was cut short between the row and its stock.
+    return await open_stock(to, REFERENCE_PRODUCT.id, "deploy") if row["verified_at"] is None else None
+
+
+async def create_product(to: Connections, product: NewProduct) -> StockOpened:
+    """A new product, buyable when this returns. Raises Refused where the id is taken."""
+    if not await _insert(to.pool, product):
+        raise Refused(f"product {product.id} exists")
+    return await open_stock(to, product.id, "product created")
+
+
+async def open_stock(to: Connections, product: ProductId, reason: str) -> StockOpened:
+    """Make a product's books anew from Postgres, the log and Redis. Raises Refused for an unknown one."""
+    if await to.pool.fetchrow(SQL.product, product) is None:
+        raise Refused(f"there is no product {product}")
+    return await rebuild(product, reason, redis=to.redis, pool=to.pool, settings=to.settings, publisher=to.publisher)
+
+
+async def _insert(pool: asyncpg.Pool, product: NewProduct) -> bool:
+    created = await pool.fetchval(
+        SQL.create_product,
+        product.id,
+        product.name,
+        product.price_cents,
+        product.currency,
+        product.stock,
+        product.opens_at,
+        product.closes_at,
+        product.per_user_limit,
+        product.max_quantity,
+    )
+    return created is not None
+
+
+async def settle(to: Connections, order_id: OrderId, outcome: Outcome, why: str, *, early: bool = False) -> Status:
+    """An operator's answer for an order whose charge nobody else can answer for; the status it then has.
+
+    Out of the reconciler's hands first, and no sooner settled than any attempt that was under way must have ended; then the
+    reconciler's path with the operator's words as the reason. An order that has ended this way already is only announced
+    again. Raises Refused for one that is unknown, ended the other way, is still being charged, or - unless `early` - is
+    asked about still.
+    """
+    if await _refuse_other_end(to.pool, order_id, outcome) is not outcome:
+        await _take_in_hand(to.pool, order_id, early=early)
+        await _refuse_other_end(to.pool, order_id, outcome)  # the provider's answer may have come first
+    desk = SettlementDesk(to.pool, Inventory(to.redis), to.publisher)
+    async with asyncio.timeout(SETTLE_TIMEOUT_S):
+        await desk.settle([Verdict(order_id, outcome, reason=f"operator: {why}")])
+    return await _refuse_other_end(to.pool, order_id, outcome)
+
+
+async def _take_in_hand(pool: asyncpg.Pool, order_id: OrderId, *, early: bool) -> None:
+    """Returns when nobody else can be asking about it any more."""
+    if await pool.fetchval(SQL.take_in_hand, order_id, ASKED_FOR, early) is None:
+        row = (await read_rows(pool, [order_id]))[order_id]
+        if row.status in TERMINAL:
+            return
+        if row.status is not Status.NEEDS_RECONCILIATION:
+            raise Refused(
+                f"order {order_id} is {row.status}: its payment is under way, only an unknown one is settled by hand"
+            )
+        until = row.created_at + ASKED_FOR
+        raise Refused(
+            f"order {order_id} is asked about until {until:%Y-%m-%d %H:%M} UTC, and the provider's answer ends it;"
+            " --early settles it before"
+        )
+    await asyncio.sleep(LAST_ATTEMPT_S)
+
+
+async def _refuse_other_end(pool: asyncpg.Pool, order_id: OrderId, outcome: Outcome) -> Status:
+    row = (await read_rows(pool, [order_id])).get(order_id)
+    if row is None:
+        raise Refused(f"there is no order {order_id}")
+    if row.status in TERMINAL and row.status is not outcome:
+        raise Refused(f"order {order_id} is {row.status} already")
+    return row.status
+
+
+async def create_operator(to: Connections, name: str, email: str, password: str) -> int:
+    """A user with the operator's role. Raises Refused for a taken email, and for what cannot be a name, email or password."""
+    try:
+        name, email, secret = clean_name(name), clean_email(email), password_spellings(password)[0]
+    except ValueError as error:
+        raise Refused(str(error).rstrip(".")) from None
+    hashed = bcrypt.hashpw(secret, bcrypt.gensalt(to.settings.bcrypt_cost)).decode()
+    user_id = await to.pool.fetchval(SQL.create_user, name, email, hashed, "operator")
+    if user_id is None:
+        raise Refused(f"{email} is taken")
+    return int(user_id)
+
+
+async def demote_operator(to: Connections, email: str) -> int:
+    """An operator is a user like everybody else from the next request on. Raises Refused where there is no such operator."""
+    try:
+        user_id = await to.pool.fetchval(SQL.demote_operator, known_email(email))
+    except ValueError as error:
+        raise Refused(str(error).rstrip(".")) from None
+    if user_id is None:
+        raise Refused(f"there is no operator {email}")
+    return int(user_id)
+
+
+def must_be_development(settings: Settings) -> None:
+    """Raises Refused."""
+    if not settings.development:
+        raise Refused("bulk users exist in the development profile only (THRONES_PROFILE=development)")
+
+
+async def bulk_tokens(pool: asyncpg.Pool, users: int, settings: SigningSettings) -> list[str]:
+    """Tokens of `users` stable users, who are written where they are missing. Raises Refused outside development."""
+    must_be_development(settings)
+    ids: list[int] = []
+    for first in range(1, users + 1, USERS_PER_STATEMENT):
+        last = min(first + USERS_PER_STATEMENT - 1, users)
+        await pool.execute(SQL.create_bulk_users, first, last, NO_LOGIN)
+        ids += [row["id"] for row in await pool.fetch(SQL.bulk_user_ids, first, last)]
+    return list(sign_all(ids, "user", settings))
+
+
+def describe(opened: StockOpened, product: NewProduct | None = None) -> str:
+    """One line for people."""
+    name = f' "{product.name}" at {to_decimal(product.price_cents)} {product.currency}' if product else ""
+    return (
+        f"product {opened.product_id}{name}: {opened.available} of {opened.initial} on sale{_terms(product)}, "
+        f"{opened.held} held, {opened.sold} sold (epoch {opened.epoch})"
+    )
+
+
+def _terms(product: NewProduct | None) -> str:
+    """The window and the limits, where there are any but the default."""
+    if product is None:
+        return ""
+    opens = f" from {iso(product.opens_at)}" if product.opens_at else ""
+    closes = f" until {iso(product.closes_at)}" if product.closes_at else ""
+    limit = f", at most {product.per_user_limit} a user" if product.per_user_limit else ""
+    size = f", at most {product.max_quantity} an order" if product.max_quantity != DEFAULT_MAX_QUANTITY else ""
+    return f"{opens}{closes}{limit}{size}"
+
+
+def created(opened: StockOpened, product: NewProduct) -> dict[str, object]:
+    """What was created, for machines."""
+    return {
+        "product_id": product.id,
+        "epoch": opened.epoch,
+        "name": product.name,
+        "price": to_decimal(product.price_cents),
+        "currency": product.currency,
+        "stock": product.stock,
+        "per_user_limit": product.per_user_limit,
+        "max_quantity": product.max_quantity,
+        "opens_at": product.opens_at and iso(product.opens_at),
+        "closes_at": product.closes_at and iso(product.closes_at),
+    }
+
+
+def iso(at: datetime) -> str:
+    """In UTC; to the second where it is one."""
+    return at.astimezone(UTC).isoformat().replace("+00:00", "Z")
