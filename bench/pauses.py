@@ -25,12 +25,12 @@ from bench.buyers import run
 from bench.own_stack import ensure_tokens, get, own_url, thrones
 from bench.plan import Plan
 from infra.kafka.client import make_consumer
+from infra.local.config import load_config
 from infra.local.readiness import STABLE, group_members
 from infra.local.stack import use_stack_env
 from infra.settings import get_settings
 from infra.supervision import registry
 from infra.supervision.place import default_state_dir
-from infra.supervision.ports import load_config
 from infra.supervision.scaling import scale
 from schemas.codec import decode
 from schemas.events import OrderStatusChanged

@@ -17,7 +17,7 @@ from consumers.lag import GroupLag, watch
 from infra.kafka.watermarks import AWAY
 from infra.settings import Settings
 from infra.supervision import registry
-from infra.supervision.scaling import STAGES, must_run, scale
+from infra.supervision.scaling import must_run, scale
 from schemas.topics import CONSUMED_BY, ORDER_STAGE_GROUP, PAYMENT_STAGE_GROUP
 
 # What one member works off in about 10 s on one core. The payment stage's charges in flight (4,000) count as lag: more.
@@ -117,6 +117,3 @@ def show(look: Look) -> str:
     drains = "" if look.lag == 0 else "  not draining" if look.drain_s is None else f"  empty in {look.drain_s:,.0f} s"
     change = f" -> {look.shall}" if look.shall != look.members else ""
     return f"{head}{look.lag:>9,}{drains:<18}  {look.members} member(s){change}"
-
-
-__all__ = ["STAGES", "Look", "Scaler", "autoscale", "show", "wanted"]

@@ -1,6 +1,5 @@
-"""The commands of this room: `audit`, `lag`, `demo`, and those of analysts, which have modules of their own."""
+"""The commands of this room: `audit`, `lag`, `autoscale`, and those of analysts, which have modules of their own."""
 
-from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -11,8 +10,8 @@ from consumers.dead_letters.cli import app as dlq_app
 from consumers.incidents.cli import app as incident_app
 from consumers.replay.cli import app as replay_app
 from infra import options
-from infra.commands import Json, Server, fail, raise_file_limit, report, run_command
-from infra.local.cli import StageName
+from infra.commands import Json, Server, fail, report, run_command
+from schemas.topics import StageName
 
 app = typer.Typer(no_args_is_help=True)
 app.add_typer(replay_app)
@@ -125,7 +124,7 @@ def autoscale(
     from infra.settings import get_settings
 
     async def main() -> None:
-        chosen = list(dict.fromkeys(stages or autoscaling.STAGES))
+        chosen = list(dict.fromkeys(stages or StageName))
         seen = 0
         looking = autoscaling.autoscale(
             get_settings(), chosen, every_s=every, per_member=lag_per_member, dry_run=dry_run
@@ -137,37 +136,3 @@ def autoscale(
                 return
 
     run_command(main, asks=[])  # it lives through a Kafka that is away
-
-
-@app.command()
-def demo(
-    down: Annotated[bool, typer.Option("--down", help="Stop the stack afterwards.")] = False,
-    picture: Annotated[
-        Path | None, typer.Option("--picture", help="Keep the live view as it stood in mid-sale, as SVG.")
-    ] = None,
-    as_json: Json = False,
-) -> None:
-    """A whole sale on the running stack: 3,000 buyers, 1,000 units; then the audit. Exit 0 only if the books balance.
-
-    Example: thrones demo --down
-    """
-    from rich.console import Console
-
-    from consumers.demo.sale import demo as hold_sale
-    from infra.local.stack import stop, use_stack_env
-    from infra.settings import get_signing_settings
-    from infra.supervision.place import default_state_dir
-
-    if not use_stack_env():
-        fail("there is no stack here: `make up` starts one, `make demo` does both")
-
-    raise_file_limit()
-    console = Console(stderr=as_json)
-    try:
-        ok = run_command(lambda: hold_sale(get_signing_settings(), console, picture, as_json=as_json), busy=True)
-    finally:
-        if down:
-            say = partial(typer.echo, err=as_json)
-            stop(default_state_dir(), say)
-            say("`make up` starts it again, with this sale in its books")
-    raise typer.Exit(0 if ok else 1)

@@ -20,7 +20,7 @@ from infra.redis.client import RedisError, connect_redis
 from infra.settings import Settings
 from sale.books import keys
 from sale.books.rebuild.rebuild import RebuildImpossible
-from sale.operations.operations import Connections, Refused
+from sale.operations.operations import Connections, OperationRefused
 from sale.operations.sale_control import Action, KeyReused, Sale, SaleOver, UnknownProduct, Wish, check, control, sale
 from sale.tables.queries import SQL
 from schemas.limits import LONGEST_WHY
@@ -80,7 +80,7 @@ class Ops:
             raise Problem("sale_closed") from None
         except KeyReused:
             raise Problem("key_reused") from None
-        except Refused as refused:
+        except OperationRefused as refused:
             raise Problem("invalid_request", f"{refused}.") from None
         except (*UNAVAILABLE, RedisError, KafkaError, RebuildImpossible):
             raise Problem("outcome_unknown", "The action may be recorded; repeat it with the same key.") from None

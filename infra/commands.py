@@ -13,9 +13,19 @@ import typer
 from typer.core import TyperGroup
 from typer.exceptions import TyperException
 
+from infra.errors import CommandFailed
+
 Json = Annotated[bool, typer.Option("--json", help="Machine-readable output.")]
 T = TypeVar("T")
 STACK_UP = "is the stack up? (`thrones status`, `make up`)"
+
+
+_before: list[Callable[[], object]] = []
+
+
+def before_each_command(prepare: Callable[[], object]) -> None:
+    """The command line names here what lets its commands find the local stack; in production there is none."""
+    _before.append(prepare)
 
 
 class Server(StrEnum):
@@ -69,18 +79,15 @@ def run_command(
     from aiokafka.errors import KafkaError
     from redis.exceptions import RedisError
 
-    from infra.local.stack import use_stack_env
     from infra.reach import Silent
-    from infra.supervision.ports import StackError
-    from sale.books.rebuild.rebuild import RebuildImpossible
-    from sale.operations.operations import Refused
 
     _log_to_stderr()
     try:
-        use_stack_env()
+        for prepare in _before:
+            prepare()
         with asyncio.Runner(loop_factory=_uvloop() if busy else None) as runner:
             return runner.run(_run(main, asks))
-    except (Refused, RebuildImpossible, StackError) as error:
+    except CommandFailed as error:
         fail(str(error))
     except Silent as error:
         fail(f"{error} - {STACK_UP}")

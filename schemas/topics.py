@@ -1,6 +1,7 @@
 """The topics: key, partitions, retention, and where what cannot be processed goes. The one place their names are written."""
 
 from dataclasses import dataclass
+from enum import StrEnum
 
 from .events import (
     AnyEvent,
@@ -53,6 +54,14 @@ def belongs(event: AnyEvent, topic: str) -> bool:
 ORDER_STAGE_GROUP = "order-stage"
 PAYMENT_STAGE_GROUP = "payment-stage"
 PROJECTOR_GROUP = "status-projector"
+
+
+class StageName(StrEnum):
+    """The groups of which an operator chooses the number of members."""
+
+    ORDER_STAGE = ORDER_STAGE_GROUP
+    PAYMENT_STAGE = PAYMENT_STAGE_GROUP
+
 
 CONSUMED_BY: dict[str, Topic] = {
     ORDER_STAGE_GROUP: ORDERS,

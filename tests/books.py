@@ -4,11 +4,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from infra.redis.client import Redis
-from infra.redis.pipeliner import SCRIPTS
 from sale.books import keys
 from sale.books.entry import HeldEntry, parse
 from sale.books.inventory import Held, Inventory, Known, Refused, Reservation
 from sale.books.run import present_run
+from sale.books.scripts import SCRIPTS
 from schemas.events import OrderStatusChanged
 from schemas.ids import OrderId, ProductId, UserId, new_order_id
 from schemas.order_state import Entry, Status

@@ -23,10 +23,11 @@ from pydantic import SecretStr
 from infra.kafka.client import create_topics
 from infra.kafka.publisher import Publisher
 from infra.local.stack import reset, start_servers
-from infra.postgres.pool import connect_postgres, migrate_to_newest
+from infra.postgres.pool import connect_postgres
 from infra.redis.client import Redis, connect_redis
 from infra.settings import Settings
 from sale.books.inventory import Inventory
+from sale.tables.migrate import migrate_to_newest
 from schemas.ids import ProductId
 
 from .chaos.ground import Ground

@@ -9,9 +9,9 @@ from collections.abc import Awaitable, Callable
 
 from bench.own_stack import CommandFailed, thrones
 from infra.kafka.client import Offsets
+from infra.local.config import load_config
 from infra.local.readiness import STABLE, group_members
 from infra.supervision import registry
-from infra.supervision.ports import load_config
 from schemas.topics import ORDER_STAGE_GROUP, PAYMENT_STAGE_GROUP, PAYMENTS
 
 from .extra import running

@@ -19,8 +19,9 @@ from consumers.lag import read_lags
 from consumers.replay.reader import Progress, Record, topic_reader
 from consumers.replay.replay import Say
 from consumers.replay.when import show_ms
-from infra.postgres.pool import CONNECT_TIMEOUT_S, migrate_to_newest
+from infra.postgres.pool import CONNECT_TIMEOUT_S
 from infra.settings import Settings
+from sale.tables.migrate import migrate_to_newest
 from schemas.codec import Undecodable, decode
 from schemas.events import AnyEvent, OrderPlaced, OrderStatusChanged, StockOpened
 from schemas.order_state import RANK

@@ -34,7 +34,7 @@ DOORS_S = 1.0  # watchers are in before the first click
 LAST_RECORDS_S = 1.0  # what buyers have seen ended may still be on its way to the tail of the log
 
 
-class NotReady(operations.Refused):
+class NotReady(operations.OperationRefused):
     """The stack does not serve."""
 
 

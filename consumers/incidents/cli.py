@@ -34,7 +34,7 @@ def acknowledge(
     """
     from consumers.incidents import incidents
     from infra.settings import get_settings
-    from sale.operations.operations import Refused, connected
+    from sale.operations.operations import OperationRefused, connected
     from schemas.ids import ProductId
 
     async def main() -> list[str]:
@@ -43,7 +43,7 @@ def acknowledge(
 
     try:
         findings = run_command(main)
-    except Refused as refused:
+    except OperationRefused as refused:
         fail(str(refused))
     text = "\n".join([f"product {product}: {len(findings)} findings acknowledged", *(f"  - {one}" for one in findings)])
     report({"product_id": product, "acknowledged": findings}, text, as_json)

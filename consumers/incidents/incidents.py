@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from consumers.analysis.proof import prove
 from consumers.audit.audit import MOVED, NOT_QUIET, audit
 from infra.kafka.publisher import Publisher
-from sale.operations.operations import Connections, Refused
+from sale.operations.operations import Connections, OperationRefused
 from sale.tables.queries import SQL
 from schemas.codec import encode
 from schemas.events import SaleControlled
@@ -20,14 +20,16 @@ FINDINGS_MOST = 2_000  # a record of about a megabyte is the broker's limit
 
 
 async def acknowledge(to: Connections, product: ProductId, who: str, why: str) -> list[str]:
-    """The findings that are acknowledged now. Raises Refused where there are none, or the books are not at rest."""
+    """The findings that are acknowledged now. Raises OperationRefused where there are none, or the books are not at rest."""
     findings = await _findings(to, product)
     if not findings:
-        raise Refused(f"product {product}: the books balance, there is nothing to acknowledge")
+        raise OperationRefused(f"product {product}: the books balance, there is nothing to acknowledge")
     if any(text == MOVED or text.startswith(NOT_QUIET) for text in findings):
-        raise Refused(f"product {product} is not at rest: {findings[0]}")
+        raise OperationRefused(f"product {product} is not at rest: {findings[0]}")
     if len(findings) > FINDINGS_MOST:
-        raise Refused(f"product {product}: {len(findings)} findings, at most {FINDINGS_MOST} can be acknowledged")
+        raise OperationRefused(
+            f"product {product}: {len(findings)} findings, at most {FINDINGS_MOST} can be acknowledged"
+        )
     row = await to.pool.fetchrow(SQL.add_acknowledgement, product, who, why, findings)
     assert row is not None
     await _publish(to.publisher, product, row["id"], row["at_ms"], who, why, findings)

@@ -7,25 +7,18 @@ import asyncio
 import json
 import logging
 import time
-from enum import StrEnum
 from typing import Annotated
 
 import typer
 
 from infra.commands import Json, fail
+from infra.local.config import load_config
 from infra.supervision import registry
 from infra.supervision.place import default_state_dir
-from infra.supervision.ports import StackError, load_config
-from schemas.topics import ORDER_STAGE_GROUP, PAYMENT_STAGE_GROUP
+from infra.supervision.ports import StackError
+from schemas.topics import StageName
 
 app = typer.Typer(no_args_is_help=True, help="The local stack: real servers and every process, without Docker.")
-
-
-class StageName(StrEnum):
-    """What can have more members or fewer."""
-
-    ORDER_STAGE = ORDER_STAGE_GROUP
-    PAYMENT_STAGE = PAYMENT_STAGE_GROUP
 
 
 @app.command(rich_help_panel="Local stack")

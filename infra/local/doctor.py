@@ -18,6 +18,7 @@ from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
 from infra.commands import Server
+from infra.local.config import DEFAULT_PORT, StackConfig, load_config
 from infra.local.jars import KAFKA, cache_dir, kafka_jars
 from infra.local.postgres import postgres_dsn
 from infra.local.readiness import STABLE, group_members
@@ -27,7 +28,7 @@ from infra.reach import Silent, must_answer
 from infra.server_settings import Setting, ask_kafka, ask_postgres, ask_redis
 from infra.settings import Settings
 from infra.supervision import registry
-from infra.supervision.ports import DEFAULT_PORT, StackConfig, StackError, is_free, load_config, owner_of
+from infra.supervision.ports import StackError, is_free, owner_of
 from schemas.topics import CONSUMED_BY
 
 DISK_NEEDED_GB = 3

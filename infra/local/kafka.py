@@ -9,8 +9,9 @@ from pathlib import Path
 from aiokafka.admin import AIOKafkaAdminClient
 from aiokafka.errors import KafkaError
 
+from infra.local.config import StackConfig
 from infra.local.jars import KAFKA, cache_dir, kafka_jars
-from infra.supervision.ports import StackConfig, StackError, is_free
+from infra.supervision.ports import StackError, is_free
 from infra.supervision.process import ProcessSpec, run, tail
 
 HEAP = "-Xmx512m"

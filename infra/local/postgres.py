@@ -10,8 +10,9 @@ from urllib.parse import quote
 
 import asyncpg
 
+from infra.local.config import StackConfig
 from infra.local.unprivileged import becoming, unprivileged_user
-from infra.supervision.ports import StackConfig, StackError
+from infra.supervision.ports import StackError
 from infra.supervision.process import ProcessSpec, run, tail
 
 

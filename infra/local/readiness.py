@@ -10,9 +10,10 @@ from aiokafka.admin import AIOKafkaAdminClient
 from aiokafka.coordinator.protocol import ConsumerProtocolMemberAssignment
 from aiokafka.errors import KafkaError
 
+from infra.local.config import StackConfig
 from infra.local.kafka import bootstrap
 from infra.supervision import registry
-from infra.supervision.ports import StackConfig, StackError
+from infra.supervision.ports import StackError
 from infra.supervision.process import tail
 from schemas.topics import CONSUMED_BY
 

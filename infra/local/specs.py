@@ -2,10 +2,10 @@
 
 from pathlib import Path
 
+from infra.local.config import StackConfig
 from infra.local.kafka import bootstrap, kafka_specs
 from infra.local.postgres import postgres_dsn, postgres_spec
 from infra.local.valkey import redis_url, valkey_spec
-from infra.supervision.ports import StackConfig
 from infra.supervision.process import ProcessSpec
 
 

@@ -11,26 +11,22 @@ from pathlib import Path
 
 import psutil
 
+from infra.local.config import (
+    LARGEST_PORT,
+    MOST_BROKERS,
+    StackConfig,
+    load_config,
+    make_config,
+    named_ports,
+    number_from_env,
+)
 from infra.local.jars import fetch_kafka
 from infra.local.specs import process_env, stack_env
 from infra.supervision import registry
 from infra.supervision.lock import lock_holder
 from infra.supervision.phase import SERVERS_ONLY, TIED, Phase, read_phase, write_phase
 from infra.supervision.place import REPOSITORY, default_state_dir
-from infra.supervision.ports import (
-    LARGEST_PORT,
-    MOST_BROKERS,
-    StackConfig,
-    StackError,
-    free_ports,
-    is_free,
-    listen,
-    load_config,
-    make_config,
-    named_ports,
-    number_from_env,
-    owner_of,
-)
+from infra.supervision.ports import StackError, free_ports, is_free, listen, owner_of
 from infra.supervision.process import python, tail
 from infra.supervision.supervisor import end_leftovers
 
@@ -157,7 +153,7 @@ def _launch(config: StackConfig, state_dir: Path, servers_only: bool, tied: bool
     arguments = [flag for flag, wanted in ((SERVERS_ONLY, servers_only), (TIED, tied)) if wanted]
     with log.open("ab") as output:
         process = subprocess.Popen(
-            python("-m", "infra.local", *arguments),
+            python("-m", "thrones", "supervise", *arguments),
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=output,

@@ -5,7 +5,7 @@ from pathlib import Path
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
-from infra.supervision.ports import StackConfig
+from infra.local.config import StackConfig
 from infra.supervision.process import ProcessSpec
 
 MAX_MEMORY = "1gb"

@@ -10,8 +10,9 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+from infra.local.config import make_config
 from infra.local.kafka import aot_cache, kafka_specs
-from infra.supervision.ports import StackError, free_ports, make_config
+from infra.supervision.ports import StackError, free_ports
 from infra.supervision.process import tail
 from infra.supervision.supervisor import Supervisor
 

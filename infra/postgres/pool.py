@@ -1,12 +1,9 @@
 """Postgres connections with a deadline on everything: acquiring, a command, a lock, an idle transaction."""
 
-import asyncio
 import time
-from pathlib import Path
 from typing import Any
 
 import asyncpg
-from pogo_core.util import migrate
 
 from infra.logs import get_logger
 from infra.metrics.definitions import POSTGRES_REFUSALS
@@ -15,8 +12,6 @@ from infra.settings import Settings
 COMMAND_TIMEOUT_S = 10.0
 CONNECT_TIMEOUT_S = 5.0
 ACQUIRE_TIMEOUT_S = 2.0
-MIGRATIONS = Path(__file__).with_name("migrations")
-MIGRATION_LOCK = 0x7412_0001  # advisory lock keys of this project start with 0x7412
 
 RECORDS_FAULT: tuple[type[Exception], ...] = (asyncpg.DataError, asyncpg.IntegrityConstraintViolationError)
 """SQLSTATE classes 22 and 23, and values that asyncpg cannot send: these very values can never be stored."""
@@ -84,13 +79,3 @@ def tell_refusal(error: BaseException | None) -> None:
         _told_at[state] = now
         whose = "the record's" if isinstance(error, RECORDS_FAULT) else "not the record's: tried again"
         log.warning("postgres refuses", sqlstate=state, fault=whose, error=repr(error))
-
-
-async def migrate_to_newest(settings: Settings) -> None:
-    """Apply what is missing of migrations/. Safe to run from many processes at once: one applies, the others wait."""
-    connection = await asyncpg.connect(settings.postgres_dsn, timeout=CONNECT_TIMEOUT_S)
-    try:
-        await connection.execute("SELECT pg_advisory_lock($1)", MIGRATION_LOCK)
-        await migrate.apply(connection, MIGRATIONS, schema_name="public")
-    finally:
-        await asyncio.wait_for(connection.close(), CONNECT_TIMEOUT_S)

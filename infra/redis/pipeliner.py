@@ -4,9 +4,8 @@ Small when idle, large when busy. A caller that goes away does not cancel the tr
 """
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from hashlib import sha1
-from pathlib import Path
 from typing import Any
 
 from redis.exceptions import NoScriptError, RedisError
@@ -15,11 +14,13 @@ from infra.pace import Pace
 from infra.redis.client import Redis
 from infra.redis.trips import Argument, Command, NotSent
 
-SCRIPTS = {path.stem: path.read_text() for path in Path(__file__).parent.glob("*.lua")}
-DIGESTS = {name: sha1(body.encode(), usedforsecurity=False).hexdigest() for name, body in SCRIPTS.items()}
-
 MAX_TRIP = 512  # calls in one round trip: bounds how long Redis is held by one client
 LANES = 2  # trips under way at once
+
+
+def digest(script: str) -> str:
+    """The name by which EVALSHA knows a script."""
+    return sha1(script.encode(), usedforsecurity=False).hexdigest()
 
 
 class Pipeliner:
@@ -28,8 +29,11 @@ class Pipeliner:
     While as many calls come as `pace` calls busy, a trip waits for more; otherwise none waits for company.
     """
 
-    def __init__(self, redis: Redis, pace: Pace | None = None) -> None:
+    def __init__(self, redis: Redis, scripts: Mapping[str, str] | None = None, pace: Pace | None = None) -> None:
+        """`scripts`: Lua bodies by name. Redis is given them when it does not know one."""
         self._redis = redis
+        self._scripts = scripts or {}
+        self._digests = {name: digest(body) for name, body in self._scripts.items()}
         self._pace = pace or Pace()
         self._gathering = False
         self._waiting: list[tuple[Command, asyncio.Future[Any]]] = []
@@ -37,7 +41,7 @@ class Pipeliner:
         self._lanes_taken = 0
 
     def call(self, script: str, keys: Sequence[str], *args: Argument) -> asyncio.Future[Any]:
-        return self.command("EVALSHA", DIGESTS[script], len(keys), *keys, *args)
+        return self.command("EVALSHA", self._digests[script], len(keys), *keys, *args)
 
     def command(self, *command: Argument) -> asyncio.Future[Any]:
         """Any other command, in the same trips."""
@@ -106,7 +110,7 @@ class Pipeliner:
     async def _load_and_repeat(self, commands: list[Command]) -> list[Any]:
         # Errors stay with these commands: the others of the trip have their replies already.
         try:
-            for body in SCRIPTS.values():
+            for body in self._scripts.values():
                 await self._redis.script_load(body)
         except (RedisError, OSError) as error:
             return [NotSent(str(error))] * len(commands)
@@ -116,4 +120,4 @@ class Pipeliner:
             return [error] * len(commands)
 
 
-__all__ = ["SCRIPTS", "NotSent", "Pipeliner"]
+__all__ = ["NotSent", "Pipeliner", "digest"]

@@ -13,9 +13,8 @@ from infra.supervision.app_specs import stage_spec
 from infra.supervision.phase import Phase, read_phase
 from infra.supervision.ports import StackError
 from infra.supervision.supervisor import Supervisor
-from schemas.topics import CONSUMED_BY, ORDER_STAGE_GROUP, PAYMENT_STAGE_GROUP
+from schemas.topics import CONSUMED_BY, StageName
 
-STAGES = (ORDER_STAGE_GROUP, PAYMENT_STAGE_GROUP)
 MOST = 32
 LOOK_EVERY_S = 0.25
 
@@ -73,7 +72,9 @@ async def _resize(supervisor: Supervisor, role: str, members: int) -> None:
 def _wishes(state_dir: Path) -> dict[str, int]:
     try:
         wishes = json.loads(_file(state_dir).read_text())
-        return {role: n for role, n in wishes.items() if role in STAGES and isinstance(n, int) and 0 <= n <= MOST}
+        return {
+            role: n for role, n in wishes.items() if role in tuple(StageName) and isinstance(n, int) and 0 <= n <= MOST
+        }
     except (OSError, ValueError, AttributeError):
         return {}  # nothing was asked for
 

@@ -16,6 +16,7 @@ from infra.redis.pipeliner import Pipeliner
 from sale.books import entry, key_record, keys
 from sale.books.read_model import steps_text
 from sale.books.run import present_run
+from sale.books.scripts import SCRIPTS
 from schemas.events import OrderStatusChanged
 from schemas.ids import OrderId, ProductId, UserId
 from schemas.order_state import RANK, TERMINAL, Entry
@@ -113,7 +114,7 @@ class Inventory:
 
     def __init__(self, redis: Redis, pace: Pace | None = None) -> None:
         self.redis = redis
-        self._scripts = Pipeliner(redis, pace)
+        self._scripts = Pipeliner(redis, SCRIPTS, pace)
         self._seen: dict[ProductId, tuple[int, int]] = {}  # newest epoch and version
 
     async def reserve(self, wish: Reservation) -> Held | Known | Refused:

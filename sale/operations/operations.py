@@ -13,6 +13,7 @@ from typing import Literal
 import asyncpg
 import bcrypt
 
+from infra.errors import CommandFailed
 from infra.kafka.publisher import Publisher
 from infra.postgres.pool import connect_postgres
 from infra.redis.client import Redis, connect_redis
@@ -38,7 +39,7 @@ Outcome = Literal[Status.CONFIRMED, Status.PAYMENT_FAILED]
 NO_LOGIN = "!"  # stands where the hash would; no bcrypt hash looks like this
 
 
-class Refused(Exception):
+class OperationRefused(CommandFailed):
     """The wish cannot be granted; the text says why. Nothing was changed."""
 
 
@@ -102,16 +103,16 @@ async def deploy(to: Connections) -> StockOpened | None:
 
 
 async def create_product(to: Connections, product: NewProduct) -> StockOpened:
-    """A new product, buyable when this returns. Raises Refused where the id is taken."""
+    """A new product, buyable when this returns. Raises OperationRefused where the id is taken."""
     if not await _insert(to.pool, product):
-        raise Refused(f"product {product.id} exists")
+        raise OperationRefused(f"product {product.id} exists")
     return await open_stock(to, product.id, "product created")
 
 
 async def open_stock(to: Connections, product: ProductId, reason: str) -> StockOpened:
-    """Make a product's books anew from Postgres, the log and Redis. Raises Refused for an unknown one."""
+    """Make a product's books anew from Postgres, the log and Redis. Raises OperationRefused for an unknown one."""
     if await to.pool.fetchrow(SQL.product, product) is None:
-        raise Refused(f"there is no product {product}")
+        raise OperationRefused(f"there is no product {product}")
     return await rebuild(product, reason, redis=to.redis, pool=to.pool, settings=to.settings, publisher=to.publisher)
 
 
@@ -136,7 +137,7 @@ async def settle(to: Connections, order_id: OrderId, outcome: Outcome, why: str,
 
     Out of the reconciler's hands first, and no sooner settled than any attempt that was under way must have ended; then the
     reconciler's path with the operator's words as the reason. An order that has ended this way already is only announced
-    again. Raises Refused for one that is unknown, ended the other way, is still being charged, or - unless `early` - is
+    again. Raises OperationRefused for one that is unknown, ended the other way, is still being charged, or - unless `early` - is
     asked about still.
     """
     if await _refuse_other_end(to.pool, order_id, outcome) is not outcome:
@@ -155,11 +156,11 @@ async def _take_in_hand(pool: asyncpg.Pool, order_id: OrderId, *, early: bool) -
         if row.status in TERMINAL:
             return
         if row.status is not Status.NEEDS_RECONCILIATION:
-            raise Refused(
+            raise OperationRefused(
                 f"order {order_id} is {row.status}: its payment is under way, only an unknown one is settled by hand"
             )
         until = row.created_at + ASKED_FOR
-        raise Refused(
+        raise OperationRefused(
             f"order {order_id} is asked about until {until:%Y-%m-%d %H:%M} UTC, and the provider's answer ends it;"
             " --early settles it before"
         )
@@ -169,44 +170,44 @@ async def _take_in_hand(pool: asyncpg.Pool, order_id: OrderId, *, early: bool) -
 async def _refuse_other_end(pool: asyncpg.Pool, order_id: OrderId, outcome: Outcome) -> Status:
     row = (await read_rows(pool, [order_id])).get(order_id)
     if row is None:
-        raise Refused(f"there is no order {order_id}")
+        raise OperationRefused(f"there is no order {order_id}")
     if row.status in TERMINAL and row.status is not outcome:
-        raise Refused(f"order {order_id} is {row.status} already")
+        raise OperationRefused(f"order {order_id} is {row.status} already")
     return row.status
 
 
 async def create_operator(to: Connections, name: str, email: str, password: str) -> int:
-    """A user with the operator's role. Raises Refused for a taken email, and for what cannot be a name, email or password."""
+    """A user with the operator's role. Raises OperationRefused for a taken email, and for what cannot be a name, email or password."""
     try:
         name, email, secret = clean_name(name), clean_email(email), password_spellings(password)[0]
     except ValueError as error:
-        raise Refused(str(error).rstrip(".")) from None
+        raise OperationRefused(str(error).rstrip(".")) from None
     hashed = bcrypt.hashpw(secret, bcrypt.gensalt(to.settings.bcrypt_cost)).decode()
     user_id = await to.pool.fetchval(SQL.create_user, name, email, hashed, "operator")
     if user_id is None:
-        raise Refused(f"{email} is taken")
+        raise OperationRefused(f"{email} is taken")
     return int(user_id)
 
 
 async def demote_operator(to: Connections, email: str) -> int:
-    """An operator is a user like everybody else from the next request on. Raises Refused where there is no such operator."""
+    """An operator is a user like everybody else from the next request on. Raises OperationRefused where there is no such operator."""
     try:
         user_id = await to.pool.fetchval(SQL.demote_operator, known_email(email))
     except ValueError as error:
-        raise Refused(str(error).rstrip(".")) from None
+        raise OperationRefused(str(error).rstrip(".")) from None
     if user_id is None:
-        raise Refused(f"there is no operator {email}")
+        raise OperationRefused(f"there is no operator {email}")
     return int(user_id)
 
 
 def must_be_development(settings: Settings) -> None:
-    """Raises Refused."""
+    """Raises OperationRefused."""
     if not settings.development:
-        raise Refused("bulk users exist in the development profile only (THRONES_PROFILE=development)")
+        raise OperationRefused("bulk users exist in the development profile only (THRONES_PROFILE=development)")
 
 
 async def bulk_tokens(pool: asyncpg.Pool, users: int, settings: SigningSettings) -> list[str]:
-    """Tokens of `users` stable users, who are written where they are missing. Raises Refused outside development."""
+    """Tokens of `users` stable users, who are written where they are missing. Raises OperationRefused outside development."""
     must_be_development(settings)
     ids: list[int] = []
     for first in range(1, users + 1, USERS_PER_STATEMENT):

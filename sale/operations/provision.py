@@ -5,9 +5,9 @@ Idempotent, safe from many at once.
 
 from infra.kafka.client import create_topics
 from infra.logs import get_logger
-from infra.postgres.pool import migrate_to_newest
 from infra.server_settings import assert_servers
 from infra.settings import Settings
+from sale.tables.migrate import migrate_to_newest
 
 log = get_logger()
 

@@ -13,7 +13,7 @@ import asyncpg
 from infra.text import is_plain
 from sale.books.inventory import Inventory
 from sale.books.rebuild.rebuild import rebuild, sale_arguments
-from sale.operations.operations import Connections, Refused
+from sale.operations.operations import Connections, OperationRefused
 from sale.tables.queries import SQL
 from schemas.events import StockOpened
 from schemas.ids import ProductId
@@ -32,15 +32,15 @@ class Action(StrEnum):
     RESTOCK = "restock"
 
 
-class UnknownProduct(Refused):
+class UnknownProduct(OperationRefused):
     """There is no such product."""
 
 
-class SaleOver(Refused):
+class SaleOver(OperationRefused):
     """The sale has ended: it can be neither paused nor resumed."""
 
 
-class KeyReused(Refused):
+class KeyReused(OperationRefused):
     """The key was used for another wish."""
 
 
@@ -80,7 +80,7 @@ class Sale:
 
 
 async def control(to: Connections, product: ProductId, wish: Wish) -> Sale:
-    """Grant the wish, if it is not granted already. Raises Refused, or what the stores raise.
+    """Grant the wish, if it is not granted already. Raises OperationRefused, or what the stores raise.
 
     After an error of Redis or Kafka the wish is recorded: repeat it (restock: `stock rebuild`) to put it in force.
     """
@@ -105,13 +105,13 @@ async def sale(pool: asyncpg.Pool, product: ProductId) -> Sale:
 
 
 def check(wish: Wish) -> None:
-    """Raises Refused for a wish that makes no sense, whatever the sale."""
+    """Raises OperationRefused for a wish that makes no sense, whatever the sale."""
     if not is_plain(wish.why, LONGEST_WHY):
-        raise Refused(f"why: 1 to {LONGEST_WHY} printable characters")
+        raise OperationRefused(f"why: 1 to {LONGEST_WHY} printable characters")
     if wish.action is Action.RESTOCK and (wish.units is None or not 1 <= wish.units <= LARGEST_STOCK):
-        raise Refused("restock needs the units to add, at least 1")
+        raise OperationRefused("restock needs the units to add, at least 1")
     if wish.action is not Action.RESTOCK and wish.units is not None:
-        raise Refused(f"{wish.action} takes no units")
+        raise OperationRefused(f"{wish.action} takes no units")
 
 
 async def _record(connection: asyncpg.pool.PoolConnectionProxy, product: ProductId, wish: Wish) -> bool:
@@ -142,12 +142,14 @@ async def _claim_key(connection: asyncpg.pool.PoolConnectionProxy, product: Prod
 
 
 def _check_sale(product: ProductId, row: asyncpg.Record, wish: Wish) -> None:
-    """Raises Refused for a wish that this sale cannot grant."""
+    """Raises OperationRefused for a wish that this sale cannot grant."""
     match wish.action:
         case Action.PAUSE | Action.RESUME if row["over"]:
             raise SaleOver(f"the sale of product {product} is over")
         case Action.RESTOCK if row["initial"] + (wish.units or 0) > LARGEST_STOCK:
-            raise Refused(f"a product has at most {LARGEST_STOCK} units; product {product} has {row['initial']}")
+            raise OperationRefused(
+                f"a product has at most {LARGEST_STOCK} units; product {product} has {row['initial']}"
+            )
 
 
 def _is_so(row: asyncpg.Record, action: Action) -> bool:

@@ -18,10 +18,11 @@ from pathlib import Path
 import aiohttp
 import psutil
 
+from infra.local.config import load_config
 from infra.local.specs import process_env, stack_env
 from infra.settings import Settings
 from infra.supervision import registry
-from infra.supervision.ports import free_ports, load_config
+from infra.supervision.ports import free_ports
 from infra.supervision.registry import Row
 from tests.e2e.stack import THRONES, Stack
 

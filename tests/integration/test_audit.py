@@ -20,7 +20,7 @@ from infra.settings import Settings
 from infra.supervision.ports import free_ports
 from sale.books import keys
 from sale.books.inventory import Held, Reservation, Settlement
-from sale.operations.operations import Connections, Refused
+from sale.operations.operations import Connections, OperationRefused
 from sale.orders import read_rows, terminal_event
 from sale.tables.queries import SQL
 from schemas.codec import encode
@@ -354,7 +354,7 @@ async def test_an_incident_that_an_operator_acknowledges_is_on_the_log_and_fails
         sale = ended.sale
         stores = Connections(ended.settings, sale.redis, sale.pool, sale.publisher)
         assert (await ended.audit()).ok
-        with pytest.raises(Refused, match="nothing to acknowledge"):
+        with pytest.raises(OperationRefused, match="nothing to acknowledge"):
             await acknowledge(stores, sale.product, "Ned", "why not")
         await use_a_version_again(ended, 0)
         found = (await ended.audit()).problems

@@ -10,11 +10,11 @@ import asyncpg
 import pytest
 from redis.asyncio import Redis
 
+from infra.local.config import load_config
 from infra.local.doctor import examine
 from infra.local.specs import server_specs
 from infra.local.stack import reset, start_servers, stop, supervisor_pid
 from infra.supervision import registry
-from infra.supervision.ports import load_config
 
 
 @pytest.fixture

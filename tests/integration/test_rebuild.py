@@ -10,11 +10,11 @@ import pytest
 from msgspec.structs import replace
 
 from infra.kafka.client import Offsets, make_consumer
-from infra.redis.pipeliner import SCRIPTS
 from sale.books import keys
 from sale.books.entry import parse
 from sale.books.inventory import Held, Known, Refused, Reservation
 from sale.books.rebuild.rebuild import KEY_USED_AGAIN, RebuildImpossible, rebuild, rebuild_if_needed
+from sale.books.scripts import SCRIPTS
 from sale.orders import read_rows
 from sale.tables.queries import SQL
 from schemas.codec import decode

@@ -14,9 +14,9 @@ import pytest
 
 from infra.redis import pipeliner
 from infra.redis.client import Redis
-from infra.redis.pipeliner import DIGESTS, SCRIPTS
 from sale.books import keys
 from sale.books.inventory import Held, Inventory, NotVerified, Refused, Reservation
+from sale.books.scripts import DIGESTS, SCRIPTS
 from schemas.ids import UserId, new_order_id
 from schemas.order_state import Entry
 from tests.replica import Replica, a_replica

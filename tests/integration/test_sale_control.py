@@ -11,7 +11,7 @@ from sale.accounts.tokens import sign
 from sale.books import keys
 from sale.books.inventory import Refused as NotReserved
 from sale.books.rebuild.rebuild import sale_arguments
-from sale.operations.operations import Connections, Refused, demote_operator
+from sale.operations.operations import Connections, OperationRefused, demote_operator
 from sale.operations.sale_control import Action, KeyReused, SaleOver, UnknownProduct, Wish, control
 from sale.operations.sale_control import sale as read_sale
 from sale.tables.queries import SQL
@@ -123,7 +123,7 @@ async def test_a_restock_adds_units_once_a_key_under_a_new_epoch() -> None:
             assert (await control(stores(sale), sale.product, restock)).initial == 7
         assert await sale.units() == (7, 5, 2, 0)
         assert int((await sale.stock())["epoch"]) > held.epoch
-        with pytest.raises(Refused):
+        with pytest.raises(OperationRefused):
             await control(stores(sale), sale.product, Wish(Action.RESTOCK, "ned", "too much", units=2**31 - 1))
 
 
@@ -191,7 +191,7 @@ async def test_the_trail_says_who_did_what_when_and_why() -> None:
 )
 async def test_a_wish_that_makes_no_sense_changes_nothing(wish: Wish) -> None:
     async with a_sale(1) as sale:
-        with pytest.raises(Refused):
+        with pytest.raises(OperationRefused):
             await control(stores(sale), sale.product, wish)
         with pytest.raises(UnknownProduct):
             await control(stores(sale), ProductId(7), PAUSE)
@@ -247,7 +247,7 @@ async def test_an_operator_who_is_one_no_longer_controls_nothing(
     assert await demote_operator(gateway.to, email) == ned.user_id
     for method, options in ("GET", {}), ("POST", {"json": pause}):
         assert (await gateway.ask(method, path, headers=ned.bearer, **options)).is_problem(403, "forbidden")
-    with pytest.raises(Refused, match="no operator"):
+    with pytest.raises(OperationRefused, match="no operator"):
         await demote_operator(gateway.to, email)
     nobody = {"Authorization": f"Bearer {sign(10**17, 'operator', settings)}"}
     assert (await gateway.ask("GET", path, headers=nobody)).is_problem(403, "forbidden")

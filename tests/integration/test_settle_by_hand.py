@@ -14,7 +14,7 @@ from infra.redis.client import Redis
 from infra.settings import Settings
 from sale.books.inventory import Inventory
 from sale.operations import operations
-from sale.operations.operations import Connections, Refused
+from sale.operations.operations import Connections, OperationRefused
 from sale.orders import OrderRow, read_rows
 from sale.payments.breaker import CircuitBreaker
 from sale.payments.provider import ASKED_FOR, Captured, FakePaymentProvider
@@ -94,13 +94,13 @@ async def test_what_is_not_an_operators_to_settle_is_refused_in_words(
     counter: Counter, status: Status, early: bool, said: str
 ) -> None:
     order = await counter.order(status)
-    with pytest.raises(Refused, match=said):
+    with pytest.raises(OperationRefused, match=said):
         await operations.settle(counter.stores, order, CONFIRMED, "x", early=early)
     assert await counter.status(order) is status
 
 
 async def test_an_order_that_nobody_knows_is_refused(counter: Counter) -> None:
-    with pytest.raises(Refused, match="there is no order"):
+    with pytest.raises(OperationRefused, match="there is no order"):
         await operations.settle(counter.stores, new_order_id(), CONFIRMED, "x")
 
 
@@ -125,7 +125,7 @@ async def test_an_attempt_that_was_under_way_ends_first_and_its_answer_counts(co
     async with asyncio.timeout(10):
         while not counter.provider.attempts:  # noqa: ASYNC110 - a list
             await asyncio.sleep(0.001)
-    with pytest.raises(Refused, match="is confirmed already"):
+    with pytest.raises(OperationRefused, match="is confirmed already"):
         await operations.settle(counter.stores, order, DECLINED, "x", early=True)
     assert await asking == 1
     (await read_books(counter.stores.redis, counter.product)).check()

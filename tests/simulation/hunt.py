@@ -13,8 +13,9 @@ from typing import Any
 import asyncpg
 
 from infra.local.stack import reset, start_servers
-from infra.postgres.pool import connect_postgres, migrate_to_newest
+from infra.postgres.pool import connect_postgres
 from infra.settings import Settings
+from sale.tables.migrate import migrate_to_newest
 from sale.tables.queries import SQL
 from schemas.limits import DEFAULT_MAX_QUANTITY
 

@@ -9,7 +9,7 @@ from aiokafka.errors import KafkaError
 from redis.exceptions import RedisError
 
 from sale.books.rebuild.rebuild import RebuildImpossible
-from sale.operations.operations import Connections, Refused, open_stock, settle
+from sale.operations.operations import Connections, OperationRefused, open_stock, settle
 from sale.operations.sale_control import Action, Wish, control
 from sale.payments.provider import ASKED_FOR
 from schemas.ids import OrderId, ProductId
@@ -22,7 +22,7 @@ from .postgres_port import PostgresPort
 from .redis_port import RedisPort
 from .settings import SETTINGS
 
-FAILURES = (RedisError, KafkaError, OSError, TimeoutError, RebuildImpossible, Refused, asyncpg.PostgresError)
+FAILURES = (RedisError, KafkaError, OSError, TimeoutError, RebuildImpossible, OperationRefused, asyncpg.PostgresError)
 
 
 class Operator:

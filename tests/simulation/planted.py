@@ -21,10 +21,10 @@ from gateway.buying.purchases import Orders, decode_wish
 from gateway.http.problems import Problem
 from gateway.watching.tail import Tail
 from infra.redis.client import RedisError
-from infra.redis.pipeliner import SCRIPTS
 from sale.books import key_record, keys
 from sale.books.inventory import Inventory, Known
 from sale.books.rebuild.rebuild import _Rebuild
+from sale.books.scripts import SCRIPTS
 from sale.orders import read_rows
 from sale.payments import charging
 from sale.payments.provider import Declined, Unknown

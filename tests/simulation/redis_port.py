@@ -7,8 +7,8 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import ResponseError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
-from infra.redis.pipeliner import DIGESTS
 from infra.redis.trips import NotSent, raise_first_error
+from sale.books.scripts import DIGESTS
 
 from .port import Port
 

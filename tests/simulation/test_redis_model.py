@@ -8,8 +8,8 @@ from typing import Any
 import msgspec
 
 from infra.redis.client import Redis
-from infra.redis.pipeliner import SCRIPTS
 from sale.books.run import present_run
+from sale.books.scripts import SCRIPTS
 
 from .redis_model import RedisModel
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from consumers import autoscale
 from consumers.autoscale import DOWN_AFTER_S, DOWN_AT_MOST, DOWN_EVERY_S, LEAST, UP_AT_MOST, UP_EVERY_S, Scaler, wanted
 from infra.settings import Settings
-from schemas.topics import CONSUMED_BY
+from schemas.topics import CONSUMED_BY, StageName
 from tests.unit.test_cli import every_command
 
 PER_MEMBER, PARTITIONS = 1_000, 6
@@ -90,7 +90,7 @@ def documents(name: str) -> list[Json]:
     return [each for each in yaml.safe_load_all((K8S / name).read_text()) if each]
 
 
-@pytest.mark.parametrize("stage", autoscale.STAGES)
+@pytest.mark.parametrize("stage", list(StageName))
 def test_kubernetes_decides_by_the_same_numbers(stage: str) -> None:
     (scaled,) = (each for each in documents("autoscale.yaml") if each["metadata"]["name"] == stage)
     spec = scaled["spec"]

@@ -4,7 +4,7 @@ import ast
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
-ROOMS = ("gateway", "streams", "consumers", "infra", "schemas", "thrones.py")
+ROOMS = ("gateway", "streams", "consumers", "sale", "infra", "schemas", "thrones.py")
 WALL = {"time.time", "time.time_ns", "datetime.now", "datetime.utcnow", "date.today", "time.localtime", "time.gmtime"}
 
 SHOWN = "shown to people, or a metric that is never below zero"

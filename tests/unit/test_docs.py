@@ -13,10 +13,10 @@ from consumers.dead_letters import comebacks
 from gateway.app import make_gateway
 from gateway.http.problems import KINDS
 from infra import reach
-from infra.postgres.pool import MIGRATIONS
 from infra.redis import pipeliner
-from infra.redis.pipeliner import SCRIPTS
 from infra.settings import Settings, SigningSettings
+from sale.books.scripts import SCRIPTS
+from sale.tables.migrate import MIGRATIONS
 from schemas import topics
 from schemas.generate import EVENTS, name_of
 from schemas.limits import DEFAULT_MAX_QUANTITY

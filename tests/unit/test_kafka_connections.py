@@ -8,6 +8,7 @@ import pytest
 
 import consumers.audit.readers
 import infra.kafka.watermarks
+import sale.books.rebuild.sources
 from infra.settings import Settings
 from schemas.ids import ProductId
 from schemas.topics import ORDER_STAGE_GROUP
@@ -48,11 +49,11 @@ class SomeOffsets:
 
 
 async def ask_for_a_delay(offsets: Any) -> None:
-    await infra.watermarks.Watermarks(Settings()).delay_s(ORDER_STAGE_GROUP)
+    await infra.kafka.watermarks.Watermarks(Settings()).delay_s(ORDER_STAGE_GROUP)
 
 
 async def read_what_was_placed(offsets: Any) -> None:
-    found: AsyncIterator[object] = infra.inventory.rebuild_sources.placed_since(Settings(), offsets, {}, ProductId(1))
+    found: AsyncIterator[object] = sale.books.rebuild.sources.placed_since(Settings(), offsets, {}, ProductId(1))
     async for _ in found:
         pass
 
@@ -66,9 +67,9 @@ async def test_a_consumer_that_is_given_up_while_it_connects_is_stopped(
     asking: Callable[[Any], Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     consumer = Connecting()
-    for module in (infra.watermarks, infra.inventory.rebuild_sources, consumers.audit.readers):
+    for module in (infra.kafka.watermarks, sale.books.rebuild.sources, consumers.audit.readers):
         monkeypatch.setattr(module, "make_consumer", lambda *_, **__: consumer)
-    monkeypatch.setattr(infra.watermarks, "Offsets", SomeOffsets)
+    monkeypatch.setattr(infra.kafka.watermarks, "Offsets", SomeOffsets)
     with pytest.raises(TimeoutError):
         async with asyncio.timeout(0.05):
             await asking(SomeOffsets())

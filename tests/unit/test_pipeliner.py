@@ -15,7 +15,7 @@ class Trips(Pipeliner):
     """A pipeliner whose trips take one turn of the loop (or `takes_s`) and answer with the command itself."""
 
     def __init__(self, fails: Exception | None = None, pace: Pace | None = None, takes_s: float = 0.0) -> None:
-        super().__init__(None, pace)  # type: ignore[arg-type] # never asked
+        super().__init__(None, pace=pace)  # type: ignore[arg-type] # never asked
         self._takes_s = takes_s
         self.sizes: list[int] = []
         self.under_way = 0

@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from infra.supervision.ports import SERVER_PORTS, StackError, free_ports, is_free, listen, load_config, make_config
+from infra.local.config import load_config, make_config
+from infra.supervision.ports import SERVER_PORTS, StackError, free_ports, is_free, listen
 
 
 def test_a_taken_port_is_named_with_its_owner_and_another_is_offered() -> None:

@@ -11,8 +11,8 @@ from typer.testing import CliRunner
 
 from infra import reach
 from infra.local import doctor
+from infra.local.config import make_config
 from infra.settings import get_settings, get_signing_settings
-from infra.supervision.ports import make_config
 from thrones import app
 
 COMMANDS = {

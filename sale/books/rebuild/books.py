@@ -13,11 +13,11 @@ import msgspec
 from msgspec import UNSET
 
 from infra.redis.client import Redis, clock_ms
-from infra.redis.pipeliner import DIGESTS, SCRIPTS
 from sale.books import key_record, keys
 from sale.books.entry import HeldEntry, PlacedHead, placed_head
 from sale.books.inventory import FARTHEST_LOOK_MS, FIRST_LOOK_MS, KEY_LIFETIME_MS
 from sale.books.read_model import steps_text
+from sale.books.scripts import DIGESTS, SCRIPTS
 from schemas.ids import OrderId, ProductId, UserId
 from schemas.order_state import RANK, TERMINAL, Entry, Status
 

@@ -16,13 +16,13 @@ from typing import Any
 import asyncpg
 from msgspec import UNSET
 
+from infra.errors import CommandFailed
 from infra.kafka.client import Offsets
 from infra.kafka.publisher import Publisher, partition_of
 from infra.kafka.watermarks import unprocessed_from
 from infra.logs import get_logger
 from infra.postgres.pool import CONNECT_TIMEOUT_S, UNAVAILABLE
 from infra.redis.client import UNREACHABLE, Redis
-from infra.redis.pipeliner import SCRIPTS
 from infra.settings import Settings
 from sale.books import keys
 from sale.books.entry import HeldEntry
@@ -30,6 +30,7 @@ from sale.books.inventory import KEY_LIFETIME_MS
 from sale.books.rebuild.books import LOOKS_PER_MS, PreparedBooks, head_of
 from sale.books.rebuild.sources import CHUNK, parked, placed_since, rows_in_chunks, survivors
 from sale.books.run import present_run
+from sale.books.scripts import SCRIPTS
 from sale.tables.queries import SQL
 from schemas import topics
 from schemas.codec import encode
@@ -47,7 +48,7 @@ KEY_USED_AGAIN = "its key was used again while the order was lost"
 log = get_logger()
 
 
-class RebuildImpossible(Exception):
+class RebuildImpossible(CommandFailed):
     """The product is unknown, its rows exceed its stock, or each attempt was overtaken; it stays closed."""
 
 

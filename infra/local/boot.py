@@ -1,13 +1,15 @@
-"""The supervisor process: the environment of `thrones up` in; servers, migrations, topics and applications out."""
+"""The supervisor process of a local stack: it starts the servers, the schema and topics, then the applications, and keeps them."""
 
 import asyncio
 import os
 import resource
 import sys
-from collections.abc import Coroutine
+from collections.abc import Awaitable, Callable, Coroutine
 from pathlib import Path
+from typing import NoReturn
 
 from infra.lifecycle import Stop, stop_on_signals
+from infra.local.config import StackConfig, load_config
 from infra.local.readiness import note_former_members
 from infra.local.specs import server_specs
 from infra.local.targets import keep_targets
@@ -18,8 +20,8 @@ from infra.settings import get_settings
 from infra.supervision import registry
 from infra.supervision.app_specs import application_specs, worker_specs
 from infra.supervision.lock import only_one
-from infra.supervision.phase import SERVERS_ONLY, TIED, Phase, write_phase
-from infra.supervision.ports import StackConfig, StackError, bind, load_config
+from infra.supervision.phase import SERVERS_ONLY, Phase, write_phase
+from infra.supervision.ports import StackError, bind
 from infra.supervision.process import ProcessSpec
 from infra.supervision.scaling import keep_sizes
 from infra.supervision.supervisor import Supervisor
@@ -27,17 +29,21 @@ from infra.supervision.supervisor import Supervisor
 SERVERS_DEADLINE_S = 50.0
 
 
-def main() -> None:
+Provision = Callable[[], Awaitable[None]]
+
+
+def run(provision: Provision, *, servers_only: bool, tied: bool) -> NoReturn:
+    """Until a signal; `tied`: or until the process that launched it ends. `provision` makes the schema and the topics."""
     configure("supervisor")
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     get_logger().info("supervisor", file_limit=hard, file_limit_was=soft)
     state_dir = get_settings().thrones_state_dir
     with only_one(state_dir):
-        sys.exit(asyncio.run(_run(state_dir, servers_only=SERVERS_ONLY in sys.argv)))
+        sys.exit(asyncio.run(_run(state_dir, None if servers_only else provision, tied)))
 
 
-async def _run(state_dir: Path, servers_only: bool) -> int:
+async def _run(state_dir: Path, provision: Provision | None, tied: bool) -> int:
     config = load_config(state_dir)
     if config is None:
         raise SystemExit("no stack.json: start with `thrones up`")
@@ -46,9 +52,9 @@ async def _run(state_dir: Path, servers_only: bool) -> int:
     supervisor = Supervisor(state_dir)
     servers = server_specs(config, state_dir)
     beside = [supervisor.housekeeping(), keep_sizes(supervisor, state_dir), keep_targets(state_dir), tell_vitals()]
-    tasks = [asyncio.create_task(each) for each in (*beside, *([_watch_parent(stop)] if TIED in sys.argv else []))]
+    tasks = [asyncio.create_task(each) for each in (*beside, *([_watch_parent(stop)] if tied else []))]
     try:
-        await _until_stopped(stop, _boot(supervisor, servers, config, state_dir, servers_only))
+        await _until_stopped(stop, _boot(supervisor, servers, config, state_dir, provision))
         return 0
     except StackError as error:
         get_logger().error("the stack did not start", error=str(error))
@@ -86,16 +92,16 @@ async def _boot(
     servers: list[ProcessSpec],
     config: StackConfig,
     state_dir: Path,
-    servers_only: bool,
+    provision: Provision | None,
 ) -> None:
     write_phase(state_dir, Phase("starting Kafka, Redis and Postgres"))
     supervisor.start(servers)
     await supervisor.wait_healthy(servers, SERVERS_DEADLINE_S)
-    if servers_only:
+    if provision is None:
         write_phase(state_dir, Phase("running", SERVERS_ONLY))
         return
     write_phase(state_dir, Phase("applying migrations, creating topics"))
-    await _provision()
+    await _provision(provision)
     await note_former_members(config, state_dir)
     listener = bind(config.port)  # the first worker listens: until then clients are refused, not kept waiting
     settings = get_settings()
@@ -104,16 +110,9 @@ async def _boot(
     write_phase(state_dir, Phase("running"))
 
 
-async def _provision() -> None:
-    from sale.operations.provision import provision  # the servers alone need none of it
-
+async def _provision(provision: Provision) -> None:
     try:
-        await provision(get_settings())
+        await provision()
     except Exception as error:  # whatever it is, the stack cannot run; the text goes to whoever waits
         get_logger().exception("provisioning failed")
         raise StackError(f"migrations or topics failed: {type(error).__name__}: {error}") from error
-
-
-if __name__ == "__main__":
-    os.umask(0o022)
-    main()
