@@ -1,4 +1,4 @@
-"""The stages as Faust's users start them: `faust -A streams.placing worker`, beside the members that run already."""
+"""The stages as Faust's users start them: `faust -A streams.order_stage worker`, beside the members that run already."""
 
 import asyncio
 import json

@@ -21,8 +21,8 @@ import streams.app
 from schemas.topics import CONSUMED_BY, FOR_EVER, Topic
 from streams.app import Acks, Record, Resources, StageApp, stage_app
 from streams.dead_letters import DeadLetters
-from streams.payments import PaymentStage
-from streams.placing import OrderStage
+from streams.order_stage import OrderStage
+from streams.payment_stage import PaymentStage
 
 CONCURRENCY = 100
 

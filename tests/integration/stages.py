@@ -19,8 +19,8 @@ from schemas.topics import ORDERS, PAYMENTS
 from streams.acks import InOrderAcks
 from streams.app import Resources
 from streams.dead_letters import DeadLetters
-from streams.payments import PaymentStage
-from streams.placing import OrderStage
+from streams.order_stage import OrderStage
+from streams.payment_stage import PaymentStage
 
 
 @dataclass

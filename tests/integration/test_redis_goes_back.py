@@ -12,7 +12,6 @@ from unittest.mock import patch
 
 import pytest
 
-from infra.redis import pipeliner
 from infra.redis.client import Redis
 from sale.books import keys
 from sale.books.inventory import Held, Inventory, NotVerified, Refused, Reservation
@@ -39,7 +38,7 @@ def run_of_the_process_alone() -> Iterator[None]:
     assert scripts != SCRIPTS
     digests = {name: sha1(body.encode(), usedforsecurity=False).hexdigest() for name, body in scripts.items()}
     with (
-        patch.dict(pipeliner.SCRIPTS, scripts),
+        patch.dict(SCRIPTS, scripts),
         patch.dict(DIGESTS, digests),
         patch("sale.books.rebuild.rebuild.present_run", run_id),
     ):

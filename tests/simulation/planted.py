@@ -85,7 +85,7 @@ def ack_before_insert() -> Iterator[None]:
                 self._acks.finish(batch)
                 await self._process(batch)
 
-    with patch("streams.placing.OrderStage.run", run):
+    with patch("streams.order_stage.OrderStage.run", run):
         yield
 
 
@@ -192,7 +192,7 @@ def sold_out_from_memory_before_the_key_is_asked() -> Iterator[None]:
 
 @contextmanager
 def release_after_the_database_refused() -> Iterator[None]:
-    from streams.placing import OrderStage
+    from streams.order_stage import OrderStage
 
     real = OrderStage._insert
 
@@ -280,7 +280,7 @@ def slow_ends_and_no_second_look() -> Iterator[None]:
 @contextmanager
 def dead_letter_without_a_row() -> Iterator[None]:
     from streams.app import bury
-    from streams.placing import OrderStage
+    from streams.order_stage import OrderStage
 
     async def only_bury(self: Any, placement: Any, reason: str, *, vouched: bool) -> None:
         await bury(placement[0], self._dead_letters, reason)
@@ -296,7 +296,7 @@ def reserve_without_asking_for_the_run() -> AbstractContextManager[Any]:
 def passing_states_are_the_records_fault() -> AbstractContextManager[Any]:
     """Whatever Postgres itself answers buries the record."""
     return patch.multiple(
-        "streams.placing", RECORDS_FAULT=(PostgresError,), UNAVAILABLE=(OSError, TimeoutError, InterfaceError)
+        "streams.order_stage", RECORDS_FAULT=(PostgresError,), UNAVAILABLE=(OSError, TimeoutError, InterfaceError)
     )
 
 

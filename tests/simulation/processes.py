@@ -37,8 +37,8 @@ from .settings import SETTINGS
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # faust's own
     from streams.app import Resources
-    from streams.payments import PaymentStage
-    from streams.placing import OrderStage
+    from streams.order_stage import OrderStage
+    from streams.payment_stage import PaymentStage
 
 STUCK_LOOK_S = 5.0
 

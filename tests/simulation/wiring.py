@@ -61,15 +61,15 @@ def _stand_ins(world: Any) -> dict[str, Any]:
         "consumers.relay.relay.Publisher": starts,
         "consumers.relay.relay.connect_postgres": pool,
         "consumers.relay.relay.connect_redis": redis,
-        "consumers.relay.relay.books.create_topics": create_topics,
+        "consumers.relay.books.create_topics": create_topics,
         "gateway.buying.purchases.new_order_id": world.order_id,
         "gateway.watching.tail.make_consumer": consumer,
         "sale.books.rebuild.rebuild.Offsets": offsets,
         "sale.books.rebuild.sources.make_consumer": consumer,
         "sale.openings.Offsets": offsets,
         "sale.openings.make_consumer": consumer,
-        "infra.kafka.client.watermarks.Offsets": offsets,
-        "infra.kafka.client.watermarks.make_consumer": consumer,
+        "infra.kafka.watermarks.Offsets": offsets,
+        "infra.kafka.watermarks.make_consumer": consumer,
     }
 
 

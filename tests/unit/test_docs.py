@@ -21,8 +21,7 @@ from schemas import topics
 from schemas.generate import EVENTS, name_of
 from schemas.limits import DEFAULT_MAX_QUANTITY
 from schemas.money import MOST_CENTS
-from streams import acks, dead_letters
-from streams import placing as order_stage
+from streams import acks, dead_letters, order_stage
 
 ROOT = Path(__file__).parent.parent.parent
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")])

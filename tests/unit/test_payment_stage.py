@@ -7,7 +7,7 @@ import pytest
 from sale.settlement import Verdict
 from schemas.ids import OrderId
 from schemas.order_state import Status
-from streams.payments import Finished, one_each
+from streams.payment_stage import Finished, one_each
 
 ORDER, OTHER = OrderId("o1"), OrderId("o2")
 CAPTURED = Verdict(ORDER, Status.CONFIRMED, charge_id="ch_1")

@@ -56,7 +56,7 @@ def test_off_is_the_default_and_loads_no_exporter() -> None:
     tracing.start(Settings())
     assert tracing.on is None
     assert tracing.current() is None
-    code = "import sys, gateway.app, streams.payments, consumers.projector; print(*sys.modules)"
+    code = "import sys, gateway.app, streams.payment_stage, consumers.projector; print(*sys.modules)"
     loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert "gateway.buying.traced_orders" in loaded
     assert "opentelemetry.exporter" not in loaded
