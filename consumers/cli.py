@@ -10,7 +10,8 @@ from consumers.dead_letters.cli import app as dlq_app
 from consumers.incidents.cli import app as incident_app
 from consumers.replay.cli import app as replay_app
 from infra import options
-from infra.commands import Json, Server, fail, report, run_command
+from infra.commands import Json, fail, report, run_command
+from infra.servers import Server
 from schemas.topics import StageName
 
 app = typer.Typer(no_args_is_help=True)

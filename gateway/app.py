@@ -1,11 +1,9 @@
-"""The gateway's routes and what each is made of; requests in, answers out, every refusal a problem."""
+"""The gateway's routes, room by room, and the parts that serve them."""
 
-from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
 import asyncpg
 from aiohttp import web
-from aiohttp.typedefs import Middleware
 
 from gateway.accounts.identity import Identity
 from gateway.accounts.login_attempts import LoginAttempts
@@ -14,12 +12,11 @@ from gateway.accounts.registrations import Registrations
 from gateway.accounts.routes import Accounts
 from gateway.buying.catalogue import Catalogue
 from gateway.buying.memory_budget import MemoryBudget
-from gateway.buying.purchases import Orders
-from gateway.buying.traced_orders import TracedOrders
-from gateway.http import request_ids
+from gateway.buying.purchases import Purchases
+from gateway.buying.traced_purchases import TracedPurchases
 from gateway.http.addresses import Addresses
 from gateway.http.cors import Cors
-from gateway.http.problems import Problem
+from gateway.http.middleware import Handler, answer_expect, make_application
 from gateway.http.slow_bodies import SlowBodies
 from gateway.pages import api_docs, site
 from gateway.watching.order_list import OrderList
@@ -31,8 +28,6 @@ from gateway.watching.stock_stream import StockHub, StockStream
 from gateway.watching.tickets import Tickets
 from infra import tracing
 from infra.kafka.publisher import BUSY_PER_S, LINGER_S, Publisher
-from infra.logs import get_logger
-from infra.metrics.definitions import GATEWAY_REFUSED
 from infra.pace import Pace
 from infra.redis.client import Redis
 from infra.redis.pipeliner import Pipeliner
@@ -43,9 +38,7 @@ from .health import Health
 from .ops import Ops
 
 OF_STREAMS = ("/sse/", "/health", "/metrics")  # all that a worker of `thrones sse` serves
-Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
-_refused = GATEWAY_REFUSED.make()
-log = get_logger()
+Route = tuple[str, str, Handler]
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +53,22 @@ class Gateway:
     memory: MemoryBudget
 
 
+@dataclass(frozen=True, slots=True)
+class _Shared:
+    """What several rooms of the gateway use."""
+
+    settings: SigningSettings
+    redis: Redis
+    reads_redis: Redis
+    reads: Pipeliner
+    pool: asyncpg.Pool
+    publisher: Publisher
+    identity: Identity
+    addresses: Addresses
+    bodies: SlowBodies
+    catalogue: Catalogue
+
+
 def make_gateway(
     settings: SigningSettings,
     redis: Redis,
@@ -71,55 +80,115 @@ def make_gateway(
 ) -> Gateway:
     """`reads_redis` has connections of its own, so that reading never delays a reservation.
 
-    `streams_only` is for those who split the streams off (`thrones sse`): the same routes less those of the API.
+    `streams_only` (`thrones sse`): the streams, health and metrics, without the API.
     """
-    reads = Pipeliner(reads_redis)
-    identity = Identity(settings)
-    addresses = Addresses(settings.trusted_proxies)
-    bodies = SlowBodies(addresses)
-    catalogue = Catalogue(reads, pool)
-    passwords = Passwords(settings.bcrypt_cost)
-    updates = OrderUpdates(settings)
-    hub = StockHub(settings, reads)
+    shared = _share(settings, redis, reads_redis, pool, publisher)
     health = Health(settings, reads_redis, pool, publisher)
-    reader = OrderReader(reads, pool)
-    tickets = Tickets(identity, reads_redis)
-    # What travels to Redis together shares a flush of its log and is published together: the publisher's linger, taken here.
+    hub = StockHub(settings, shared.reads)
+    updates = OrderUpdates(settings)
+    passwords = Passwords(settings.bcrypt_cost)
     memory = MemoryBudget(reads_redis, settings.redis_full_at_share)
-    inventory = Inventory(redis, Pace(BUSY_PER_S, LINGER_S))
-    orders = (Orders if tracing.on is None else TracedOrders)(
-        settings, identity, addresses, bodies, catalogue, inventory, publisher, memory
+    app = make_application(Cors(settings.cors_origins), lambda: health.draining)
+    for route in (
+        *_account_routes(shared, passwords),
+        *_buying_routes(shared, memory),
+        *_watching_routes(shared, hub, updates),
+        *_operator_routes(shared, health),
+        *_page_routes(),
+    ):
+        if not streams_only or route[1].startswith(OF_STREAMS):
+            _add(app, *route)
+    return Gateway(app, health, hub, updates, passwords, memory)
+
+
+def _share(
+    settings: SigningSettings, redis: Redis, reads_redis: Redis, pool: asyncpg.Pool, publisher: Publisher
+) -> _Shared:
+    reads = Pipeliner(reads_redis)
+    addresses = Addresses(settings.trusted_proxies)
+    return _Shared(
+        settings=settings,
+        redis=redis,
+        reads_redis=reads_redis,
+        reads=reads,
+        pool=pool,
+        publisher=publisher,
+        identity=Identity(settings),
+        addresses=addresses,
+        bodies=SlowBodies(addresses),
+        catalogue=Catalogue(reads, pool),
     )
-    attempts = LoginAttempts(reads_redis)
-    registrations = Registrations(reads_redis, settings.registrations_per_minute_per_address)
-    accounts = Accounts(settings, identity, addresses, bodies, pool, passwords, attempts, registrations)
-    products = Products(catalogue, reads, pool)
-    status = OrderStatus(identity, catalogue, reader, updates)
-    order_list = OrderList(identity, status, reads, pool)
-    ops = Ops(settings, identity, bodies, pool, publisher)
-    api_docs.document()  # converted now, not while buyers wait
-    cors = Cors(settings.cors_origins)
-    app = web.Application(middlewares=[_problems(health, cors)])
-    app.on_response_prepare.append(_mark(cors))
-    routes: list[tuple[str, str, Handler]] = [
+
+
+def _account_routes(shared: _Shared, passwords: Passwords) -> list[Route]:
+    attempts = LoginAttempts(shared.reads_redis)
+    registrations = Registrations(shared.reads_redis, shared.settings.registrations_per_minute_per_address)
+    accounts = Accounts(
+        shared.settings,
+        shared.identity,
+        shared.addresses,
+        shared.bodies,
+        shared.pool,
+        passwords,
+        attempts,
+        registrations,
+    )
+    return [
         ("POST", "/api/auth/register", accounts.register),
         ("POST", "/api/auth/login", accounts.login),
         ("GET", "/api/auth/me", accounts.me),
+    ]
+
+
+def _buying_routes(shared: _Shared, memory: MemoryBudget) -> list[Route]:
+    # What travels to Redis together shares a flush of its log and is published together: the publisher's linger, taken here.
+    inventory = Inventory(shared.redis, Pace(BUSY_PER_S, LINGER_S))
+    purchases = (Purchases if tracing.on is None else TracedPurchases)(
+        shared.settings,
+        shared.identity,
+        shared.addresses,
+        shared.bodies,
+        shared.catalogue,
+        inventory,
+        shared.publisher,
+        memory,
+    )
+    return [("POST", "/api/order/buy-flash", purchases.buy)]
+
+
+def _watching_routes(shared: _Shared, hub: StockHub, updates: OrderUpdates) -> list[Route]:
+    reader = OrderReader(shared.reads, shared.pool)
+    tickets = Tickets(shared.identity, shared.reads_redis)
+    products = Products(shared.catalogue, shared.reads, shared.pool)
+    status = OrderStatus(shared.identity, shared.catalogue, reader, updates)
+    orders = OrderList(shared.identity, status, shared.reads, shared.pool)
+    return [
         ("POST", "/api/auth/ticket", tickets.issue),
         ("GET", "/api/products", products.all),
         ("GET", "/api/products/{id}", products.one),
-        ("POST", "/api/order/buy-flash", orders.buy),
         ("GET", "/api/order/{id}/status", status.one),
         ("GET", "/order/{id}/status", status.one),
-        ("GET", "/api/orders", order_list.mine),
+        ("GET", "/api/orders", orders.mine),
+        ("GET", "/sse/stock/{id}", StockStream(hub, shared.catalogue, shared.addresses).stream),
+        ("GET", "/sse/order/{id}", OrderStream(tickets, reader, updates).stream),
+    ]
+
+
+def _operator_routes(shared: _Shared, health: Health) -> list[Route]:
+    ops = Ops(shared.settings, shared.identity, shared.bodies, shared.pool, shared.publisher)
+    return [
         ("GET", "/api/ops/sales/{id}", ops.show),
         ("POST", "/api/ops/sales/{id}", ops.control),
-        ("GET", "/sse/stock/{id}", StockStream(hub, catalogue, addresses).stream),
-        ("GET", "/sse/order/{id}", OrderStream(tickets, reader, updates).stream),
         ("GET", "/health", health.overall),
         ("GET", "/health/live", health.live),
         ("GET", "/health/ready", health.ready),
         ("GET", "/metrics", health.metrics),
+    ]
+
+
+def _page_routes() -> list[Route]:
+    api_docs.document()  # converted now, not while buyers wait
+    return [
         ("GET", "/openapi.json", api_docs.openapi),
         ("GET", "/", site.landing),
         ("GET", "/favicon.ico", site.icon),
@@ -128,76 +197,10 @@ def make_gateway(
         ("GET", "/docs/", api_docs.page),
         ("GET", "/docs/{file}", api_docs.page_file),
     ]
-    for method, path, handler in routes:
-        if streams_only and not path.startswith(OF_STREAMS):
-            continue
-        resource = app.router.add_resource(path)
-        resource.add_route(method, handler, expect_handler=_expect)
-        if method == "GET" and not path.startswith("/sse/"):
-            resource.add_route("HEAD", handler, expect_handler=_expect)
-    return Gateway(app, health, hub, updates, passwords, memory)
 
 
-def _mark(cors: Cors) -> Callable[[web.Request, web.StreamResponse], Awaitable[None]]:
-    """What every answer carries, streams and refusals included."""
-
-    async def mark(request: web.Request, response: web.StreamResponse) -> None:
-        request_ids.mark(response)
-        cors.mark(request, response)
-
-    return mark
-
-
-def _problems(health: Health, cors: Cors) -> Middleware:
-    @web.middleware
-    async def middleware(request: web.Request, handler: Handler) -> web.StreamResponse:
-        request_ids.begin(request)
-        try:
-            response = await handler(request)
-        except Problem as problem:
-            response = _refuse(problem)
-        except web.HTTPMethodNotAllowed as error:
-            response = cors.preflight(request, error.allowed_methods) or _refuse(_problem_of(error))
-        except web.HTTPException as error:
-            response = _refuse(_problem_of(error))
-        except ConnectionError:
-            raise  # the client has gone: aiohttp ends the connection
-        except Exception:
-            # A fault of ours. A reading may be repeated; of a writing nobody knows how far it came.
-            log.exception("unhandled error", path=request.path)
-            code = "unavailable" if request.method in ("GET", "HEAD") else "outcome_unknown"
-            response = _refuse(Problem(code, "Something went wrong here.", close=True))
-        if health.draining and not response.prepared:
-            response.force_close()
-        return response
-
-    return middleware
-
-
-def _refuse(problem: Problem) -> web.Response:
-    _refused.labels(problem.code).inc()
-    return problem.answer()
-
-
-def _problem_of(error: web.HTTPException) -> Problem:
-    match error:
-        case web.HTTPMethodNotAllowed():
-            return Problem("method_not_allowed", headers={"Allow": ", ".join(sorted(error.allowed_methods))})
-        case web.HTTPNotFound():
-            return Problem("not_found")
-        case web.HTTPRequestEntityTooLarge():
-            return Problem("too_large", close=True)
-        case _:
-            return Problem("invalid_request", close=True)
-
-
-async def _expect(request: web.Request) -> web.StreamResponse | None:
-    """`Expect: 100-continue` gets its 100, anything else 400. Asked before any middleware."""
-    request_ids.begin(request)
-    if request.headers.get("Expect", "").lower() != "100-continue":
-        return Problem("invalid_request", "This Expect cannot be met.", close=True).answer()
-    if (request.content_length or 0) > 16 * 1024:
-        return Problem("too_large", close=True).answer()
-    await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
-    request.writer.output_size = 0  # the answer itself has not begun
-    return None
+def _add(app: web.Application, method: str, path: str, handler: Handler) -> None:
+    resource = app.router.add_resource(path)
+    resource.add_route(method, handler, expect_handler=answer_expect)
+    if method == "GET" and not path.startswith("/sse/"):
+        resource.add_route("HEAD", handler, expect_handler=answer_expect)

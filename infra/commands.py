@@ -6,7 +6,6 @@ What cannot be meant (a fault of usage) is one line on standard error and exit 2
 import asyncio
 import sys
 from collections.abc import Callable, Collection, Coroutine, Sequence
-from enum import StrEnum
 from typing import Annotated, Any, NoReturn, TypeVar
 
 import typer
@@ -14,6 +13,7 @@ from typer.core import TyperGroup
 from typer.exceptions import TyperException
 
 from infra.errors import CommandFailed
+from infra.servers import Server
 
 Json = Annotated[bool, typer.Option("--json", help="Machine-readable output.")]
 T = TypeVar("T")
@@ -26,14 +26,6 @@ _before: list[Callable[[], object]] = []
 def before_each_command(prepare: Callable[[], object]) -> None:
     """The command line names here what lets its commands find the local stack; in production there is none."""
     _before.append(prepare)
-
-
-class Server(StrEnum):
-    """What a command asks."""
-
-    KAFKA = "Kafka"
-    REDIS = "Redis"
-    POSTGRES = "Postgres"
 
 
 class Commands(TyperGroup):

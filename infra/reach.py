@@ -13,8 +13,8 @@ from aiokafka.admin import AIOKafkaAdminClient
 from aiokafka.errors import KafkaError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
-from infra.commands import Server
 from infra.redis.client import RedisError, connect_redis
+from infra.servers import Server
 
 from .lifecycle import leave_behind
 from .settings import Settings

@@ -11,8 +11,9 @@ import typer
 from consumers.replay.cli import From, To, give_up
 from consumers.replay.when import Bound
 from infra import options
-from infra.commands import Json, Server, fail, run_command
+from infra.commands import Json, fail, run_command
 from infra.commands import report as print_report
+from infra.servers import Server
 
 if TYPE_CHECKING:
     import duckdb

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 import typer
 
 from infra import options
-from infra.commands import Json, Server, fail, report, run_command
+from infra.commands import Json, fail, report, run_command
+from infra.servers import Server
 
 if TYPE_CHECKING:
     from consumers.dead_letters.letters import Condition

@@ -6,7 +6,8 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 
-from infra.commands import Json, Server, fail, raise_file_limit, run_command
+from infra.commands import Json, fail, raise_file_limit, run_command
+from infra.servers import Server
 
 from .when import bound
 

@@ -96,7 +96,7 @@ def idempotency_key(request: web.Request) -> str | None:
     return key
 
 
-class Orders:
+class Purchases:
     """The hot path. One instance a worker."""
 
     def __init__(

@@ -17,7 +17,6 @@ from aiokafka.errors import KafkaError
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
-from infra.commands import Server
 from infra.local.config import DEFAULT_PORT, StackConfig, load_config
 from infra.local.jars import KAFKA, cache_dir, kafka_jars
 from infra.local.postgres import postgres_dsn
@@ -26,6 +25,7 @@ from infra.local.specs import stack_env
 from infra.local.valkey import redis_url
 from infra.reach import Silent, must_answer
 from infra.server_settings import Setting, ask_kafka, ask_postgres, ask_redis
+from infra.servers import Server
 from infra.settings import Settings
 from infra.supervision import registry
 from infra.supervision.ports import StackError, is_free, owner_of

@@ -8,7 +8,8 @@ from typing import Annotated, Any
 import typer
 
 from infra import options
-from infra.commands import Json, Server, report, run_command
+from infra.commands import Json, report, run_command
+from infra.servers import Server
 from sale.operations.sale_cli import app as sale_app
 from schemas.limits import DEFAULT_MAX_QUANTITY
 

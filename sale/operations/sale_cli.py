@@ -6,7 +6,8 @@ from typing import Annotated
 import typer
 
 from infra import options
-from infra.commands import Json, Server, report, run_command
+from infra.commands import Json, report, run_command
+from infra.servers import Server
 
 app = typer.Typer(
     no_args_is_help=True,

@@ -8,7 +8,7 @@ import pytest
 from aiohttp import web
 
 from gateway.buying.admission import Overload
-from gateway.buying.purchases import Orders
+from gateway.buying.purchases import Purchases
 from gateway.http.problems import Problem
 from gateway.http.slow_bodies import WAITING_A_USER
 from infra.settings import SigningSettings
@@ -92,16 +92,16 @@ async def test_a_queue_that_counts_requests_before_their_bodies_have_come_keeps_
     settings: SigningSettings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The order of the two is what protects the sale: with the count first, the same crowd shuts it."""
-    buy = Orders.buy
+    buy = Purchases.buy
 
-    async def counted_first(self: Orders, request: web.Request) -> web.Response:
+    async def counted_first(self: Purchases, request: web.Request) -> web.Response:
         try:
             with self._under_way.one():
                 return await buy(self, request)
         except Overload:
             raise Problem("busy") from None
 
-    monkeypatch.setattr(Orders, "buy", counted_first)
+    monkeypatch.setattr(Purchases, "buy", counted_first)
     monkeypatch.setattr("gateway.http.slow_bodies.WAITING_A_USER", SLOW)
     async with gateway_on(settings) as gateway:
         product = await gateway.product(1_000)

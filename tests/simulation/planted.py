@@ -17,7 +17,7 @@ from msgspec import structs
 from consumers.relay.books import Keeper
 from consumers.relay.pushes import Pusher
 from gateway.buying import purchases as orders
-from gateway.buying.purchases import Orders, decode_wish
+from gateway.buying.purchases import Purchases, decode_wish
 from gateway.http.problems import Problem
 from gateway.watching.tail import Tail
 from infra.redis.client import RedisError
@@ -178,7 +178,7 @@ def charge_not_found_taken_as_declined() -> Iterator[None]:
 
 @contextmanager
 def sold_out_from_memory_before_the_key_is_asked() -> Iterator[None]:
-    real = Orders.buy
+    real = Purchases.buy
 
     async def buy(self: Any, request: Any) -> Any:
         product, quantity = decode_wish(request.content.read_nowait(-1))
@@ -186,7 +186,7 @@ def sold_out_from_memory_before_the_key_is_asked() -> Iterator[None]:
             raise Problem("sold_out")
         return await real(self, request)
 
-    with patch.object(Orders, "buy", buy):
+    with patch.object(Purchases, "buy", buy):
         yield
 
 
@@ -233,7 +233,7 @@ def rebuild_reads_postgres_before_the_offsets() -> Iterator[None]:
 
 @contextmanager
 def keyless_retry() -> Iterator[None]:
-    real = Orders._reserve
+    real = Purchases._reserve
 
     async def reserve(self: Any, wish: Any) -> Any:
         try:
@@ -243,7 +243,7 @@ def keyless_retry() -> Iterator[None]:
         except RedisError:
             return await real(self, structs.replace(wish, order_id=orders.new_order_id()))
 
-    with patch.object(Orders, "_reserve", reserve):
+    with patch.object(Purchases, "_reserve", reserve):
         yield
 
 

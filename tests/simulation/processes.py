@@ -10,7 +10,7 @@ from consumers.relay import relay
 from gateway.accounts.identity import User
 from gateway.buying.admission import Rates
 from gateway.buying.catalogue import make_product
-from gateway.buying.purchases import Orders
+from gateway.buying.purchases import Purchases
 from gateway.http.addresses import Addresses
 from gateway.http.slow_bodies import SlowBodies
 from gateway.watching.stock_stream import StockHub
@@ -50,7 +50,7 @@ class Processes:
         self._world = world
         self._actors: dict[str, Actor] = {}
         self._starting: dict[str, Callable[[Actor], Any]] = {}
-        self.gateways: dict[Actor, Orders] = {}
+        self.gateways: dict[Actor, Purchases] = {}
         self.hubs: dict[Actor, StockHub] = {}
 
     @property
@@ -131,7 +131,7 @@ class Processes:
         publisher: Any = PublisherPort(self._world)
         inventory, addresses = Inventory(redis), Addresses(())
         bodies = SlowBodies(addresses)
-        orders = Orders(SETTINGS, _Identity(), addresses, bodies, _Catalogue(), inventory, publisher, _Room())  # type: ignore[arg-type]
+        orders = Purchases(SETTINGS, _Identity(), addresses, bodies, _Catalogue(), inventory, publisher, _Room())  # type: ignore[arg-type]
         orders._rates = Rates(1_000)  # of a few users, who are many
         self.gateways[actor] = orders
         self.hubs[actor] = StockHub(SETTINGS, Pipeliner(redis))

@@ -1,8 +1,8 @@
-"""The hot path with its steps told to a trace collector; a worker that does not trace has `Orders` itself, and pays nothing."""
+"""The hot path with its steps told to a trace collector; a worker that does not trace has `Purchases` itself, and pays nothing."""
 
 from aiohttp import web
 
-from gateway.buying.purchases import Orders
+from gateway.buying.purchases import Purchases
 from gateway.http.problems import Problem
 from infra import tracing
 from infra.kafka.publisher import HEADERS
@@ -11,7 +11,7 @@ from schemas.codec import TRACE_HEADER, Headers
 from schemas.ids import OrderId
 
 
-class TracedOrders(Orders):
+class TracedPurchases(Purchases):
     """The same answers. An order that is not chosen has no steps, and its record no header."""
 
     async def buy(self, request: web.Request) -> web.Response:
