@@ -76,11 +76,13 @@ chaos-simulation: setup ## SEEDS=1000 simulated sales with every fault at once; 
 chaos-mutants: setup ## Every known bug planted, one at a time: which book caught it, at which seed
 	@$(BIN)/python -m tests.simulation.hunt
 
-check: setup ## Format, lint, types, import walls, unit tests
+check: setup ## Format, lint, types, import walls, dependencies, spelling, unit tests; under 2 minutes
 	@$(BIN)/ruff format --check .
 	@$(BIN)/ruff check .
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports
+	@$(BIN)/deptry .
+	@$(BIN)/codespell
 	@$(BIN)/python -m pytest -q tests/unit
 
 schemas: setup ## schemas/*.schema.json anew from schemas/events.py

@@ -86,16 +86,18 @@ class Verdict:
             return f"{len(unended)} orders have not ended, e.g. {unended[0]['id']} is {unended[0]['status']}"
         if world.postgres.parked:
             return f"{len(world.postgres.parked)} orders are parked"
-        for product in world.products:
-            left = world.redis.data.get(keys.held(product), {})
-            if left:
-                return f"held entries are left: {dict(list(left.items())[:2])}"
-            book = self._redis_book(product)
-            if not book.in_force:
-                return f"the books of {product} are not in force"
-            if self.refused_by_database(product, book.epoch):
-                return f"the database refused a unit of {product}, and its books were not made anew"
-        return self._blind_watcher()
+        return next(filter(None, map(self._books_not_quiet, world.products)), None) or self._blind_watcher()
+
+    def _books_not_quiet(self, product: ProductId) -> str | None:
+        left = self._world.redis.data.get(keys.held(product), {})
+        if left:
+            return f"held entries are left: {dict(list(left.items())[:2])}"
+        book = self._redis_book(product)
+        if not book.in_force:
+            return f"the books of {product} are not in force"
+        if self.refused_by_database(product, book.epoch):
+            return f"the database refused a unit of {product}, and its books were not made anew"
+        return None
 
     def refused_by_database(self, product: ProductId, epoch: int) -> bool:
         return any(

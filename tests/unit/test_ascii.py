@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent.parent
-ROOMS = ("schemas", "infra", "gateway", "streams", "consumers", "bench")
+ROOMS = ("schemas", "infra", "sale", "gateway", "streams", "consumers", "bench")
 FILES = [ROOT / "thrones.py", *(file for room in ROOMS for file in sorted((ROOT / room).rglob("*.py")))]
 DIGITS = {"isdigit", "isdecimal", "isnumeric"}
 
