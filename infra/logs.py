@@ -92,14 +92,19 @@ def configure(role: str, member: str = "1") -> None:
         logger_factory=structlog.stdlib.LoggerFactory(),
         cache_logger_on_first_use=True,
     )
-    handler = logging.StreamHandler(sys.stdout)
-    handler.addFilter(Repeats())
-    handler.setFormatter(
+    _log_through(
         structlog.stdlib.ProcessorFormatter(
             foreign_pre_chain=[*shared, structlog.processors.format_exc_info],
             processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, renderer],
         )
     )
+
+
+def _log_through(formatter: logging.Formatter) -> None:
+    """Libraries' own lines too; of the noisy ones only warnings."""
+    handler = logging.StreamHandler(sys.stdout)
+    handler.addFilter(Repeats())
+    handler.setFormatter(formatter)
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(logging.INFO)

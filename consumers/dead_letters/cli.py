@@ -13,7 +13,8 @@ from infra.commands import Json, fail, report, run_command
 from infra.servers import Server
 
 if TYPE_CHECKING:
-    from consumers.dead_letters.letters import Condition
+    from consumers.dead_letters.letters import Condition, Letter
+    from consumers.dead_letters.redrive import Fate
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -131,6 +132,17 @@ def redrive(
         return fates, known, await came_back(settings, pool, sent) if sent else []
 
     fates, known, returned = _run(main, asks=tuple(Server))
+    summary, text = _redriven(fates, known, returned, dry_run=dry_run)
+    report(summary, text, as_json)
+    raise typer.Exit(1 if summary.get("refused") or returned else 0)
+
+
+def _redriven(
+    fates: "list[Fate]", known: bool, returned: "list[Letter]", *, dry_run: bool
+) -> tuple[dict[str, Any], str]:
+    """What became of the letters, for machines and for people."""
+    from consumers.dead_letters import show
+
     counts = Counter(fate.done for fate in fates) + Counter({"came back": len(returned)})
     told = [", ".join(f"{count} {done}" for done, count in sorted(counts.items())) or "nothing to redrive"]
     if not known:
@@ -138,8 +150,7 @@ def redrive(
     comebacks = [{"letter": letter.came_back_from, "as": letter.name, "reason": letter.reason} for letter in returned]
     summary = {"dry_run": dry_run, "letters": len(fates), **counts, "fates": fates, "processed": known}
     text = "\n".join([*map(show.comeback, returned), f"{'would be: ' if dry_run and fates else ''}{'; '.join(told)}"])
-    report({**summary, "came_back": comebacks}, text, as_json)
-    raise typer.Exit(1 if counts["refused"] or returned else 0)
+    return {**summary, "came_back": comebacks}, text
 
 
 @app.command()

@@ -63,11 +63,14 @@ def replay(
         give_up(error)
     except EnoughRead:
         _end_quietly()
+    # The rows have standard output to themselves.
+    typer.echo(_as_json(summary) if as_json else show(summary), err=out == STDOUT or not as_json)
+
+
+def _as_json(value: object) -> str:
     import msgspec
 
-    text = msgspec.json.encode(summary).decode() if as_json else show(summary)
-    # The rows have standard output to themselves.
-    typer.echo(text, err=out == STDOUT or not as_json)
+    return msgspec.json.encode(value).decode()
 
 
 def give_up(error: Exception) -> NoReturn:

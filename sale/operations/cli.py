@@ -3,7 +3,7 @@
 from datetime import datetime
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -12,6 +12,9 @@ from infra.commands import Json, report, run_command
 from infra.servers import Server
 from sale.operations.sale_cli import app as sale_app
 from schemas.limits import DEFAULT_MAX_QUANTITY
+
+if TYPE_CHECKING:
+    from sale.operations.operations import NewProduct
 
 app = typer.Typer(no_args_is_help=True)
 product_app = typer.Typer(
@@ -65,21 +68,26 @@ def deploy(as_json: Json = False) -> None:
     run_command(main)
 
 
+Currency = Annotated[
+    str, typer.Option("--currency", parser=options.currency, metavar="CODE", help="ISO 4217, like USD.")
+]
+UserLimit = Annotated[
+    int | None, typer.Option("--per-user-limit", min=1, max=options.LARGEST_INTEGER, help="Units a user.")
+]
+LargestOrder = Annotated[
+    int, typer.Option("--max-quantity", min=1, max=options.LARGEST_INTEGER, help="Units an order.")
+]
+
+
 @product_app.command("create")
 def create_product(
     id: Annotated[int, typer.Option("--id", min=1, max=options.LARGEST_INTEGER, help="A new product's id.")],
     name: Annotated[str, typer.Option("--name", parser=options.product_name, metavar="TEXT")],
     price: Annotated[int, typer.Option("--price", parser=options.price, metavar="AMOUNT", help="Like 9.99.")],
     stock: Annotated[int, typer.Option("--stock", min=0, max=options.LARGEST_INTEGER, help="Units on sale.")],
-    currency: Annotated[
-        str, typer.Option("--currency", parser=options.currency, metavar="CODE", help="ISO 4217, like USD.")
-    ] = "USD",
-    per_user_limit: Annotated[
-        int | None, typer.Option("--per-user-limit", min=1, max=options.LARGEST_INTEGER, help="Units a user.")
-    ] = None,
-    max_quantity: Annotated[
-        int, typer.Option("--max-quantity", min=1, max=options.LARGEST_INTEGER, help="Units an order.")
-    ] = DEFAULT_MAX_QUANTITY,
+    currency: Currency = "USD",
+    per_user_limit: UserLimit = None,
+    max_quantity: LargestOrder = DEFAULT_MAX_QUANTITY,
     opens_at: Annotated[datetime | None, _moment("--opens-at")] = None,
     closes_at: Annotated[datetime | None, _moment("--closes-at")] = None,
     as_json: Json = False,
@@ -91,7 +99,6 @@ def create_product(
     from infra.settings import get_settings
     from sale.operations import operations
     from schemas.ids import ProductId
-    from schemas.money import MOST_CENTS, to_decimal
 
     product = operations.NewProduct(
         id=ProductId(id),
@@ -104,11 +111,7 @@ def create_product(
         opens_at=opens_at,
         closes_at=closes_at,
     )
-    if price * product.largest_order > MOST_CENTS:
-        most = f"an order of {product.largest_order} would cost more than {to_decimal(MOST_CENTS)}"
-        raise typer.BadParameter(f"{to_decimal(price)} is too much: {most}", param_hint="'--price'")
-    if opens_at and closes_at and opens_at >= closes_at:
-        raise typer.BadParameter("it must be before --closes-at", param_hint="'--opens-at'")
+    _check_terms(product)
 
     async def main() -> None:
         async with operations.connected(get_settings()) as stores:
@@ -116,6 +119,16 @@ def create_product(
         report(operations.created(opened, product), operations.describe(opened, product), as_json)
 
     run_command(main)
+
+
+def _check_terms(product: "NewProduct") -> None:
+    from schemas.money import MOST_CENTS, to_decimal
+
+    if product.price_cents * product.largest_order > MOST_CENTS:
+        most = f"an order of {product.largest_order} would cost more than {to_decimal(MOST_CENTS)}"
+        raise typer.BadParameter(f"{to_decimal(product.price_cents)} is too much: {most}", param_hint="'--price'")
+    if product.opens_at and product.closes_at and product.opens_at >= product.closes_at:
+        raise typer.BadParameter("it must be before --closes-at", param_hint="'--opens-at'")
 
 
 @stock_app.command("rebuild")
