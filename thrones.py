@@ -130,7 +130,7 @@ def stage(name: Stage) -> None:
 
     Example: THRONES_MEMBER=2 thrones stage payment
     """
-    settings = _be(f"{name.value}-stage")
+    settings = _set_role(f"{name.value}-stage")
     from infra.metrics.serving import serve
     from infra.supervision.registry import register
     from streams.run import run_stage
@@ -146,7 +146,7 @@ def relay() -> None:
 
     Example: thrones relay
     """
-    settings = _be("relay")
+    settings = _set_role("relay")
     from consumers.relay.relay import run
 
     _serve("relay", settings, run)
@@ -158,7 +158,7 @@ def projector() -> None:
 
     Example: thrones projector
     """
-    settings = _be("projector")
+    settings = _set_role("projector")
     from consumers.projector import run
 
     _serve("projector", settings, run)
@@ -170,7 +170,7 @@ def reconciler() -> None:
 
     Example: thrones reconciler
     """
-    settings = _be("reconciler")
+    settings = _set_role("reconciler")
     from consumers.reconciler import run
 
     _serve("reconciler", settings, run)
@@ -182,7 +182,7 @@ def payment_gateway() -> None:
 
     Example: PAYMENT_GATEWAY_URL=http://127.0.0.1:9090 thrones payment-gateway
     """
-    settings = _be("payment-gateway")
+    settings = _set_role("payment-gateway")
     from urllib.parse import urlsplit
 
     from infra.local.payment_gateway import run
@@ -214,7 +214,7 @@ def supervise(
     run(provision, servers_only=servers_only, tied=tied)
 
 
-def _be(role: str) -> Any:
+def _set_role(role: str) -> Any:
     """This process' settings, under its role. The environment alone counts here: no local stack's is borrowed."""
     os.environ["THRONES_ROLE"] = role
     from infra.settings import get_settings
@@ -224,7 +224,7 @@ def _be(role: str) -> Any:
 
 def _serve_http(role: str, fd: int | None) -> None:
     """The parent of a gateway's workers, or one worker of them."""
-    _be(role)
+    _set_role(role)
     from infra.metrics.serving import share
     from infra.settings import get_signing_settings
 
@@ -262,13 +262,13 @@ def _run(settings: Any, run: Runner) -> None:
     import uvloop
 
     from infra.lifecycle import background, stop_on_signals
-    from infra.metrics.vitals import tell_vitals
-    from infra.scheduling import collect_rarely
+    from infra.metrics.vitals import report_vitals
+    from infra.scheduling import tune_gc
 
-    collect_rarely()
+    tune_gc()
 
     async def main() -> None:
-        async with background(tell_vitals()):
+        async with background(report_vitals()):
             await run(settings, stop_on_signals())
 
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
@@ -278,11 +278,11 @@ def _run(settings: Any, run: Runner) -> None:
 def _prepare(role: str, member: str) -> None:
     from infra.commands import raise_file_limit
     from infra.logs import configure
-    from infra.scheduling import STEPS_BACK, step_back
+    from infra.scheduling import LOW_PRIORITY_ROLES, lower_priority
 
     configure(role, member)
-    if role in STEPS_BACK:
-        step_back()
+    if role in LOW_PRIORITY_ROLES:
+        lower_priority()
     raise_file_limit()
 
 

@@ -14,16 +14,16 @@ from datetime import datetime
 from pathlib import Path
 
 from consumers.lag import GroupLag, watch
-from infra.kafka.watermarks import AWAY
+from infra.kafka.watermarks import KAFKA_ERRORS
 from infra.settings import Settings
 from infra.supervision import registry
-from infra.supervision.scaling import must_run, scale
+from infra.supervision.scaling import require_running_stack, scale
 from schemas.topics import CONSUMED_BY, ORDER_STAGE_GROUP, PAYMENT_STAGE_GROUP
 
 # What one member works off in about 10 s on one core. The payment stage's charges in flight (4,000) count as lag: more.
 LAG_PER_MEMBER: Mapping[str, int] = {ORDER_STAGE_GROUP: 20_000, PAYMENT_STAGE_GROUP: 10_000}
 LEAST = 1
-LOOK_EVERY_S = 5.0
+EVALUATION_INTERVAL_S = 5.0
 UP_AT_MOST, UP_EVERY_S = 2, 15.0  # members at a time: each joining stops the others for a moment
 DOWN_AT_MOST, DOWN_EVERY_S = 1, 30.0
 DOWN_AFTER_S = 60.0  # fewer would have been enough for so long
@@ -53,20 +53,20 @@ class Scaler:
         shall = members
         if want > members and since_s >= UP_EVERY_S:
             shall = min(want, members + UP_AT_MOST)
-        elif members > self._enough(now_s) and since_s >= DOWN_EVERY_S:
-            shall = max(self._enough(now_s), members - DOWN_AT_MOST)
+        elif members > self._members_needed(now_s) and since_s >= DOWN_EVERY_S:
+            shall = max(self._members_needed(now_s), members - DOWN_AT_MOST)
         if shall != members:
             self._changed_at = now_s
         return shall
 
-    def _enough(self, now_s: float) -> int:
+    def _members_needed(self, now_s: float) -> int:
         """The most that was wanted of late; as long as we have not looked for DOWN_AFTER_S, nobody knows: all there may be."""
         looked_long_enough = self._recent[0][0] <= now_s - DOWN_AFTER_S
         return max(want for _, want in self._recent) if looked_long_enough else self.partitions
 
 
 @dataclass(frozen=True, slots=True)
-class Look:
+class Evaluation:
     """What was seen of a stage and what was done about it. `members` is None where Kafka did not say how things stand."""
 
     at: datetime
@@ -79,10 +79,10 @@ class Look:
 
 async def autoscale(
     settings: Settings, stages: Sequence[str], *, every_s: float, per_member: int | None, dry_run: bool
-) -> AsyncIterator[Look]:
-    """Look and scale for ever. While Kafka does not answer nothing is changed. Raises StackError where no stack runs."""
+) -> AsyncIterator[Evaluation]:
+    """Evaluation and scale for ever. While Kafka does not answer nothing is changed. Raises StackError where no stack runs."""
     state_dir = settings.thrones_state_dir
-    must_run(state_dir)
+    require_running_stack(state_dir)
     scalers = {stage: Scaler(CONSUMED_BY[stage].partitions, per_member or LAG_PER_MEMBER[stage]) for stage in stages}
     while True:
         try:
@@ -90,26 +90,26 @@ async def autoscale(
                 for group in groups:
                     if scaler := scalers.get(group.group):
                         yield await _turn(state_dir, group, scaler, dry_run)
-        except AWAY:
+        except KAFKA_ERRORS:
             for stage in stages:
                 members = _members(state_dir, stage)
-                yield Look(datetime.now(), stage, None, None, members, members)
+                yield Evaluation(datetime.now(), stage, None, None, members, members)
             await asyncio.sleep(every_s)
 
 
-async def _turn(state_dir: Path, group: GroupLag, scaler: Scaler, dry_run: bool) -> Look:
+async def _turn(state_dir: Path, group: GroupLag, scaler: Scaler, dry_run: bool) -> Evaluation:
     lag, members = sum(group.lag.values()), _members(state_dir, group.group)
     shall = scaler.decide(time.monotonic(), lag, members)
     if shall != members and not dry_run:
         await asyncio.to_thread(scale, state_dir, group.group, shall)
-    return Look(datetime.now(), group.group, lag, group.drain_s, members, shall)
+    return Evaluation(datetime.now(), group.group, lag, group.drain_s, members, shall)
 
 
 def _members(state_dir: Path, stage: str) -> int:
     return sum(row["role"] == stage for row in registry.live_rows(state_dir))
 
 
-def show(look: Look) -> str:
+def show(look: Evaluation) -> str:
     """One line for people."""
     head = f"{look.at:%H:%M:%S}  {look.stage:<14}"
     if look.lag is None:

@@ -10,7 +10,7 @@ from typing import Any
 from aiokafka.admin import AIOKafkaAdminClient
 from aiokafka.coordinator.protocol import ConsumerProtocolMemberAssignment
 
-from infra.kafka.watermarks import AWAY, Watermarks, lags
+from infra.kafka.watermarks import KAFKA_ERRORS, Watermarks, lags
 from infra.settings import Settings
 from schemas.topics import CONSUMED_BY
 
@@ -49,16 +49,16 @@ async def watch(settings: Settings, every_s: float) -> AsyncIterator[list[GroupL
         while True:
             found = await lags(watermarks)
             now = time.monotonic()
-            yield [await _look(admin, group, lag, now, before.get(group)) for group, lag in found.items()]
+            yield [await _group_lag(admin, group, lag, now, before.get(group)) for group, lag in found.items()]
             before = {group: (now, sum(lag.values())) for group, lag in found.items()}
             await asyncio.sleep(every_s)
     finally:
         await watermarks.close()
-        with suppress(*AWAY):
+        with suppress(*KAFKA_ERRORS):
             await admin.close()
 
 
-async def _look(
+async def _group_lag(
     admin: AIOKafkaAdminClient, group: str, lag: dict[int, int], now: float, before: tuple[float, int] | None
 ) -> GroupLag:
     rate = None if before is None else (before[1] - sum(lag.values())) / (now - before[0])

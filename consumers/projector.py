@@ -12,7 +12,7 @@ from aiokafka.errors import CommitFailedError, IllegalGenerationError, KafkaErro
 
 from infra import tracing
 from infra.kafka.client import AT_ONCE, Gathering, gather, make_consumer
-from infra.lifecycle import Stop, background, cancelled, leave_behind
+from infra.lifecycle import Stop, background, cancelled, close_within
 from infra.logs import get_logger
 from infra.metrics.definitions import (
     CONSUMER_BATCH,
@@ -23,7 +23,7 @@ from infra.metrics.definitions import (
 )
 from infra.redis.client import RedisError, connect_redis
 from infra.settings import Settings
-from infra.waits import until_it_works
+from infra.waits import retry_until_ok
 from infra.watchdog import Watchdog
 from sale.books.inventory import Inventory
 from sale.orders import now_ms
@@ -53,13 +53,13 @@ async def run(settings: Settings, stop: Stop) -> None:
         async with background(_project(consumer, Inventory(redis)), watchdog.run()):
             await stop.wait()  # whichever server is waited for; what was not committed is read again
     finally:
-        await leave_behind(consumer.stop(), STOP_TIMEOUT_S)
+        await close_within(consumer.stop(), STOP_TIMEOUT_S)
         await redis.aclose()
         tracing.stop()
 
 
 async def _project(consumer: Any, inventory: Inventory) -> None:
-    await until_it_works("kafka", (KafkaError, OSError), consumer.start)
+    await retry_until_ok("kafka", (KafkaError, OSError), consumer.start)
     committed_at, uncommitted = time.monotonic(), False
     while not cancelled():
         batches = await consumer.getmany(timeout_ms=POLL_MS, max_records=MAX_BATCH)
@@ -67,7 +67,7 @@ async def _project(consumer: Any, inventory: Inventory) -> None:
         events = [event for records in batches.values() for record in records if (event := _read(record))]
         if events:
             spans = [] if tracing.on is None else _follow(tracing.on, batches.values())
-            await until_it_works("redis", (RedisError, OSError), inventory.project, events)
+            await retry_until_ok("redis", (RedisError, OSError), inventory.project, events)
             _count(events)
             for span in spans:
                 span.end()

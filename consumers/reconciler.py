@@ -16,7 +16,7 @@ from infra.metrics.definitions import RECONCILIATION_EXPIRED, RECONCILIATION_OLD
 from infra.postgres.pool import UNAVAILABLE, connect_postgres
 from infra.redis.client import connect_redis
 from infra.settings import Settings
-from infra.waits import until_it_works
+from infra.waits import retry_until_ok
 from sale.books.inventory import Inventory
 from sale.orders import OrderRow, now_ms
 from sale.payments.breaker import CircuitBreaker
@@ -56,7 +56,7 @@ class Reconciler:
         await self._desk.conclude(ended)
         for row in written:
             if row.status not in TERMINAL:
-                self._ask_later(row.id)  # its answer cannot be stored
+                self._schedule_retry(row.id)  # its answer cannot be stored
         return len(ended)
 
     async def _ask(self, row: OrderRow) -> Verdict | None:
@@ -72,14 +72,14 @@ class Reconciler:
             case Unsettled():
                 return None  # it is read anew first, if it is still ours to ask about
             case _:
-                self._ask_later(row.id)
+                self._schedule_retry(row.id)
                 return None
 
     def _is_due(self, row: OrderRow) -> bool:
         at, _ = self._next_question.get(row.id, (0.0, 0.0))
         return asyncio.get_running_loop().time() >= at
 
-    def _ask_later(self, order_id: OrderId) -> None:
+    def _schedule_retry(self, order_id: OrderId) -> None:
         _, pause_s = self._next_question.get(order_id, (0.0, 0.5))
         pause_s = min(pause_s * 2, SLOWEST_S)
         jittered_s = pause_s * random.uniform(0.5, 1.0)
@@ -110,9 +110,9 @@ async def _reconcile_in_rounds(reconciler: Reconciler, pool: asyncpg.Pool) -> No
     while not cancelled():
         await asyncio.sleep(PAUSE_S)
         asked = Moment()  # what is known of them is as old as the question
-        records = await until_it_works("postgres", UNAVAILABLE, pool.fetch, SQL.unsettled_payments, ASKED_FOR, MAX_ROWS)
+        records = await retry_until_ok("postgres", UNAVAILABLE, pool.fetch, SQL.unsettled_payments, ASKED_FOR, MAX_ROWS)
         rows = [replace(OrderRow.of(record), seen=asked) for record in records]
-        _tell(rows, await until_it_works("postgres", UNAVAILABLE, pool.fetchval, SQL.expired_payments, ASKED_FOR))
+        _tell(rows, await retry_until_ok("postgres", UNAVAILABLE, pool.fetchval, SQL.expired_payments, ASKED_FOR))
         settled = await reconciler.reconcile(rows)
         if settled:
             log.info("reconciled", orders=settled)

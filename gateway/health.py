@@ -16,12 +16,12 @@ from infra.postgres.pool import UNAVAILABLE
 from infra.redis.client import Redis, RedisError
 from infra.settings import Settings
 
-LOOK_TIMEOUT_S = 0.8
-LOOK_AGAIN_AFTER_S = 1.0  # however often it is asked
+CHECK_TIMEOUT_S = 0.8
+CHECK_INTERVAL_S = 1.0  # however often it is asked
 
 
 @dataclass(frozen=True, slots=True)
-class Look:
+class HealthCheck:
     """Which of the servers answered, and when that was (monotonic)."""
 
     redis: bool
@@ -36,45 +36,45 @@ class Health:
         self._redis = redis
         self._pool = pool
         self._publisher = publisher
-        self._last = Look(False, False, False, float("-inf"))
-        self._looking = asyncio.Lock()
+        self._last = HealthCheck(False, False, False, float("-inf"))
+        self._checking = asyncio.Lock()
         self.draining = False
 
     async def live(self, _request: web.Request) -> web.Response:
         return answer({"status": "ok"})
 
     async def ready(self, _request: web.Request) -> web.Response:
-        look = await self._look()
-        response = answer(self._body(look), 200 if look.redis and not self.draining else 503)
+        check = await self._check()
+        response = answer(self._body(check), 200 if check.redis and not self.draining else 503)
         if response.status == 503:
             response.headers["Retry-After"] = "1"
         return response
 
     async def overall(self, _request: web.Request) -> web.Response:
         """For people: always 200 while the worker can answer at all."""
-        return answer(self._body(await self._look()))
+        return answer(self._body(await self._check()))
 
     async def metrics(self, _request: web.Request) -> web.Response:
         return web.Response(body=exposed(), headers={"Content-Type": CONTENT_TYPE, "Server": "thrones"})
 
-    def _body(self, look: Look) -> dict[str, object]:
-        away = [name for name in ("kafka", "postgres") if not getattr(look, name)]
-        status = "draining" if self.draining else "unavailable" if not look.redis else "degraded" if away else "ok"
-        checks = {name: "ok" if getattr(look, name) else "away" for name in ("redis", "kafka", "postgres")}
+    def _body(self, check: HealthCheck) -> dict[str, object]:
+        away = [name for name in ("kafka", "postgres") if not getattr(check, name)]
+        status = "draining" if self.draining else "unavailable" if not check.redis else "degraded" if away else "ok"
+        checks = {name: "ok" if getattr(check, name) else "away" for name in ("redis", "kafka", "postgres")}
         return {"status": status, "checks": checks, "degraded": away, "unpublished": self._publisher.unpublished}
 
-    async def _look(self) -> Look:
-        async with self._looking:  # many who ask at once share one look
-            if time.monotonic() - self._last.at > LOOK_AGAIN_AFTER_S:
+    async def _check(self) -> HealthCheck:
+        async with self._checking:  # many who ask at once share one check
+            if time.monotonic() - self._last.at > CHECK_INTERVAL_S:
                 redis, kafka, postgres = await asyncio.gather(
                     self._redis_answers(), self._kafka_answers(), self._postgres_answers()
                 )
-                self._last = Look(redis, kafka, postgres, time.monotonic())
+                self._last = HealthCheck(redis, kafka, postgres, time.monotonic())
             return self._last
 
     async def _redis_answers(self) -> bool:
         try:
-            async with asyncio.timeout(LOOK_TIMEOUT_S):
+            async with asyncio.timeout(CHECK_TIMEOUT_S):
                 return bool(await self._redis.ping())
         except (RedisError, OSError):
             return False
@@ -83,7 +83,7 @@ class Health:
         for broker in self._brokers:
             where = urlsplit(f"//{broker}")
             try:
-                async with asyncio.timeout(LOOK_TIMEOUT_S / len(self._brokers)):
+                async with asyncio.timeout(CHECK_TIMEOUT_S / len(self._brokers)):
                     _, writer = await asyncio.open_connection(where.hostname, where.port)
             except OSError:
                 continue
@@ -94,7 +94,7 @@ class Health:
     async def _postgres_answers(self) -> bool:
         """A server that can only be read, a standby for example, is as good as away."""
         try:
-            async with asyncio.timeout(LOOK_TIMEOUT_S):
+            async with asyncio.timeout(CHECK_TIMEOUT_S):
                 return bool(await self._pool.fetchval("SELECT current_setting('transaction_read_only') = 'off'"))
         except UNAVAILABLE:
             return False

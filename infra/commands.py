@@ -71,7 +71,7 @@ def run_command(
     from aiokafka.errors import KafkaError
     from redis.exceptions import RedisError
 
-    from infra.reach import Silent
+    from infra.reach import ServersUnreachable
 
     _log_to_stderr()
     try:
@@ -81,7 +81,7 @@ def run_command(
             return runner.run(_run(main, asks))
     except CommandFailed as error:
         fail(str(error))
-    except Silent as error:
+    except ServersUnreachable as error:
         fail(f"{error} - {STACK_UP}")
     except asyncpg.UndefinedTableError as error:
         fail(f"{error}: `thrones deploy` makes what is missing of the schema")
@@ -92,11 +92,11 @@ def run_command(
 
 
 async def _run(main: Callable[[], Coroutine[Any, Any, T]], asks: Collection[Server]) -> T:
-    from infra.reach import must_answer
+    from infra.reach import require_reachable
     from infra.settings import get_settings
 
     if asks:
-        await must_answer(get_settings(), asks)
+        await require_reachable(get_settings(), asks)
     return await main()
 
 

@@ -45,11 +45,11 @@ def stop_on_signals() -> Stop:
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
-    loop.add_signal_handler(signal.SIGUSR2, tell_tasks)
+    loop.add_signal_handler(signal.SIGUSR2, dump_tasks)
     return stop
 
 
-def tell_tasks() -> None:
+def dump_tasks() -> None:
     """What every task of this process waits for, to standard error: `kill -USR2 PID` where one seems to hang."""
     for task in asyncio.all_tasks():
         print(task.get_name(), *_waits(task.get_coro()), sep="\n  ", file=sys.stderr, flush=True)
@@ -63,7 +63,7 @@ def _waits(awaited: Any) -> Iterator[str]:
         awaited = getattr(awaited, "cr_await", None) or getattr(awaited, "gi_yieldfrom", None)
 
 
-async def leave_behind(closing: Coroutine[Any, Any, object], seconds: float) -> None:
+async def close_within(closing: Coroutine[Any, Any, object], seconds: float) -> None:
     """Close something, within `seconds` or not at all; what goes wrong meanwhile goes with it.
 
     Not `wait_for`: until Python 3.12 that waits for ever for what does not heed its cancellation, as aiokafka's `stop()`
@@ -74,10 +74,10 @@ async def leave_behind(closing: Coroutine[Any, Any, object], seconds: float) -> 
         await asyncio.wait({task}, timeout=seconds)
     finally:
         task.cancel()
-        task.add_done_callback(_look_away)
+        task.add_done_callback(_retrieve_exception)
 
 
-def _look_away(task: "asyncio.Task[object]") -> None:
+def _retrieve_exception(task: "asyncio.Task[object]") -> None:
     if not task.cancelled():
         task.exception()  # asked for, so that asyncio does not report it as nobody's
 

@@ -16,22 +16,22 @@ from redis.exceptions import TimeoutError as RedisTimeoutError
 from infra.redis.client import RedisError, connect_redis
 from infra.servers import Server
 
-from .lifecycle import leave_behind
+from .lifecycle import close_within
 from .settings import Settings
 
 ANSWER_S = 3.0  # with its own start a command that asks a silent server takes less than 5 s
 CLOSE_S = 0.2
 
 
-class Silent(Exception):
+class ServersUnreachable(Exception):
     """Servers that did not answer; the text names each with its reason."""
 
 
-async def must_answer(settings: Settings, servers: Collection[Server]) -> None:
-    """Raises Silent."""
+async def require_reachable(settings: Settings, servers: Collection[Server]) -> None:
+    """Raises ServersUnreachable."""
     reasons = await asyncio.gather(*(_reason(settings, server) for server in servers))
     if told := [reason for reason in reasons if reason]:
-        raise Silent("; ".join(told))
+        raise ServersUnreachable("; ".join(told))
 
 
 async def _reason(settings: Settings, server: Server) -> str | None:
@@ -51,7 +51,7 @@ async def _ask_kafka(settings: Settings) -> None:
     try:
         await admin.start()  # reads the cluster's metadata
     finally:
-        await leave_behind(admin.close(), CLOSE_S)
+        await close_within(admin.close(), CLOSE_S)
 
 
 async def _ask_redis(settings: Settings) -> None:

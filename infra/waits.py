@@ -40,7 +40,7 @@ def declared_wait(name: str) -> Iterator[None]:
         _waiting.labels(name).dec()
 
 
-async def until_it_works(
+async def retry_until_ok(
     what: str, on: tuple[type[Exception], ...], attempt: Callable[P, Awaitable[T]], *args: P.args, **kwargs: P.kwargs
 ) -> T:
     """Repeat `attempt` through errors of the kinds `on`, with jittered pauses of at most 2 s; others are raised.

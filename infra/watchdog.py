@@ -12,7 +12,7 @@ import threading
 import time
 from collections.abc import Callable, Collection
 
-from infra.kafka.watermarks import AWAY, Watermarks
+from infra.kafka.watermarks import KAFKA_ERRORS, Watermarks
 from infra.lifecycle import cancelled
 from infra.logs import get_logger
 from infra.settings import Settings
@@ -22,7 +22,7 @@ LOOP_STALL_S = 30.0
 # Longer than a rebalance around a dead member (its session, 10 s, and a heartbeat of the others); within the 60 s in which a
 # system at rest must be quiet, a new process included. A member that is stopped wrongly costs a restart and no record.
 GROUP_STALL_S = 30.0
-LOOK_EVERY_S = 5.0
+CHECK_INTERVAL_S = 5.0
 EXIT_CODE = 70  # EX_SOFTWARE
 
 log = get_logger()
@@ -56,19 +56,19 @@ class Watchdog:
         threading.Thread(target=self._watch_loop, name="watchdog", daemon=True).start()
         try:
             while not cancelled():
-                await self._look()
-                for _ in range(int(LOOK_EVERY_S)):
+                await self._check()
+                for _ in range(int(CHECK_INTERVAL_S)):
                     self._turned_at = self._clock()
                     await asyncio.sleep(1.0)
         finally:
             await self._watermarks.close()
             self._over.set()
 
-    async def _look(self) -> None:
+    async def _check(self) -> None:
         try:
             lag = await self._watermarks.lag(self._group)
-            own = self._partitions() or await self._watermarks.nobodys(self._group)
-        except AWAY:  # nobody can read while Kafka cannot even say how far we are
+            own = self._partitions() or await self._watermarks.unassigned(self._group)
+        except KAFKA_ERRORS:  # nobody can read while Kafka cannot even say how far we are
             self._moved_at = self._clock()
             return
         lag = {partition: records for partition, records in lag.items() if partition in own}

@@ -9,7 +9,7 @@ from aiokafka.errors import KafkaError
 
 from infra.kafka.client import CLOSE_TIMEOUT_S, Offsets, make_consumer
 from infra.kafka.publisher import partition_of
-from infra.lifecycle import leave_behind
+from infra.lifecycle import close_within
 from infra.settings import Settings
 from schemas.codec import Undecodable, decode
 from schemas.events import StockOpened
@@ -58,7 +58,7 @@ class Log:
             await consumer.start()
             return set(await consumer.topics())
         finally:
-            await leave_behind(consumer.stop(), CLOSE_TIMEOUT_S)
+            await close_within(consumer.stop(), CLOSE_TIMEOUT_S)
 
     async def has_opening(self, product: ProductId, epoch: int, opened_from: int) -> bool:
         """Whether stock.opened of this epoch or a later one is on the log, or is so old that it is no longer kept.
@@ -76,7 +76,7 @@ class Log:
             end = (await consumer.end_offsets([tp]))[tp]
             return opened_from < begin or await self._search(consumer, tp, key, epoch, opened_from, end)
         finally:
-            await leave_behind(consumer.stop(), CLOSE_TIMEOUT_S)
+            await close_within(consumer.stop(), CLOSE_TIMEOUT_S)
 
     async def _search(self, consumer: Any, tp: TopicPartition, key: bytes, epoch: int, start: int, end: int) -> bool:
         consumer.seek(tp, start)

@@ -27,7 +27,7 @@ from infra.postgres.pool import UNAVAILABLE
 from infra.redis.client import RedisError
 from infra.text import cleaned
 from infra.tracing import Traced
-from infra.waits import until_it_works
+from infra.waits import retry_until_ok
 from sale.books.inventory import Inventory, NotVerified, SettledOtherwise, Settlement
 from sale.orders import OrderRow, now_ms, read_rows, status_event, terminal_event
 from sale.tables.queries import SQL
@@ -37,7 +37,7 @@ from schemas.ids import OrderId, ProductId
 from schemas.order_state import TERMINAL, Status, outcome_of
 from schemas.topics import ORDER_STATUS
 
-REDIS_AWAY = (RedisError, OSError)
+REDIS_ERRORS = (RedisError, OSError)
 IN_HAND_AFTER_S = 2.0  # no attempt to charge begins on a row read longer ago: by then an operator may have it in hand
 REASON_MAX = 300  # characters of an error
 _settled, _ended = ORDERS_SETTLED.make(), ORDER_ENDED.make()
@@ -95,13 +95,13 @@ class SettlementDesk:
 
         with tracing.together("postgres settle_orders", traced):
             rows = await store(verdicts, self._record, set_aside)
-        _tell_contradictions(verdicts, rows)
+        _log_contradictions(verdicts, rows)
         return rows
 
     async def _leave(self, verdict: Verdict, error: Exception) -> list[OrderRow]:
         """Nothing can be written of this order: its row stays as it is, and its units held."""
         log.error("row left as it is", order_id=verdict.order_id, error=repr(error))
-        rows = await until_it_works("postgres", UNAVAILABLE, read_rows, self._pool, [verdict.order_id])
+        rows = await retry_until_ok("postgres", UNAVAILABLE, read_rows, self._pool, [verdict.order_id])
         return list(rows.values())
 
     async def conclude(self, rows: Sequence[OrderRow], traced: Traced | None = None) -> None:
@@ -128,7 +128,7 @@ class SettlementDesk:
         traced = {row.id: traced[row.id] for row in rows if row.id in traced} if traced else None
         with tracing.together("redis settle", traced):
             try:
-                settlements = await until_it_works("redis", REDIS_AWAY, self._move_units, rows)
+                settlements = await retry_until_ok("redis", REDIS_ERRORS, self._move_units, rows)
             except NotVerified:
                 _left.inc(len(rows))
                 log.warning("left to the next books", product=rows[0].product_id, orders=len(rows), order_id=rows[0].id)
@@ -171,7 +171,7 @@ class SettlementDesk:
         await self._publisher.publish_all(records, tracing.headers_of(traced))
 
 
-def _tell_contradictions(verdicts: Sequence[Verdict], rows: Sequence[OrderRow]) -> None:
+def _log_contradictions(verdicts: Sequence[Verdict], rows: Sequence[OrderRow]) -> None:
     """A definite answer for an order that has ended the other way: nothing changes, and a human has to know."""
     said = {verdict.order_id: verdict.status for verdict in verdicts if verdict.status in TERMINAL}
     for row in rows:

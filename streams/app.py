@@ -18,7 +18,7 @@ from faust.types import TP
 
 from infra import tracing
 from infra.kafka.publisher import Publisher
-from infra.lifecycle import DRAIN_DEADLINE_S, tell_tasks
+from infra.lifecycle import DRAIN_DEADLINE_S, dump_tasks
 from infra.logs import get_logger
 from infra.metrics.definitions import (
     CONSUMER_BATCH,
@@ -28,7 +28,7 @@ from infra.metrics.definitions import (
     CONSUMER_RECORDS,
 )
 from infra.metrics.serving import serve
-from infra.metrics.vitals import sampled, tell_vitals
+from infra.metrics.vitals import report_vitals, sampled
 from infra.postgres.pool import connect_postgres
 from infra.redis.client import connect_redis
 from infra.settings import Settings, get_settings
@@ -146,13 +146,13 @@ class StageApp(faust.App):
         settings = get_settings()
         tracing.start(settings)
         # Faust's worker would open a debugger.
-        asyncio.get_running_loop().add_signal_handler(signal.SIGUSR2, tell_tasks)
+        asyncio.get_running_loop().add_signal_handler(signal.SIGUSR2, dump_tasks)
         self.resources = await Resources.open(settings)
         self.acks: Acks = InOrderAcks()
         self.stage = self.make_stage(self.resources, self.acks)
         watchdog = Watchdog(settings, self.conf.id, lambda: self.taking and not self.acks.open, lambda: self.own)
         self._watching = asyncio.create_task(watchdog.run(), name="watchdog")
-        self._telling = asyncio.create_task(self._tell_vitals(), name="vitals")
+        self._telling = asyncio.create_task(self._report_vitals(), name="vitals")
         self._work = asyncio.create_task(self.stage.run(), name="stage")
         self._work.add_done_callback(self._on_work_done)
         self.taking = True
@@ -177,9 +177,9 @@ class StageApp(faust.App):
             await self.resources.close()
         tracing.stop()
 
-    async def _tell_vitals(self) -> None:
+    async def _report_vitals(self) -> None:
         with sampled(lambda: _open.set(self.acks.open)):
-            await tell_vitals()
+            await report_vitals()
 
     def _on_work_done(self, work: "asyncio.Task[None]") -> None:
         if not work.cancelled() and (error := work.exception()) is not None:

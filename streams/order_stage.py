@@ -15,11 +15,11 @@ from infra.pace import Pace
 from infra.postgres.batches import store
 from infra.postgres.pool import RECORDS_FAULT, UNAVAILABLE
 from infra.text import cleaned
-from infra.waits import until_it_works
+from infra.waits import retry_until_ok
 from sale.books.entry import HeldEntry
 from sale.books.inventory import Held, Known, Refused, Reservation
 from sale.orders import OrderRow, now_ms, place_rows, read_rows
-from sale.settlement import REDIS_AWAY
+from sale.settlement import REDIS_ERRORS
 from sale.tables.queries import SQL
 from schemas.codec import encode
 from schemas.events import OrderPlaced, OrderStatusChanged, PaymentRequested, Step, StockOpened
@@ -170,7 +170,7 @@ class OrderStage:
         The refused order is `failed` already; the rebuild keeps an entry for it, through which its end is announced.
         """
         for product in products:
-            await until_it_works("redis", REDIS_AWAY, self._inventory.close, ProductId(product))
+            await retry_until_ok("redis", REDIS_ERRORS, self._inventory.close, ProductId(product))
 
     async def _request_payment(self, events: list[OrderPlaced]) -> None:
         at_ms = now_ms()
@@ -188,9 +188,9 @@ class OrderStage:
         entries: dict[OrderId, HeldEntry] = {}
         for product in {event.product_id for event in events}:
             ids = [OrderId(event.order_id) for event in events if event.product_id == product]
-            entries |= await until_it_works("redis", REDIS_AWAY, self._inventory.entries, ProductId(product), ids)
+            entries |= await retry_until_ok("redis", REDIS_ERRORS, self._inventory.entries, ProductId(product), ids)
         ids = [OrderId(event.order_id) for event in events]
-        rows = await until_it_works("postgres", UNAVAILABLE, read_rows, self._pool, ids)
+        rows = await retry_until_ok("postgres", UNAVAILABLE, read_rows, self._pool, ids)
         ended: list[OrderRow] = []
         unheld: list[OrderRow] = []
         unpaid: list[OrderPlaced] = []
@@ -222,7 +222,7 @@ class OrderStage:
         waiting: list[Placement] = []
         for record, event in placements:
             product, order_id = ProductId(event.product_id), OrderId(event.order_id)
-            entries = await until_it_works("redis", REDIS_AWAY, self._inventory.entries, product, [order_id])
+            entries = await retry_until_ok("redis", REDIS_ERRORS, self._inventory.entries, product, [order_id])
             entry = entries.get(order_id)
             if entry is None:
                 if not await self._reserve_again(record, event):
@@ -241,14 +241,14 @@ class OrderStage:
             return
         product = placements[0][1].product_id  # they are one lane's
         values = [record.record.message.value for record, _ in placements]
-        await until_it_works("postgres", UNAVAILABLE, self._pool.execute, SQL.park_orders, product, values)
+        await retry_until_ok("postgres", UNAVAILABLE, self._pool.execute, SQL.park_orders, product, values)
         _placed.labels("parked").inc(len(placements))
         log.warning("parked until the books are in force", product=product, orders=len(placements))
 
     async def _reserve_again(self, record: Record, event: OrderPlaced) -> bool:
         """False where the product's books are not in force."""
         product, order_id = ProductId(event.product_id), OrderId(event.order_id)
-        match await until_it_works("redis", REDIS_AWAY, self._reserve, event):
+        match await retry_until_ok("redis", REDIS_ERRORS, self._reserve, event):
             case Held(value=value):
                 await self._publisher.publish(ORDERS, event.order_id, value)  # comes back here under the new epoch
             case None:
@@ -257,8 +257,8 @@ class OrderStage:
                 await self._fail(
                     event, f"its key was used again for order {other} after the books were lost", key_lost=True
                 )
-            case Known() if order_id in await until_it_works(
-                "redis", REDIS_AWAY, self._inventory.entries, product, [order_id]
+            case Known() if order_id in await retry_until_ok(
+                "redis", REDIS_ERRORS, self._inventory.entries, product, [order_id]
             ):
                 await self._place([(record, event)], vouched=True)  # a rebuild has taken it in since
             case Known():
@@ -271,7 +271,7 @@ class OrderStage:
 
     async def _reserve(self, event: OrderPlaced) -> Held | Known | Refused | None:
         """None where the order has its row by now: read late, it may have ended, and Redis have forgotten it and its key."""
-        if await until_it_works("postgres", UNAVAILABLE, read_rows, self._pool, [OrderId(event.order_id)]):
+        if await retry_until_ok("postgres", UNAVAILABLE, read_rows, self._pool, [OrderId(event.order_id)]):
             return None
         return await self._inventory.reserve(
             Reservation(
@@ -308,7 +308,7 @@ class OrderStage:
         await self._advance_known([event])
 
     async def _record_failed(self, event: OrderPlaced, reason: str, *, key_lost: bool) -> None:
-        await until_it_works(
+        await retry_until_ok(
             "postgres",
             UNAVAILABLE,
             self._pool.execute,

@@ -13,7 +13,7 @@ from typing import assert_never
 from infra import tracing
 from infra.pace import Pace
 from infra.postgres.pool import UNAVAILABLE
-from infra.waits import until_it_works
+from infra.waits import retry_until_ok
 from sale.orders import OrderRow, now_ms, read_rows, status_event
 from sale.payments.breaker import CircuitBreaker
 from sale.payments.charging import Charge, Charged, Unsettled, charge_until_definite
@@ -99,7 +99,7 @@ class PaymentStage:
                         record, self._dead_letters, f"a {type(event).__name__} does not belong on {PAYMENTS.name}"
                     )
                 self._done([record])
-            rows = await until_it_works("postgres", UNAVAILABLE, read_rows, self._pool, list(requests))
+            rows = await retry_until_ok("postgres", UNAVAILABLE, read_rows, self._pool, list(requests))
             for order_id, records in requests.items():
                 await self._dispatch(order_id, rows.get(order_id), records, provider, group)
 
@@ -130,7 +130,7 @@ class PaymentStage:
         span = None if tracing.on is None else tracing.on.follow("charge", headers_of(self._charging[row.id][0]))
         try:
             charging = charge_until_definite(
-                provider, self._breaker, Charge.of(row), on_slow=lambda: self._tell_slow(row)
+                provider, self._breaker, Charge.of(row), on_slow=lambda: self._report_slow(row)
             )
             charged = await (charging if span is None else span.around(charging))
         finally:
@@ -139,7 +139,7 @@ class PaymentStage:
         settling = None if span is None else span.child("settle")
         self._finished.put(Finished(records, verdict_of(row.id, charged), trace=settling))
 
-    def _tell_slow(self, row: OrderRow) -> None:
+    def _report_slow(self, row: OrderRow) -> None:
         at_ms = now_ms()
         step = Step(Status.PROCESSING_PAYMENT, at_ms)
         event = status_event(row, status=Status.PROCESSING_PAYMENT, steps=(step,), at_ms=at_ms)

@@ -6,7 +6,7 @@ from typing import NoReturn
 import faust
 import uvloop
 
-from infra.scheduling import collect_rarely
+from infra.scheduling import tune_gc
 
 
 def run_stage(name: str) -> NoReturn:
@@ -14,7 +14,7 @@ def run_stage(name: str) -> NoReturn:
     uvloop.install()  # before the app is made: faust asks for the loop early
     app = import_module(f"streams.{name}_stage").app
     app.by_faust = False
-    collect_rarely()
+    tune_gc()
     worker = faust.Worker(app, loglevel="WARNING", override_logging=False, redirect_stdouts=False, quiet=True)
     worker.spinner = None  # its terminal codes would stand in the log
     worker.execute_from_commandline()

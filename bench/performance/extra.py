@@ -19,7 +19,7 @@ from .stack import TooSlow
 
 START_DEADLINE_S = 90.0
 STOP_DEADLINE_S = 60.0
-LOOK_EVERY_S = 0.1
+POLL_INTERVAL_S = 0.1
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +67,7 @@ async def _until_ready(process: asyncio.subprocess.Process, port: int, workers: 
             return pids
         if process.returncode is not None or time.monotonic() > until:
             raise TooSlow(f"{workers} workers on port {port} do not answer")
-        await asyncio.sleep(LOOK_EVERY_S)
+        await asyncio.sleep(POLL_INTERVAL_S)
 
 
 def _answers(port: int) -> bool:

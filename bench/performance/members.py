@@ -27,7 +27,7 @@ SHARES = {ORDER_STAGE_GROUP: 0.05, PAYMENT_STAGE_GROUP: 0.10, "gateway": 0.06}
 WORK = {ORDER_STAGE_GROUP: 4, PAYMENT_STAGE_GROUP: 1}  # an order is cheap for the one, dear for the other
 # Six partitions on four members are 2, 2, 1, 1: when those with one have done theirs, two thirds are done.
 WARM, DONE = 0.1, 0.6
-LOOK_EVERY_S = 0.05
+POLL_INTERVAL_S = 0.05
 DEADLINE_S = 120.0
 GATEWAY_S = 6.0
 # The same in front of each: one worker with all of them would have larger batches, and so cheaper orders.
@@ -109,7 +109,7 @@ async def _until(sale: Sale, progress: Progress, wanted: float) -> tuple[int, fl
     while (done := await progress()) < wanted:
         if time.monotonic() > until:
             raise TooSlow(f"{sale.name}: {done} orders done, {wanted:.0f} wanted")
-        await asyncio.sleep(LOOK_EVERY_S)
+        await asyncio.sleep(POLL_INTERVAL_S)
     return done, time.monotonic()
 
 

@@ -47,7 +47,7 @@ FOREIGN = (
     "MAX_HELD",
 )
 USERS = 20_000
-LOOK_EVERY_S = 0.1
+POLL_INTERVAL_S = 0.1
 FAIR = {"hang": 0.0, "unavailable": 0.0, "rate_limited": 0.0}
 PROBLEMS_KEPT = 5
 AUDIT_TIMEOUT_S = 900.0  # it reads the whole log
@@ -124,7 +124,7 @@ class Sale:
         while (counts := await self.counts()).ended < share * counts.accepted:
             if time.monotonic() > until:
                 raise TooSlow(f"{self.name}: {counts.ended} of {counts.accepted} orders ended in {deadline_s:.0f} s")
-            await asyncio.sleep(LOOK_EVERY_S)
+            await asyncio.sleep(POLL_INTERVAL_S)
         return counts
 
     async def check_books(self, deadline_s: float = 300.0) -> None:

@@ -25,8 +25,8 @@ from .facts import Capture, ClientLog, PostgresBook, ProductFacts
 from .log_book import LogBook
 from .readers import Logs, read_ledger, read_log, read_postgres, read_redis
 
-LOOK_EVERY_S = 0.3
-AWAY = (*UNAVAILABLE, KafkaError, RedisError, aiohttp.ClientError)
+POLL_INTERVAL_S = 0.3
+SERVER_ERRORS = (*UNAVAILABLE, KafkaError, RedisError, aiohttp.ClientError)
 NOT_QUIET = "not quiet: "
 MOVED = "the books moved while they were read"
 
@@ -57,16 +57,16 @@ class Auditor:
         """
         until = time.monotonic() + wait_s
         while True:
-            restless = await self.wait_for_quiet(products, until)
+            unfinished = await self.wait_for_quiet(products, until)
             before = await self._versions(products)
-            report = await self._balance(products, client_log, restless, every)
+            report = await self._balance(products, client_log, unfinished, every)
             after = await self._versions(products)
-            if restless or before == after:
+            if unfinished or before == after:
                 return report
             if time.monotonic() > until:
                 return msgspec.structs.replace(report, ok=False, problems=[MOVED, *report.problems])
 
-    async def restless(self, products: Sequence[ProductId]) -> list[str]:
+    async def unfinished(self, products: Sequence[ProductId]) -> list[str]:
         """What is still under way, in words; empty when everything has come to rest."""
         found = [
             f"group {group} has {sum(by_partition.values())} records to go"
@@ -88,15 +88,15 @@ class Auditor:
         """What is still under way at `until` (monotonic); empty as soon as nothing is."""
         while True:
             try:
-                restless = await self.restless(products)
-            except AWAY as error:
-                restless = [f"a store does not answer: {type(error).__name__}: {error}"]
-            if not restless or time.monotonic() > until:
-                return restless
-            await asyncio.sleep(LOOK_EVERY_S)
+                unfinished = await self.unfinished(products)
+            except SERVER_ERRORS as error:
+                unfinished = [f"a store does not answer: {type(error).__name__}: {error}"]
+            if not unfinished or time.monotonic() > until:
+                return unfinished
+            await asyncio.sleep(POLL_INTERVAL_S)
 
     async def _balance(
-        self, products: Sequence[ProductId], client_log: ClientLog | None, restless: list[str], every: bool
+        self, products: Sequence[ProductId], client_log: ClientLog | None, unfinished: list[str], every: bool
     ) -> Report:
         in_redis = {product: await read_redis(self._redis, product) for product in products}
         in_postgres = await read_postgres(self._pool, products)
@@ -117,7 +117,7 @@ class Auditor:
             facts,
             unknown_captures=[c for c in charges.get(None, []) if _is_ours(c.order_id)] if every else [],
             client_log=client_log,
-            other_problems=[f"{NOT_QUIET}{text}" for text in restless]
+            other_problems=[f"{NOT_QUIET}{text}" for text in unfinished]
             + missing
             + (lost(in_log, products) if every else []),
             other_remarks=foreign(in_log, products) if every else [],

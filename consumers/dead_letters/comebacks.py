@@ -11,7 +11,7 @@ from infra.kafka.watermarks import unprocessed_from
 from infra.settings import Settings
 from schemas.topics import CONSUMED_BY
 
-LOOK_EVERY_S = 0.2
+POLL_INTERVAL_S = 0.2
 PROCESSED_WITHIN_S = 10.0
 _GROUP_OF = {topic.name: group for group, topic in CONSUMED_BY.items()}
 
@@ -36,7 +36,7 @@ async def _caught_up(offsets: Offsets, group: str) -> None:
     while True:
         if all(at >= ends[p] for p, at in (await unprocessed_from(offsets, group, topic)).items()):
             return
-        await asyncio.sleep(LOOK_EVERY_S)
+        await asyncio.sleep(POLL_INTERVAL_S)
 
 
 async def came_back(settings: Settings, pool: asyncpg.Pool, sent: Collection[str]) -> list[Letter]:

@@ -14,7 +14,7 @@ from .tally import Tally
 TRIES = 8  # of one wish, through 429, 503, 504 and broken connections: always with the same key
 LATE_EVERY_S = 2.5  # how often a patient buyer looks again whether a declined payment has put units back
 WAIT_S = 20
-AWAY = (aiohttp.ClientError, TimeoutError, OSError)
+CONNECTION_ERRORS = (aiohttp.ClientError, TimeoutError, OSError)
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,7 +109,7 @@ class Crowd:
             ) as response:
                 body = await response.read()
                 return response.status, _answer.decode(body), float(response.headers.get("Retry-After", 1))
-        except AWAY:
+        except CONNECTION_ERRORS:
             return 0, _Answer(code="no_answer"), 0.5
         except msgspec.DecodeError:
             return 500, _Answer(code="unreadable"), 1.0
@@ -131,7 +131,7 @@ class Crowd:
         try:
             async with self._session.get(url, headers={"Authorization": f"Bearer {buyer.token}"}) as response:
                 return Status(str(_answer.decode(await response.read()).status)) if response.status == 200 else None
-        except (*AWAY, msgspec.DecodeError, ValueError):
+        except (*CONNECTION_ERRORS, msgspec.DecodeError, ValueError):
             return None
 
     async def _until(self, at_s: float) -> None:

@@ -11,7 +11,7 @@ from sale.books import keys
 from schemas.ids import ProductId
 from schemas.topics import CONSUMED_BY
 
-LOOK_EVERY_S = 5.0  # what Prometheus may see of it is as old as its own interval
+REFRESH_INTERVAL_S = 5.0  # what Prometheus may see of it is as old as its own interval
 PARTS = ("initial", "available", "held", "sold")
 
 _lag, _delay, _units = GROUP_LAG.make(), GROUP_DELAY.make(), STOCK_UNITS.make()
@@ -28,10 +28,10 @@ class Gauges:
     async def turn(self, products: Iterable[ProductId]) -> None:
         """One look. Raises when a store cannot say."""
         try:
-            await self._look_at_stock(list(products))
-            await self._look_at_memory()
+            await self._read_stock(list(products))
+            await self._read_memory()
             for group in CONSUMED_BY:
-                await self._look_at_group(group)
+                await self._read_group(group)
         except BaseException:
             self.clear()
             raise
@@ -44,17 +44,17 @@ class Gauges:
         for gauge in (_lag, _delay, _units, _memory):
             gauge.clear()
 
-    async def _look_at_memory(self) -> None:
+    async def _read_memory(self) -> None:
         memory = await read_memory(self.redis)
         _memory.labels("used").set(memory.used_bytes)
         _memory.labels("max").set(memory.max_bytes)
 
-    async def _look_at_group(self, group: str) -> None:
+    async def _read_group(self, group: str) -> None:
         for partition, records in (await self.watermarks.lag(group)).items():
             _lag.labels(group, partition).set(records)
         _delay.labels(group).set(await self.watermarks.delay_s(group))
 
-    async def _look_at_stock(self, products: list[ProductId]) -> None:
+    async def _read_stock(self, products: list[ProductId]) -> None:
         books = await self.redis.replies([("HMGET", keys.stock(product), *PARTS) for product in products])
         for product, units in zip(products, books, strict=True):
             for part, count in zip(PARTS, units, strict=True):

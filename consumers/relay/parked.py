@@ -18,7 +18,7 @@ from schemas.events import OrderPlaced
 from schemas.ids import ProductId
 from schemas.topics import ORDERS
 
-LOOK_EVERY_S = 0.5
+POLL_INTERVAL_S = 0.5
 MOST = 250  # rows of a product a look
 
 log = get_logger()

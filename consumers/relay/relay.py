@@ -11,12 +11,12 @@ import asyncpg
 from aiokafka.errors import KafkaError
 
 from consumers.relay.books import LOG_EVERY_S, MARK_EVERY_S, Keeper
-from consumers.relay.gauges import LOOK_EVERY_S, Gauges
-from consumers.relay.parked import LOOK_EVERY_S as PARKED_EVERY_S
+from consumers.relay.gauges import REFRESH_INTERVAL_S, Gauges
+from consumers.relay.parked import POLL_INTERVAL_S as PARKED_EVERY_S
 from consumers.relay.parked import Parked
 from consumers.relay.pushes import Pusher
 from consumers.relay.samples import SAMPLE_EVERY_S, Sampler
-from consumers.relay.trail import LOOK_EVERY_S as TRAIL_EVERY_S
+from consumers.relay.trail import POLL_INTERVAL_S as TRAIL_EVERY_S
 from consumers.relay.trail import Trail
 from infra.kafka.publisher import Publisher
 from infra.kafka.watermarks import Watermarks
@@ -35,7 +35,7 @@ BOOKS_EVERY_S = 0.2
 PUSH_EVERY_S = 0.1
 PAUSE_S = 0.5  # after a store could not be reached
 TURN_MAX_S = 30.0  # every call in a turn has a deadline of its own; should one hang all the same, the turn is given up
-AWAY = (*UNAVAILABLE, RedisError, KafkaError)
+SERVER_ERRORS = (*UNAVAILABLE, RedisError, KafkaError)
 REDIS_TIMEOUT_S = 5.0
 
 _leading = RELAY_LEADING.make()
@@ -96,7 +96,7 @@ async def _loops(
     async def send_parked() -> None:
         await parked.turn(keeper.in_force)
 
-    async def look() -> None:
+    async def refresh_gauges() -> None:
         await gauges.turn(keeper.in_force)
 
     async with asyncio.TaskGroup() as group:
@@ -106,7 +106,7 @@ async def _loops(
         group.create_task(_repeat("pushes", PUSH_EVERY_S, push))
         group.create_task(_repeat("samples", SAMPLE_EVERY_S, sample))
         group.create_task(_repeat("parked", PARKED_EVERY_S, send_parked))
-        group.create_task(_repeat("gauges", LOOK_EVERY_S, look))
+        group.create_task(_repeat("gauges", REFRESH_INTERVAL_S, refresh_gauges))
         group.create_task(_repeat("trail", TRAIL_EVERY_S, Trail(pool, publisher).turn))
 
 
@@ -117,7 +117,7 @@ async def _repeat(what: str, every_s: float, turn: Callable[[], Awaitable[object
         try:
             async with asyncio.timeout(TURN_MAX_S):
                 await turn()
-        except AWAY as error:
+        except SERVER_ERRORS as error:
             if not away:
                 log.warning("waiting", what=what, error=repr(error))
             away = True

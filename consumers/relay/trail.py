@@ -16,7 +16,7 @@ from schemas.codec import encode
 from schemas.events import SaleControlled
 from schemas.topics import SALE_ACTIONS
 
-LOOK_EVERY_S = 1.0
+POLL_INTERVAL_S = 1.0
 MOST = 500  # rows a look
 
 

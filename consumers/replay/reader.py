@@ -13,7 +13,7 @@ from typing import Any
 from aiokafka import AIOKafkaConsumer, TopicPartition
 
 from infra.kafka.client import CLOSE_TIMEOUT_S, make_consumer
-from infra.lifecycle import leave_behind
+from infra.lifecycle import close_within
 from infra.settings import Settings
 
 from .when import Bound, Moment, Offset, show_ms
@@ -166,4 +166,4 @@ async def topic_reader(settings: Settings) -> AsyncIterator[TopicReader]:
         await asyncio.sleep(0)  # lets its tasks begin: aiokafka's stop() fails on one that never did
         yield TopicReader(consumer)
     finally:
-        await leave_behind(consumer.stop(), CLOSE_TIMEOUT_S)
+        await close_within(consumer.stop(), CLOSE_TIMEOUT_S)

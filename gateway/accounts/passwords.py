@@ -56,7 +56,7 @@ class Lane:
     the oldest of who has most gives way to who has fewer."""
 
     def __init__(self, threads: int) -> None:
-        self._pool = ThreadPoolExecutor(threads, "bcrypt", initializer=_step_back)
+        self._pool = ThreadPoolExecutor(threads, "bcrypt", initializer=_lower_thread_priority)
         self._free = threads
         self._waiting = Shares(WAITING_MAX)
         self._turns: dict[str, deque[asyncio.Future[None]]] = {}  # by address, whose turn is next first
@@ -108,7 +108,7 @@ def _expire(deadline: asyncio.Timeout) -> None:
         deadline.reschedule(0)
 
 
-def _step_back() -> None:
+def _lower_thread_priority() -> None:
     # On Linux niceness belongs to a thread: the event loop's is untouched. Only root may take some back, so it is added.
     thread = threading.get_native_id()
     os.setpriority(os.PRIO_PROCESS, thread, min(19, os.getpriority(os.PRIO_PROCESS, thread) + NICENESS))

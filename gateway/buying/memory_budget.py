@@ -11,13 +11,13 @@ from infra.logs import get_logger
 from infra.redis.client import Redis, RedisError
 from infra.redis.memory import read_memory
 
-LOOK_EVERY_S = 1.0
+REFRESH_INTERVAL_S = 1.0
 
 log = get_logger()
 
 
 class MemoryBudget:
-    """`full` is of the last look that succeeded: while Redis cannot be asked, it cannot be sold from either."""
+    """`full` is of the last refresh that succeeded: while Redis cannot be asked, it cannot be sold from either."""
 
     def __init__(self, redis: Redis, full_at_share: float) -> None:
         self._redis = redis
@@ -28,10 +28,10 @@ class MemoryBudget:
         """Until cancelled."""
         while not cancelled():
             with suppress(RedisError, OSError):  # health and the purchases themselves say that Redis is away
-                await self.look()
-            await asyncio.sleep(LOOK_EVERY_S)
+                await self.refresh()
+            await asyncio.sleep(REFRESH_INTERVAL_S)
 
-    async def look(self) -> None:
+    async def refresh(self) -> None:
         memory = await read_memory(self._redis)
         full = memory.share >= self._full_at_share
         if full != self.full:

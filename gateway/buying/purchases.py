@@ -20,7 +20,7 @@ from gateway.buying.memory_budget import MemoryBudget
 from gateway.http.addresses import Addresses
 from gateway.http.problems import Problem
 from gateway.http.slow_bodies import SlowBodies
-from gateway.http.wire import REPLAYED, answer_bytes, given_twice, iso_ms, read_json, reason, repeated_member
+from gateway.http.wire import REPLAYED, answer_bytes, duplicate_member, iso_ms, read_json, reason, repeated_member
 from infra.kafka.publisher import HEADERS, Publisher
 from infra.metrics.definitions import (
     GATEWAY_ACCEPTED,
@@ -81,7 +81,7 @@ def decode_wish(body: bytes) -> tuple[ProductId, int]:
         raise Problem("invalid_request", f"The body cannot be read: {reason(error)}.") from None
     # Both members are numbers, so each colon stands for a member: more of them than members means a member given twice.
     if body.count(b":") != (1 if wish.quantity is UNSET else 2):
-        raise given_twice(repeated_member(body))
+        raise duplicate_member(repeated_member(body))
     return ProductId(wish.productId), 1 if wish.quantity is UNSET else wish.quantity
 
 

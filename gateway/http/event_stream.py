@@ -36,7 +36,7 @@ def last_event_id(request: web.Request) -> str | None:
     return request.headers.get("Last-Event-ID")
 
 
-def end_for_another(request: web.Request) -> None:
+def end_displaced(request: web.Request) -> None:
     """Another has the place of this stream now; its client comes back after `retry`."""
     if request.transport is not None:
         request.transport.abort()

@@ -72,11 +72,11 @@ async def read_members(request: web.Request, slow: SlowBodies, kind: type[T], us
     except (ValueError, RecursionError) as error:  # msgspec's and json's errors are ValueErrors
         raise Problem("invalid_request", f"The body cannot be read: {reason(error)}.") from None
     if repeated is not None:
-        raise given_twice(repeated)
+        raise duplicate_member(repeated)
     return value
 
 
-def given_twice(member: str | None) -> Problem:
+def duplicate_member(member: str | None) -> Problem:
     """`member` is one of those that the route knows: any other was refused before."""
     return Problem("invalid_request", f"The member {member} is given twice.")
 

@@ -31,8 +31,8 @@ from schemas.order_state import TERMINAL, Status
 WAIT_MAX_S = 25.0
 WAITS_MAX = 10_000  # a worker
 QUERY_TIMEOUT_S = 2.0
-LOOK_EVERY_S = 2.0  # without news from the log
-LOOK_SOON_S = 0.03  # after news: the projector is about to write it, or just has
+POLL_INTERVAL_S = 2.0  # without news from the log
+FIRST_POLL_S = 0.03  # after news: the projector is about to write it, or just has
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,16 +141,16 @@ class OrderStatus:
     async def _follow(self, view: OrderView, news: News, wait_s: float) -> OrderView:
         loop = asyncio.get_running_loop()
         deadline = loop.time() + wait_s
-        soon_s = LOOK_SOON_S
+        soon_s = FIRST_POLL_S
         while not view.terminal:
             left_s = deadline - loop.time()
             if left_s <= 0 or news.left or self._updates.closed:
                 break
             if news.terminal:
                 await asyncio.sleep(min(left_s, soon_s))
-                soon_s = min(soon_s * 2, LOOK_EVERY_S)
+                soon_s = min(soon_s * 2, POLL_INTERVAL_S)
             else:
-                await news.wait(min(left_s, LOOK_EVERY_S))
+                await news.wait(min(left_s, POLL_INTERVAL_S))
             view = await self._reader.again(view)
         return view
 

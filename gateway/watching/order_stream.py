@@ -5,11 +5,11 @@ import asyncio
 import orjson
 from aiohttp import web
 
-from gateway.http.event_stream import KEEP_ALIVE, KEEP_ALIVE_EVERY_S, EventStream, Frame, end_for_another, last_event_id
+from gateway.http.event_stream import KEEP_ALIVE, KEEP_ALIVE_EVERY_S, EventStream, Frame, end_displaced, last_event_id
 from gateway.http.problems import Problem
 from gateway.http.shares import Full, Shares
 from gateway.http.wire import iso_ms
-from gateway.watching.order_status import LOOK_EVERY_S, LOOK_SOON_S, OrderReader, OrderView
+from gateway.watching.order_status import FIRST_POLL_S, POLL_INTERVAL_S, OrderReader, OrderView
 from gateway.watching.order_updates import News, OrderUpdates
 from gateway.watching.tickets import Tickets
 from infra.metrics.definitions import GATEWAY_STREAMS
@@ -34,7 +34,7 @@ class OrderStream:
         if view.terminal and seen is view.status:
             return web.Response(status=204, headers={"Server": "thrones"})  # tells an EventSource not to come back
         try:
-            with self._open.one(owner, lambda: end_for_another(request)):
+            with self._open.one(owner, lambda: end_displaced(request)):
                 return await self._show(request, view, seen)
         except Full:
             raise Problem("busy") from None
@@ -67,9 +67,9 @@ class OrderStream:
 
     async def _next_look(self, stream: EventStream, news: News) -> None:
         if news.terminal:
-            await asyncio.sleep(LOOK_SOON_S)
+            await asyncio.sleep(FIRST_POLL_S)
             return
-        look = asyncio.ensure_future(news.wait(LOOK_EVERY_S))
+        look = asyncio.ensure_future(news.wait(POLL_INTERVAL_S))
         await asyncio.wait((look, stream.closed), return_when=asyncio.FIRST_COMPLETED)
         look.cancel()
 

@@ -13,7 +13,7 @@ from aiohttp import web
 
 from gateway.buying.catalogue import Catalogue, parse_product_id
 from gateway.http.addresses import Addresses
-from gateway.http.event_stream import KEEP_ALIVE, KEEP_ALIVE_EVERY_S, EventStream, Frame, end_for_another, last_event_id
+from gateway.http.event_stream import KEEP_ALIVE, KEEP_ALIVE_EVERY_S, EventStream, Frame, end_displaced, last_event_id
 from gateway.http.problems import Problem
 from gateway.http.shares import Full, Shares
 from gateway.watching.tail import Tail
@@ -201,7 +201,7 @@ class StockStream:
         product = parse_product_id(request.match_info["id"])
         await self._catalogue.find(product)
         try:
-            with self._open.one(self._addresses.of(request), lambda: end_for_another(request)):
+            with self._open.one(self._addresses.of(request), lambda: end_displaced(request)):
                 return await self._watch(request, product)
         except Full:
             raise Problem("busy") from None

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from aiokafka.errors import KafkaError
 
 from infra.kafka.client import AT_ONCE, CLOSE_TIMEOUT_S, Gathering, gather, make_consumer
-from infra.lifecycle import cancelled, leave_behind
+from infra.lifecycle import cancelled, close_within
 from infra.logs import REQUEST_ID, get_logger
 from infra.settings import Settings
 from schemas.topics import Topic
@@ -86,4 +86,4 @@ class Tail:
                     for record in records:
                         self._take(record.key, record.value)
         finally:
-            await leave_behind(consumer.stop(), CLOSE_TIMEOUT_S)
+            await close_within(consumer.stop(), CLOSE_TIMEOUT_S)

@@ -17,7 +17,7 @@ from aiokafka.errors import (
     for_code,
 )
 
-from infra.lifecycle import leave_behind
+from infra.lifecycle import close_within
 from infra.settings import Settings
 from schemas import topics
 from schemas.topics import Topic
@@ -139,8 +139,8 @@ class Offsets:
 
 
 async def _close(admin: AIOKafkaAdminClient, consumer: AIOKafkaConsumer) -> None:
-    await leave_behind(consumer.stop(), CLOSE_TIMEOUT_S)
-    await leave_behind(admin.close(), CLOSE_TIMEOUT_S)
+    await close_within(consumer.stop(), CLOSE_TIMEOUT_S)
+    await close_within(admin.close(), CLOSE_TIMEOUT_S)
 
 
 def _by_partition(offsets: Mapping[TopicPartition, int]) -> dict[int, int]:

@@ -17,7 +17,7 @@ from zlib import crc32
 from aiokafka import AIOKafkaProducer
 from aiokafka.errors import KafkaError, KafkaTimeoutError, MessageSizeTooLargeError
 
-from infra.lifecycle import cancelled, leave_behind
+from infra.lifecycle import cancelled, close_within
 from infra.logs import get_logger
 from infra.metrics.definitions import PUBLISHER_ACKNOWLEDGED, PUBLISHER_REPLACED, PUBLISHER_UNPUBLISHED
 from infra.metrics.vitals import sampled
@@ -32,7 +32,7 @@ BATCH_MAX_BYTES = 256 * 1024
 RECORD_MAX_BYTES = 1_000_000  # a broker takes 1 MiB, with what it wraps around a record
 REQUEST_TIMEOUT_S = 15.0
 DELIVERY_TIMEOUT_S = 30.0  # aiokafka's idempotent producer retries for ever, also what a wiped broker can never take
-LOOK_EVERY_S = 5.0
+POLL_INTERVAL_S = 5.0
 STOP_TIMEOUT_S = 10.0  # aiokafka's own stop() never ends while the broker is down
 HEADERS = (VERSION_HEADER,)
 
@@ -160,11 +160,11 @@ class Publisher:
                 self._break(error)
                 await asyncio.sleep(0.1)
             with suppress(TimeoutError):
-                async with asyncio.timeout(LOOK_EVERY_S):
+                async with asyncio.timeout(POLL_INTERVAL_S):
                     await self._wake.wait()
-            self._look_for_lost()
+            self._check_deliveries()
 
-    def _look_for_lost(self) -> None:
+    def _check_deliveries(self) -> None:
         oldest = asyncio.get_running_loop().time() - DELIVERY_TIMEOUT_S
         if any(lane.in_flight and lane.sent_at < oldest for lane in self._lanes.values()):
             self._break(KafkaTimeoutError(f"no answer within {DELIVERY_TIMEOUT_S:.0f} s"))
@@ -229,7 +229,7 @@ class Publisher:
             log.warning("kafka unreachable", error=str(error))
         finally:
             if not started:  # also when cancelled: it may hold a connection already
-                await leave_behind(producer.stop(), 2.0)
+                await close_within(producer.stop(), 2.0)
         if not started:
             await asyncio.sleep(0.5)
             return
@@ -238,7 +238,7 @@ class Publisher:
     async def _discard_producer(self) -> None:
         producer, self._producer = self._producer, None
         if producer is not None:
-            await leave_behind(producer.stop(), 5.0)
+            await close_within(producer.stop(), 5.0)
         # What it never told us about is unknown, not failed: its successor sends it again, before anything newer.
         for lane in self._lanes.values():
             self._queue.extendleft(reversed([*lane.in_flight, *lane.waiting]))

@@ -15,7 +15,7 @@ from aiokafka import TopicPartition
 from aiokafka.errors import KafkaError
 
 from infra.kafka.client import CLOSE_TIMEOUT_S, Offsets, make_consumer
-from infra.lifecycle import leave_behind
+from infra.lifecycle import close_within
 from infra.logs import get_logger
 from infra.settings import Settings
 from schemas.clock import since_boot_ms
@@ -24,7 +24,7 @@ from schemas.topics import CONSUMED_BY, Topic
 CACHED_S = 0.2
 MOST_SAMPLES = 600
 ANSWER_TIMEOUT_S = 3.0
-AWAY = (KafkaError, OSError, TimeoutError)
+KAFKA_ERRORS = (KafkaError, OSError, TimeoutError)
 
 log = get_logger()
 
@@ -79,7 +79,7 @@ class Watermarks:
         async with asyncio.timeout(ANSWER_TIMEOUT_S):
             return {p: end - at for p, (at, end) in (await self._positions(group)).items()}
 
-    async def nobodys(self, group: str) -> set[int]:
+    async def unassigned(self, group: str) -> set[int]:
         """The partitions that no member of the group holds. Raises like `lag`."""
         topic = CONSUMED_BY[group]
         async with asyncio.timeout(ANSWER_TIMEOUT_S):
@@ -95,7 +95,7 @@ class Watermarks:
             try:
                 async with asyncio.timeout(ANSWER_TIMEOUT_S):
                     answer = await self._ask(group)
-            except AWAY as error:
+            except KAFKA_ERRORS as error:
                 log.warning("no watermark", group=group, error=repr(error))
                 await self._reset()
                 answer = None
@@ -112,7 +112,7 @@ class Watermarks:
                 name = CONSUMED_BY[group].name
                 starts = {p: at for p, (at, end) in (await self._positions(group)).items() if at < end}
                 times = [await self._append_time(TopicPartition(name, p), at) for p, at in starts.items()]
-        except AWAY:
+        except KAFKA_ERRORS:
             await self._reset()
             raise
         return max([0.0, *(time.time() - at_ms / 1000 for at_ms in times)])
@@ -158,7 +158,7 @@ class Watermarks:
                     for p in await self._offsets.partitions(topic)
                 ]
             except BaseException:  # also when the asker has given up: it may hold connections already
-                await leave_behind(consumer.stop(), CLOSE_TIMEOUT_S)
+                await close_within(consumer.stop(), CLOSE_TIMEOUT_S)
                 raise
             consumer.assign(every)
             consumer.pause(*every)
@@ -170,7 +170,7 @@ class Watermarks:
         consumer, self._consumer = self._consumer, None
         self._appended.clear()
         if consumer is not None:
-            await leave_behind(consumer.stop(), CLOSE_TIMEOUT_S)
+            await close_within(consumer.stop(), CLOSE_TIMEOUT_S)
         await self._offsets.close()
 
 

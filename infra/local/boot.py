@@ -15,11 +15,11 @@ from infra.local.specs import server_specs
 from infra.local.targets import keep_targets
 from infra.logs import configure, get_logger
 from infra.metrics.serving import serve
-from infra.metrics.vitals import tell_vitals
+from infra.metrics.vitals import report_vitals
 from infra.settings import get_settings
 from infra.supervision import registry
 from infra.supervision.app_specs import application_specs, worker_specs
-from infra.supervision.lock import only_one
+from infra.supervision.lock import supervisor_lock
 from infra.supervision.phase import SERVERS_ONLY, Phase, write_phase
 from infra.supervision.ports import StackError, bind
 from infra.supervision.process import ProcessSpec
@@ -39,7 +39,7 @@ def run(provision: Provision, *, servers_only: bool, tied: bool) -> NoReturn:
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     get_logger().info("supervisor", file_limit=hard, file_limit_was=soft)
     state_dir = get_settings().thrones_state_dir
-    with only_one(state_dir):
+    with supervisor_lock(state_dir):
         sys.exit(asyncio.run(_run(state_dir, None if servers_only else provision, tied)))
 
 
@@ -51,7 +51,7 @@ async def _run(state_dir: Path, provision: Provision | None, tied: bool) -> int:
     registry.register("supervisor", port=serve(get_settings()))
     supervisor = Supervisor(state_dir)
     servers = server_specs(config, state_dir)
-    beside = [supervisor.housekeeping(), keep_sizes(supervisor, state_dir), keep_targets(state_dir), tell_vitals()]
+    beside = [supervisor.housekeeping(), keep_sizes(supervisor, state_dir), keep_targets(state_dir), report_vitals()]
     tasks = [asyncio.create_task(each) for each in (*beside, *([_watch_parent(stop)] if tied else []))]
     try:
         await _until_stopped(stop, _boot(supervisor, servers, config, state_dir, provision))

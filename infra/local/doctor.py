@@ -23,7 +23,7 @@ from infra.local.postgres import postgres_dsn
 from infra.local.readiness import STABLE, group_members
 from infra.local.specs import stack_env
 from infra.local.valkey import redis_url
-from infra.reach import Silent, must_answer
+from infra.reach import ServersUnreachable, require_reachable
 from infra.server_settings import Setting, ask_kafka, ask_postgres, ask_redis
 from infra.servers import Server
 from infra.settings import Settings
@@ -43,7 +43,7 @@ class Finding(NamedTuple):
     remedy: str = ""
 
 
-Look = Callable[[StackConfig], AsyncIterator[Finding]]
+ServerCheck = Callable[[StackConfig], AsyncIterator[Finding]]
 
 
 def examine(state_dir: Path) -> list[Finding]:
@@ -92,18 +92,18 @@ def _port(port: int) -> Finding:
 
 
 async def _collect(config: StackConfig) -> list[Finding]:
-    looks = ((Server.REDIS, _redis), (Server.POSTGRES, _postgres), (Server.KAFKA, _kafka))
-    found = await asyncio.gather(*(_look(server, look, config) for server, look in looks))
+    checks = ((Server.REDIS, _redis), (Server.POSTGRES, _postgres), (Server.KAFKA, _kafka))
+    found = await asyncio.gather(*(_check(server, check, config) for server, check in checks))
     return [finding for findings in found for finding in findings]
 
 
-async def _look(server: Server, look: Look, config: StackConfig) -> list[Finding]:
+async def _check(server: Server, check: ServerCheck, config: StackConfig) -> list[Finding]:
     """What there is to say of one server; of one that hangs, after a few seconds, that it does."""
     try:
-        await must_answer(_settings(config), [server])
-    except Silent as error:
+        await require_reachable(_settings(config), [server])
+    except ServersUnreachable as error:
         return [Finding(server.lower(), False, str(error), f"thrones logs {server.lower()}")]
-    return [finding async for finding in look(config)]
+    return [finding async for finding in check(config)]
 
 
 def _settings(config: StackConfig) -> Settings:

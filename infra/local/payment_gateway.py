@@ -22,7 +22,7 @@ from infra.local.charge_ledger import CAPTURE, DECLINE, ChargeLedger, Entry, Led
 from infra.logs import configure
 from infra.metrics.definitions import MOCK_CHARGES
 from infra.metrics.serving import CONTENT_TYPE, exposed
-from infra.metrics.vitals import tell_vitals
+from infra.metrics.vitals import report_vitals
 from infra.settings import Settings, get_settings
 from infra.supervision.registry import register
 from schemas.money import to_cents, to_decimal
@@ -229,7 +229,7 @@ async def serve(port: int, ledger_path: Path, stop: Stop, address: str = "127.0.
     await runner.setup()
     try:
         await web.TCPSite(runner, address, port, backlog=BACKLOG).start()
-        async with background(tell_vitals()):
+        async with background(report_vitals()):
             await stop.wait()
     finally:
         await runner.cleanup()

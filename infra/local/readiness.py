@@ -18,7 +18,7 @@ from infra.supervision.process import tail
 from schemas.topics import CONSUMED_BY
 
 READY_DEADLINE_S = 60.0
-LOOK_EVERY_S = 0.5
+POLL_INTERVAL_S = 0.5
 STABLE = "Stable"
 
 
@@ -54,7 +54,7 @@ async def wait_ready(
         if missing != told:
             told = missing
             say(f"waiting: {missing}")
-        await asyncio.sleep(LOOK_EVERY_S)
+        await asyncio.sleep(POLL_INTERVAL_S)
 
 
 async def note_former_members(config: StackConfig, state_dir: Path) -> None:

@@ -8,7 +8,7 @@ import msgspec
 from infra.supervision import registry
 from infra.supervision.ports import LOOPBACK
 
-LOOK_EVERY_S = 1.0
+WRITE_INTERVAL_S = 1.0
 SERVERS = ("kafka", "redis", "postgres")  # they speak their own protocols
 SHARED = ("gateway", "sse")  # any worker answers for all of them
 
@@ -24,7 +24,7 @@ async def keep_targets(state_dir: Path) -> None:
             draft.write_bytes(msgspec.json.encode(found))
             draft.replace(targets_file(state_dir))
             told = found
-        await asyncio.sleep(LOOK_EVERY_S)
+        await asyncio.sleep(WRITE_INTERVAL_S)
 
 
 def targets(rows: list[registry.Row]) -> list[dict[str, object]]:

@@ -1,6 +1,6 @@
 """What a process tells of itself twice a second: how late its loop turns, and whatever its parts have asked to be sampled.
 
-Parts that are busy count in plain integers and tell them here, so that counting costs the hot path next to nothing.
+Parts that are busy count in plain integers and report them here, so that counting costs the hot path next to nothing.
 """
 
 import asyncio
@@ -16,22 +16,22 @@ _samples: list[Callable[[], None]] = []
 
 
 @contextmanager
-def sampled(tell: Callable[[], None]) -> Iterator[None]:
-    """Have `tell` called at every tick, and once more at the end."""
-    _samples.append(tell)
+def sampled(report: Callable[[], None]) -> Iterator[None]:
+    """Have `report` called at every tick, and once more at the end."""
+    _samples.append(report)
     try:
         yield
     finally:
-        _samples.remove(tell)
-        tell()
+        _samples.remove(report)
+        report()
 
 
-async def tell_vitals() -> None:
+async def report_vitals() -> None:
     """Run it beside everything else; it never returns."""
     loop = asyncio.get_running_loop()
     while not cancelled():
         due = loop.time() + TICK_S
         await asyncio.sleep(TICK_S)
         _loop_delay.observe(max(0.0, loop.time() - due))
-        for tell in _samples:
-            tell()
+        for report in _samples:
+            report()

@@ -3,7 +3,7 @@
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from typing import TypeVar
 
-from infra.waits import until_it_works
+from infra.waits import retry_until_ok
 
 from .pool import RECORDS_FAULT, UNAVAILABLE
 
@@ -23,7 +23,7 @@ async def store(
     if not records:
         return []
     try:
-        return list(await until_it_works("postgres", UNAVAILABLE, write, records))
+        return list(await retry_until_ok("postgres", UNAVAILABLE, write, records))
     except RECORDS_FAULT as error:
         refused = error
     if len(records) == 1:

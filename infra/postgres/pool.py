@@ -62,13 +62,13 @@ async def _connect(*args: Any, **kwargs: Any) -> asyncpg.Connection:
     try:
         connection: asyncpg.Connection = await asyncpg.connect(*args, **kwargs)
     except Exception as error:
-        tell_refusal(error)
+        count_refusal(error)
         raise
-    connection.add_query_logger(lambda query: tell_refusal(query.exception))
+    connection.add_query_logger(lambda query: count_refusal(query.exception))
     return connection
 
 
-def tell_refusal(error: BaseException | None) -> None:
+def count_refusal(error: BaseException | None) -> None:
     """Count what Postgres did not do, by SQLSTATE; a log line for each of them every few seconds."""
     if not isinstance(error, (*UNAVAILABLE, *RECORDS_FAULT)):
         return

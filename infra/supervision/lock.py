@@ -12,7 +12,7 @@ KIND, PID, FILE = 1, 4, 5  # fields of a line: "1: FLOCK  ADVISORY  WRITE 4711 f
 
 
 @contextlib.contextmanager
-def only_one(state_dir: Path) -> Iterator[None]:
+def supervisor_lock(state_dir: Path) -> Iterator[None]:
     """Hold the lock; a second supervisor of the same state ends here."""
     with _file(state_dir).open("w") as lock:
         try:

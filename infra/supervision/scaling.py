@@ -16,7 +16,7 @@ from infra.supervision.supervisor import Supervisor
 from schemas.topics import CONSUMED_BY, StageName
 
 MOST = 32
-LOOK_EVERY_S = 0.25
+POLL_INTERVAL_S = 0.25
 
 
 async def keep_sizes(supervisor: Supervisor, state_dir: Path) -> None:
@@ -25,12 +25,12 @@ async def keep_sizes(supervisor: Supervisor, state_dir: Path) -> None:
     while True:
         for role, members in _wishes(state_dir).items():
             await _resize(supervisor, role, members)
-        await asyncio.sleep(LOOK_EVERY_S)
+        await asyncio.sleep(POLL_INTERVAL_S)
 
 
 def scale(state_dir: Path, role: str, members: int, deadline_s: float = 60.0) -> list[registry.Row]:
     """Ask for `members` of a stage and wait until they run. Raises StackError."""
-    must_run(state_dir)
+    require_running_stack(state_dir)
     draft = _file(state_dir).with_suffix(".draft")
     draft.write_text(json.dumps(_wishes(state_dir) | {role: members}))
     draft.replace(_file(state_dir))
@@ -40,11 +40,11 @@ def scale(state_dir: Path, role: str, members: int, deadline_s: float = 60.0) ->
             raise StackError(
                 f"{len(rows)} of {members} members run after {deadline_s:.0f} s; see `thrones logs {role}`"
             )
-        time.sleep(LOOK_EVERY_S)
+        time.sleep(POLL_INTERVAL_S)
     return rows
 
 
-def must_run(state_dir: Path) -> None:
+def require_running_stack(state_dir: Path) -> None:
     """Raises StackError where no whole stack runs."""
     supervised = any(row["role"] == "supervisor" for row in registry.live_rows(state_dir))
     if not supervised or read_phase(state_dir) != Phase("running"):

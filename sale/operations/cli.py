@@ -235,14 +235,14 @@ def tokens(
     import msgspec
 
     from infra.postgres.pool import connect_postgres
-    from infra.reach import must_answer
+    from infra.reach import require_reachable
     from infra.settings import get_signing_settings
     from sale.operations import operations
 
     async def main() -> None:
         settings = get_signing_settings()
-        operations.must_be_development(settings)
-        await must_answer(settings, [Server.POSTGRES])
+        operations.require_development(settings)
+        await require_reachable(settings, [Server.POSTGRES])
         pool = await connect_postgres(settings)
         try:
             made = await operations.bulk_tokens(pool, users, settings)

@@ -200,7 +200,7 @@ async def demote_operator(to: Connections, email: str) -> int:
     return int(user_id)
 
 
-def must_be_development(settings: Settings) -> None:
+def require_development(settings: Settings) -> None:
     """Raises OperationRefused."""
     if not settings.development:
         raise OperationRefused("bulk users exist in the development profile only (THRONES_PROFILE=development)")
@@ -208,7 +208,7 @@ def must_be_development(settings: Settings) -> None:
 
 async def bulk_tokens(pool: asyncpg.Pool, users: int, settings: SigningSettings) -> list[str]:
     """Tokens of `users` stable users, who are written where they are missing. Raises OperationRefused outside development."""
-    must_be_development(settings)
+    require_development(settings)
     ids: list[int] = []
     for first in range(1, users + 1, USERS_PER_STATEMENT):
         last = min(first + USERS_PER_STATEMENT - 1, users)

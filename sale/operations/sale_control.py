@@ -122,7 +122,7 @@ async def _record(connection: asyncpg.pool.PoolConnectionProxy, product: Product
     if wish.key_hash is not None and not await _claim_key(connection, product, wish):
         return True
     _check_sale(product, row, wish)
-    if not _is_so(row, wish.action):
+    if not _already_done(row, wish.action):
         action_id = await connection.fetchval(
             SQL.add_sale_action, product, wish.action, wish.units, wish.who, wish.why.strip()
         )
@@ -152,7 +152,7 @@ def _check_sale(product: ProductId, row: asyncpg.Record, wish: Wish) -> None:
             )
 
 
-def _is_so(row: asyncpg.Record, action: Action) -> bool:
+def _already_done(row: asyncpg.Record, action: Action) -> bool:
     """Whether the sale is what the action would make it. A restock always adds."""
     match action:
         case Action.PAUSE:

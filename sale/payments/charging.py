@@ -176,7 +176,7 @@ class _Pursuit:
             self._started_at_ms = self._wall_ms()
         self._attempts += 1
         if self._slow_timer is None and self._on_slow is not None:
-            self._slow_timer = self._loop.call_later(self._slow_after_s, self._tell_slow)
+            self._slow_timer = self._loop.call_later(self._slow_after_s, self._report_slow)
         outcome = await _attempt(self._provider, self._breaker, permit, self._charge)
         if isinstance(outcome, Unknown):
             self._reason = outcome.reason
@@ -192,7 +192,7 @@ class _Pursuit:
             delay_s += outcome.retry_after_s  # spread after the moment asked for, never before it
         await asyncio.sleep(delay_s)
 
-    def _tell_slow(self) -> None:
+    def _report_slow(self) -> None:
         if self._on_slow is not None:
             on_slow, self._on_slow = self._on_slow, None
             on_slow()

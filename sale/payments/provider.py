@@ -100,7 +100,7 @@ class HttpPaymentProvider:
             async with asyncio.timeout(self._attempt_timeout_s):
                 answer = await self._charges.ask(question, _headers(order_id))
         except NotConnected as error:
-            self._tell_not_reached(str(error))
+            self._log_unreachable(str(error))
             return NotSent(None, reached=False)
         except TimeoutError:
             return Unknown("timeout")
@@ -110,7 +110,7 @@ class HttpPaymentProvider:
             return Unknown(str(error))
         return read_answer(answer.status, answer.retry_after, answer.body, order_id, amount_cents)
 
-    def _tell_not_reached(self, reason: str) -> None:
+    def _log_unreachable(self, reason: str) -> None:
         """A refused connection, or what TLS says of a certificate: once, and again every few seconds, not once an order."""
         now = time.monotonic()
         if now - self._told_at >= REPEAT_AFTER_S:

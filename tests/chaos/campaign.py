@@ -34,7 +34,7 @@ QUIET_MAX_S = 180.0  # three times what is asked for, so that slow is not taken 
 BEGINS_MAX_S = 60.0
 LOAD_REST_S = 240.0  # over the faults' time: until it is told to stop
 HISTORY_MAX = 60_000  # orders on one log: the audit reads it from its beginning, so then the stack is made anew
-LOOK_EVERY_S = 0.2
+POLL_INTERVAL_S = 0.2
 FIRST_AHEAD_S = 7_200.0  # of a stack's own clock: set back by an hour, it is not yet before the tokens of its buyers
 
 
@@ -123,7 +123,7 @@ class Campaign:
         log, until = self.ground.client_log(product), time.monotonic() + BEGINS_MAX_S
         while not load.done() and not (log.exists() and log.stat().st_size):
             assert time.monotonic() < until, "the load does not begin"
-            await asyncio.sleep(LOOK_EVERY_S)
+            await asyncio.sleep(POLL_INTERVAL_S)
 
     async def _grown(self, before: dict[int, Vitals], rest_s: float) -> dict[str, float]:
         """Connections that are kept for the next call are closed within `rest_s`; what is left then has grown."""

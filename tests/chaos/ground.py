@@ -30,7 +30,7 @@ from .clock import StackClock
 
 APPLICATIONS = ("gateway", "order-stage", "payment-stage", "relay", "projector", "reconciler")
 SERVERS = ("redis", "kafka", "postgres", "payment-gateway")
-LOOK_EVERY_S = 0.05
+POLL_INTERVAL_S = 0.05
 REGISTER_TIMEOUT_S = 60.0  # with every core busy; the supervisor itself waits half a second
 UPS = 3  # its own deadline is for an idle machine; asked again, `thrones up` goes on waiting
 DEATH_MAX_S = 40.0  # the slowest process may take 25 s to drain
@@ -95,7 +95,7 @@ class Ground(Stack):
         until = time.monotonic() + REGISTER_TIMEOUT_S
         while missing := [role for role in roles if not self.rows(role)]:
             assert time.monotonic() < until, f"no {' and no '.join(missing)} runs: {self.seen(*missing)}"
-            await asyncio.sleep(LOOK_EVERY_S)
+            await asyncio.sleep(POLL_INTERVAL_S)
         return [row for role in roles for row in self.rows(role)]
 
     async def pick(self, role: str, dice: random.Random) -> Row:
@@ -109,14 +109,14 @@ class Ground(Stack):
             if now and now[0]["pid"] != row["pid"]:
                 return time.monotonic() - started
             assert time.monotonic() - started < REGISTER_TIMEOUT_S, f"{row} was not replaced: {self.seen(row['role'])}"
-            await asyncio.sleep(LOOK_EVERY_S)
+            await asyncio.sleep(POLL_INTERVAL_S)
 
     async def ended(self, pid: int) -> float:
         """Wait until a process has ended; seconds."""
         started = time.monotonic()
         while not gone(pid):
             assert time.monotonic() - started < DEATH_MAX_S, f"pid {pid} does not end"
-            await asyncio.sleep(LOOK_EVERY_S)
+            await asyncio.sleep(POLL_INTERVAL_S)
         return time.monotonic() - started
 
     @contextlib.asynccontextmanager
@@ -203,7 +203,7 @@ class Ground(Stack):
                     async with session.get(f"{url}/health/ready") as answer:
                         if answer.status == 200:
                             return
-                await asyncio.sleep(LOOK_EVERY_S)
+                await asyncio.sleep(POLL_INTERVAL_S)
 
     def vitals(self) -> dict[int, Vitals]:
         """Of each process of ours, by pid. Not of the mock provider, which keeps a ledger of all charges in its memory."""

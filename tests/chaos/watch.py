@@ -6,7 +6,7 @@ import time
 from dataclasses import dataclass, field
 
 from consumers.audit.readers import read_units
-from infra.kafka.watermarks import AWAY, Watermarks
+from infra.kafka.watermarks import KAFKA_ERRORS, Watermarks
 from infra.lifecycle import background, cancelled
 from infra.redis.client import Redis, RedisError, connect_redis
 from infra.settings import Settings
@@ -54,7 +54,7 @@ class Watch:
         while not cancelled():
             behind = {}
             for group in CONSUMED_BY:
-                with contextlib.suppress(*AWAY):
+                with contextlib.suppress(*KAFKA_ERRORS):
                     behind[group] = await watermarks.delay_s(group)
             self.looks.append(Look(time.time(), behind))
             await asyncio.sleep(BEHIND_EVERY_S)

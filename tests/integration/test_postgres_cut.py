@@ -6,7 +6,7 @@ import asyncpg
 
 from infra.lifecycle import background, cancelled
 from infra.postgres.pool import UNAVAILABLE
-from infra.waits import until_it_works
+from infra.waits import retry_until_ok
 
 CUTS = 60
 ASKING = 8
@@ -21,13 +21,13 @@ async def test_a_statement_whose_connection_is_cut_is_repeated_and_nothing_else_
         while not cancelled():
             # A new text each time is a new statement, so that some cuts come while one is prepared.
             question = f"SELECT {asked} + count(*) FROM generate_series(1, $1::int)"
-            await until_it_works("postgres", UNAVAILABLE, pool.fetchval, question, 2_000)
+            await retry_until_ok("postgres", UNAVAILABLE, pool.fetchval, question, 2_000)
             asked += 1
 
     async with background(*(ask() for _ in range(ASKING))):
         for _ in range(CUTS):
             before = asked
-            await until_it_works("postgres", UNAVAILABLE, pool.execute, CUT)
+            await retry_until_ok("postgres", UNAVAILABLE, pool.execute, CUT)
             async with asyncio.timeout(30):
                 while asked == before:  # noqa: ASYNC110 - the next cut meets them at work
                     await asyncio.sleep(0.001)

@@ -11,7 +11,7 @@ from infra.kafka.publisher import Publisher
 from infra.postgres.pool import RECORDS_FAULT, UNAVAILABLE
 from infra.redis.client import Redis
 from infra.settings import Settings
-from infra.waits import until_it_works, waiting_for
+from infra.waits import retry_until_ok, waiting_for
 from sale.books.inventory import Inventory
 from sale.orders import read_rows
 from schemas.ids import ProductId
@@ -48,7 +48,7 @@ def test_only_the_classes_22_and_23_are_the_records_fault(sqlstate: str) -> None
 @pytest.mark.parametrize("value", ["a\0b", "a\ud800b"])
 async def test_a_text_that_cannot_be_stored_is_the_values_fault(pool: asyncpg.Pool, value: str) -> None:
     with pytest.raises(RECORDS_FAULT):
-        await until_it_works("postgres", UNAVAILABLE, pool.fetchval, "SELECT $1::text[]", [value])
+        await retry_until_ok("postgres", UNAVAILABLE, pool.fetchval, "SELECT $1::text[]", [value])
 
 
 @asynccontextmanager

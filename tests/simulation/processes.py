@@ -168,7 +168,7 @@ class Processes:
         )
         while actor.alive:
             await asyncio.sleep(STUCK_LOOK_S)
-            await watchdog._look()
+            await watchdog._check()
 
 
 class _Feed:

@@ -98,7 +98,7 @@ def test_kubernetes_decides_by_the_same_numbers(stage: str) -> None:
     topic = CONSUMED_BY[stage]
     assert spec["scaleTargetRef"]["name"] == stage
     assert (spec["minReplicaCount"], spec["maxReplicaCount"]) == (LEAST, topic.partitions)
-    assert spec["pollingInterval"] == autoscale.LOOK_EVERY_S
+    assert spec["pollingInterval"] == autoscale.EVALUATION_INTERVAL_S
     assert trigger["type"] == "kafka"
     asked = trigger["metadata"]
     assert (asked["consumerGroup"], asked["topic"]) == (stage, topic.name)

@@ -3,7 +3,7 @@
 import asyncio
 
 from infra.lifecycle import background, cancelled
-from infra.waits import until_it_works
+from infra.waits import retry_until_ok
 
 
 async def deaf(began: asyncio.Event) -> None:
@@ -35,7 +35,7 @@ async def test_trying_until_it_works_ends_although_the_cancellation_became_an_er
         raise OSError("connection closed")
 
     async with asyncio.timeout(5):
-        task = asyncio.create_task(until_it_works("a server", (OSError,), attempt))
+        task = asyncio.create_task(retry_until_ok("a server", (OSError,), attempt))
         await began.wait()
         task.cancel()
         ended = (await asyncio.gather(task, return_exceptions=True))[0]

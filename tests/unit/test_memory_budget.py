@@ -50,7 +50,7 @@ async def test_it_counts_what_redis_counts() -> None:
 async def test_it_is_full_from_its_share_on_until_there_is_room(
     answers: list[Any], full: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(memory_budget, "LOOK_EVERY_S", 0.0)
+    monkeypatch.setattr(memory_budget, "REFRESH_INTERVAL_S", 0.0)
     server = Server(*answers)
     budget = MemoryBudget(server, 0.9)  # type: ignore[arg-type]
     looking = asyncio.create_task(budget.run())

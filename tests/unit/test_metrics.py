@@ -11,7 +11,7 @@ from infra.local.targets import targets
 from infra.metrics import definitions, page, serving
 from infra.metrics.definitions import ALL
 from infra.metrics.kinds import Definition, Delays, DelaysOf
-from infra.metrics.vitals import sampled, tell_vitals
+from infra.metrics.vitals import report_vitals, sampled
 from infra.supervision.registry import Row
 
 ROOT = Path(__file__).parent.parent.parent
@@ -72,7 +72,7 @@ async def test_a_process_samples_its_parts_while_it_runs_and_once_more_when_they
         nonlocal told
         told += 1
 
-    vitals = asyncio.create_task(tell_vitals())
+    vitals = asyncio.create_task(report_vitals())
     with sampled(tell):
         async with asyncio.timeout(10):
             while told < 2:  # noqa: ASYNC110 - the sampler under test is the only one to know

@@ -37,7 +37,7 @@ def test_what_is_said_of_a_missed_process_names_the_registrys_rows_and_the_last_
 
 async def test_a_process_that_is_just_being_replaced_is_waited_for(tmp_path: Path) -> None:
     picking = asyncio.create_task(Ground(tmp_path).pick("relay", random.Random(1)))
-    await asyncio.sleep(3 * ground.LOOK_EVERY_S)
+    await asyncio.sleep(3 * ground.POLL_INTERVAL_S)
     assert not picking.done()
     registry.register("relay", state_dir=tmp_path)
     assert (await picking)["pid"] == os.getpid()

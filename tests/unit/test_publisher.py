@@ -175,7 +175,7 @@ async def test_a_producer_that_never_answers_is_replaced_and_what_it_owed_is_sen
 ) -> None:
     """A stage waits for its publish and is at work meanwhile: no watchdog would end that."""
     monkeypatch.setattr(module, "DELIVERY_TIMEOUT_S", 0.05)
-    monkeypatch.setattr(module, "LOOK_EVERY_S", 0.01)
+    monkeypatch.setattr(module, "POLL_INTERVAL_S", 0.01)
     publisher = await Publisher.start(Settings())
     waiting = publisher.publish(ORDERS, "a", b"1")
     _, again = await cluster.batches(2)

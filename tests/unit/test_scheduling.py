@@ -5,10 +5,10 @@ import sys
 
 from infra.scheduling import COLLECT_AFTER, NICENESS
 
-STEP_BACK = (
-    "import os; from infra.scheduling import step_back; before = os.nice(0); step_back(); print(os.nice(0) - before)"
+STEP_BACK = "import os; from infra.scheduling import lower_priority; before = os.nice(0); lower_priority(); print(os.nice(0) - before)"
+COLLECT = (
+    "import gc; from infra.scheduling import tune_gc; tune_gc(); print(gc.get_freeze_count() > 0, *gc.get_threshold())"
 )
-COLLECT = "import gc; from infra.scheduling import collect_rarely; collect_rarely(); print(gc.get_freeze_count() > 0, *gc.get_threshold())"
 
 
 def _printed(code: str) -> str:

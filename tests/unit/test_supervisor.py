@@ -167,7 +167,8 @@ def test_where_the_kernel_names_no_boot_pid_and_ticks_tell_processes_apart(
 
 
 def test_a_supervisor_whose_row_is_lost_is_known_by_the_lock_that_it_holds(tmp_path: Path) -> None:
-    code = f"from pathlib import Path; from infra.supervision.lock import only_one\nwith only_one(Path({str(tmp_path)!r})): input()"
+    imports = "from pathlib import Path; from infra.supervision.lock import supervisor_lock"
+    code = f"{imports}\nwith supervisor_lock(Path({str(tmp_path)!r})): input()"
     assert supervisor_pid(tmp_path) is None
     holder = subprocess.Popen([sys.executable, "-c", f"{code}"], stdin=subprocess.PIPE)
     try:

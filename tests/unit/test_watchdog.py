@@ -64,7 +64,7 @@ class Group:
     async def lag(self, _group: str) -> dict[int, int]:
         return self.lags
 
-    async def nobodys(self, _group: str) -> set[int]:
+    async def unassigned(self, _group: str) -> set[int]:
         return self.unheld
 
 
@@ -82,5 +82,5 @@ async def test_a_member_ends_itself_for_partitions_of_its_own_or_of_nobody(
     dog._watermarks = cast(Any, Group({0: 500, 1: 0}, unheld))
     for _ in range(4):
         clock.now += GROUP_STALL_S / 2
-        await dog._look()
+        await dog._check()
     assert bool(ended) is ends

@@ -12,7 +12,7 @@ import msgspec
 from aiokafka import TopicPartition
 
 from infra.kafka.client import CLOSE_TIMEOUT_S, Offsets, make_consumer
-from infra.lifecycle import leave_behind
+from infra.lifecycle import close_within
 from infra.logs import get_logger
 from infra.redis.client import Redis
 from infra.settings import Settings
@@ -66,7 +66,7 @@ async def placed_since(
             for tp in [tp for tp, end in open_ends.items() if await consumer.position(tp) >= end]:
                 del open_ends[tp]
     finally:
-        await leave_behind(consumer.stop(), CLOSE_TIMEOUT_S)
+        await close_within(consumer.stop(), CLOSE_TIMEOUT_S)
 
 
 async def _next_values(consumer: Any, open_ends: Mapping[TopicPartition, int]) -> list[bytes]:
