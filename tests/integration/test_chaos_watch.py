@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Callable
+from typing import Any
 
 from infra.redis.client import Redis
 from infra.settings import Settings
@@ -14,7 +15,7 @@ async def test_units_that_do_not_add_up_for_a_moment_are_a_violation(
     redis: Redis, redis_settings: Settings, topics: None
 ) -> None:
     product = ProductId(1)
-    right = {"initial": 10, "available": 7, "held": 2, "sold": 1}
+    right: dict[Any, int] = {"initial": 10, "available": 7, "held": 2, "sold": 1}
     await redis.hset(keys.stock(product), mapping=right)
     watch = Watch(redis_settings, product, [])
     watching = asyncio.create_task(watch.run())

@@ -26,7 +26,8 @@ async def bought(gateway: GatewayClient, *client: str | Path, cwd: Path) -> None
     product = await gateway.product(1)
     output = await run(*client, gateway.url, str(product), f"{new_order_id()}@winterfell.example", cwd=cwd)
     learnt: dict[str, Any] = json.loads(output.splitlines()[-1])
-    [order_id] = [key.decode() for key in await gateway.to.redis.hkeys(f"held:{{p{product}}}")]
+    entries: list[Any] = await gateway.to.redis.hkeys(f"held:{{p{product}}}")
+    [order_id] = [key.decode() for key in entries]
     assert learnt == {"stock": 1, "quantity": 1, "orderId": order_id, "refused": "sold_out"}
 
 

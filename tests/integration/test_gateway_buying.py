@@ -3,6 +3,7 @@
 import asyncio
 import time
 from datetime import UTC, datetime, timedelta
+from typing import Any
 from uuid import uuid4
 
 import orjson
@@ -300,7 +301,7 @@ async def test_books_of_another_redis_run_sell_nothing(gateway: GatewayClient) -
     product = await gateway.product(5)
     stock = keys.stock(product)
     redis = gateway.to.redis
-    run = await redis.hget(stock, "run")
+    run: Any = await redis.hget(stock, "run")
     await redis.hset(stock, "run", "f" * 40)
     assert (await gateway.buy({"productId": product})).is_problem(503, "stock_not_verified")
     await redis.hset(stock, mapping={"run": run, "state": "paused"})

@@ -122,7 +122,7 @@ async def test_an_order_is_denied_only_when_both_stores_have_answered(settings: 
 async def test_an_order_that_redis_forgot_is_read_from_postgres(gateway: GatewayClient) -> None:
     """The read model expires a day after the end; the row stays, for the status and for the list."""
     product = await gateway.product(3)
-    ids = []
+    ids: list[str] = []
     for _ in range(3):
         order_id = (await gateway.buy({"productId": product})).json["orderId"]
         ids.insert(0, order_id)

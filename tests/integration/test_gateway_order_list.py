@@ -34,7 +34,7 @@ def ids(page: dict[str, Any]) -> list[str]:
 
 async def store(gateway: GatewayClient, product: ProductId, order_id: str, *, announced: bool = True) -> None:
     """What the order stage does, and then the projector."""
-    line = await gateway.to.redis.hget(keys.held(product), order_id)
+    line: Any = await gateway.to.redis.hget(keys.held(product), order_id)
     event = decode(_placed(line))
     assert isinstance(event, OrderPlaced)
     await place_rows(gateway.to.pool, [event], vouched=True)

@@ -35,7 +35,13 @@ async def stage(
 
 
 def placed(product: ProductId, **fields: Any) -> OrderPlaced:
-    known = {"user_id": 1, "quantity": 1, "unit_price_cents": 99_999, "currency": "USD", "placed_at_ms": 1_000}
+    known: dict[str, Any] = {
+        "user_id": 1,
+        "quantity": 1,
+        "unit_price_cents": 99_999,
+        "currency": "USD",
+        "placed_at_ms": 1_000,
+    }
     return OrderPlaced(order_id=new_order_id(), product_id=product, **(known | fields))
 
 

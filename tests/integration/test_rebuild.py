@@ -245,7 +245,7 @@ async def test_an_order_that_an_old_copy_brings_back_gives_way_where_its_key_was
     """Only Redis knew it, and lost it; so its buyer's next try was a new order. A key stands for one order."""
     async with a_sale(10) as sale:
         lost, _ = await sale.reserve(1, 2, key="k")
-        copy = await sale.redis.dump(keys.held(sale.product))
+        copy: Any = await sale.redis.dump(keys.held(sale.product))
         await sale.wipe()
         await sale.rebuild("wiped")
         kept, held = await sale.reserve(1, 2, key="k")
@@ -265,7 +265,7 @@ async def test_an_order_whose_key_went_to_another_never_answers_for_that_key_aga
     """Whatever rebuild comes later, and however the other order ends."""
     async with a_sale(10) as sale:
         await sale.reserve(1, 2, key="k")
-        copy = await sale.redis.dump(keys.held(sale.product))
+        copy: Any = await sale.redis.dump(keys.held(sale.product))
         await sale.wipe()
         await sale.rebuild("wiped")
         kept, held = await sale.reserve(1, 2, key="k")
@@ -286,7 +286,7 @@ async def test_an_order_that_failed_keeps_its_key_as_every_other_that_ended() ->
     """Its 202 is repeated after a wipe too; and an order that only an old copy knows does not take the key from it."""
     async with a_sale(10) as sale:
         old, _ = await sale.reserve(1, 2, key="k")
-        copy = await sale.redis.dump(keys.held(sale.product))
+        copy: Any = await sale.redis.dump(keys.held(sale.product))
         await sale.wipe()
         await sale.rebuild("wiped")
         await sale.pool.execute("UPDATE products SET taken = initial WHERE id = $1", sale.product)

@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from hashlib import sha1
 from pathlib import Path
+from typing import Any
 from unittest.mock import patch
 
 import pytest
@@ -111,16 +112,16 @@ def nobody_says_what_he_has_seen() -> Iterator[None]:
         yield
 
 
-async def put_back_by_hand(sale: Sale, copy: dict[bytes, bytes]) -> None:
+async def put_back_by_hand(sale: Sale, copy: dict[Any, Any]) -> None:
     """A copy restored in place: neither `run_id` nor the replication id says anything of it."""
     async with sale.redis.pipeline(transaction=True) as pipe:
         pipe.flushdb()
         for key, value in copy.items():
-            pipe.restore(key, 0, value)  # type: ignore[arg-type]  # dump gives bytes
+            pipe.restore(key, 0, value)
         await pipe.execute()
 
 
-async def copy_of(sale: Sale) -> dict[bytes, bytes]:
+async def copy_of(sale: Sale) -> dict[Any, Any]:
     return {key: await sale.redis.dump(key) for key in await sale.redis.keys("*")}
 
 

@@ -116,7 +116,7 @@ async def test_a_relay_whose_own_clock_is_wrong_pushes_what_is_stranded_and_noth
 async def test_looks_that_were_dated_before_redis_clock_was_set_back_are_due() -> None:
     async with a_sale(10) as sale, a_tail(sale, ORDERS) as tail, a_relay(sale):
         wish, _ = await sale.reserve(1)
-        entry = await sale.redis.hget(keys.held(sale.product), wish.order_id)
+        entry: Any = await sale.redis.hget(keys.held(sale.product), wish.order_id)
         an_hour_on = re.sub(rb"(?<= )1\d{12}(?= )", lambda at: b"%d" % (int(at[0]) + 3_600_000), entry, count=1)
         assert an_hour_on != entry
         await sale.redis.hset(keys.held(sale.product), wish.order_id, an_hour_on)
@@ -335,10 +335,10 @@ async def test_in_a_sale_that_never_rests_the_mark_moves_up_to_the_first_end_tha
 async def test_a_hundred_thousand_entries_are_looked_through_within_a_turn() -> None:
     async with a_sale(10) as sale:
         for chunk in range(100):
-            entries = {
+            entries: dict[Any, str] = {
                 f"01a22ff4-db36-7006-8000-{chunk:04x}{n:08x}": "h 1 1 1 1 1 1 " + "x" * 300 for n in range(1_000)
             }
-            await sale.redis.hset(keys.held(sale.product), mapping=dict(entries))
+            await sale.redis.hset(keys.held(sale.product), mapping=entries)
         keeper = Keeper(sale.settings, sale.redis, sale.pool, sale.publisher, Log(sale.settings))
         async with asyncio.timeout(relay.TURN_MAX_S):
             assert await keeper._owed_since(sale.product) is None

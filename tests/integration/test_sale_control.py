@@ -107,7 +107,7 @@ async def test_a_closed_sale_is_over_for_good() -> None:
 
 async def test_a_sale_that_is_over_by_postgres_clock_is_over_whatever_redis_clock_says() -> None:
     async with a_sale(10) as sale:
-        row = dict(await sale.pool.fetchrow(SQL.product, sale.product))
+        row = dict(await sale.pool.fetchrow(SQL.product, sale.product) or {})
         an_hour_on = row["read_at"] + timedelta(hours=1)
         assert await sale.inventory.control(sale_arguments(row | {"closes_at": an_hour_on, "read_at": an_hour_on}))
         assert await refusal(sale) == "closed"

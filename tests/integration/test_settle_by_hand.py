@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Final
 
 import asyncpg
 import pytest
@@ -25,7 +26,8 @@ from schemas.order_state import Status
 from tests.books import hold, open_books, read_books, wish
 from tests.rows import Placed, create_product, place, settle
 
-CONFIRMED, DECLINED = Status.CONFIRMED, Status.PAYMENT_FAILED
+CONFIRMED: Final = Status.CONFIRMED
+DECLINED: Final = Status.PAYMENT_FAILED
 
 
 @dataclass

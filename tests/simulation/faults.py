@@ -7,6 +7,7 @@ from typing import Any
 
 from sale.books import keys
 from schemas import topics
+from schemas.ids import ProductId
 
 from .actors import Actor
 from .redis_model import NOTHING, Copy
@@ -44,7 +45,7 @@ class Striker:
         self.keeps_for_ever = self._random.random() < 0.6  # else orders and order-status are cut after a week
         self.day = 0  # how often time has leapt
         self.lost: set[str] = set()  # orders that no store knew any more: the design forgives those, and only those
-        self.too_high: dict[int, int] = {}  # products whose books were falsified, by their epoch
+        self.too_high: dict[ProductId, int] = {}  # products whose books were falsified, by their epoch
         self.poison: set[bytes] = set()  # keys of records that nobody can process
         self._faults: list[tuple[int, Callable[[Actor], None]]] = [
             (8, self._kill_this),

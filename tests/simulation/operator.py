@@ -9,7 +9,7 @@ from aiokafka.errors import KafkaError
 from redis.exceptions import RedisError
 
 from sale.books.rebuild.rebuild import RebuildImpossible
-from sale.operations.operations import Connections, OperationRefused, open_stock, settle
+from sale.operations.operations import Connections, OperationRefused, Outcome, open_stock, settle
 from sale.operations.sale_control import Action, Wish, control
 from sale.payments.provider import ASKED_FOR
 from schemas.ids import OrderId, ProductId
@@ -30,9 +30,8 @@ class Operator:
 
     def __init__(self, world: Any, actor: Actor) -> None:
         self._world = world
-        self._stores = Connections(
-            SETTINGS, RedisPort(world, actor), PostgresPort(world, actor), PublisherPort(world, actor)
-        )  # type: ignore[arg-type]
+        ports: Any = RedisPort(world, actor), PostgresPort(world, actor), PublisherPort(world, actor)
+        self._stores = Connections(SETTINGS, *ports)
 
     async def work(self) -> None:
         while True:
@@ -66,5 +65,5 @@ class Operator:
         for row in list(self._world.postgres.orders.values()):
             if row["status"] == "needs_reconciliation" and row["created_at"] < oldest:
                 captured = self._world.provider.has_captured(row["id"])
-                outcome = Status.CONFIRMED if captured else Status.PAYMENT_FAILED
+                outcome: Outcome = Status.CONFIRMED if captured else Status.PAYMENT_FAILED
                 await settle(self._stores, OrderId(row["id"]), outcome, "the ledger says so")

@@ -29,6 +29,7 @@ from sale.orders import read_rows
 from sale.payments import charging
 from sale.payments.provider import Declined, Unknown
 from sale.settlement import SettlementDesk
+from schemas.ids import new_order_id
 
 from .faults import CALM, Chances, Striker
 from .kafka_ports import ConsumerPort
@@ -241,7 +242,7 @@ def keyless_retry() -> Iterator[None]:
         except orders.DEFINITE:
             raise Problem("unavailable") from None
         except RedisError:
-            return await real(self, structs.replace(wish, order_id=orders.new_order_id()))
+            return await real(self, structs.replace(wish, order_id=new_order_id()))
 
     with patch.object(Purchases, "_reserve", reserve):
         yield

@@ -2,7 +2,7 @@
 
 import asyncio
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from typing import Any
 
 from consumers import projector, reconciler
@@ -61,7 +61,7 @@ class Processes:
         for name in ("gateway-1", "gateway-2"):
             self._add(name, self._gateway)
         for group in (topics.ORDER_STAGE_GROUP, topics.PAYMENT_STAGE_GROUP):
-            self._add(group, lambda actor, group=group: self._stage(actor, group))
+            self._add(group, self._stage_of(group))
         self._add("projector", lambda _: projector.run(SETTINGS, Stop()))
         self._add("reconciler", lambda _: reconciler.run(SETTINGS, Stop()))
         self._add("relay", lambda _: relay._lead(SETTINGS))
@@ -91,7 +91,7 @@ class Processes:
             self._end(self._actors.pop(name))
         else:
             self._world.note(f"another member of {group}")
-            self._add(name, lambda actor: self._stage(actor, group))
+            self._add(name, self._stage_of(group))
 
     async def end_all(self) -> None:
         for actor in self.all:
@@ -136,6 +136,9 @@ class Processes:
         self.gateways[actor] = orders
         self.hubs[actor] = StockHub(SETTINGS, Pipeliner(redis))
         await self.hubs[actor].run()
+
+    def _stage_of(self, group: str) -> Callable[[Actor], Coroutine[Any, Any, None]]:
+        return lambda actor: self._stage(actor, group)
 
     async def _stage(self, actor: Actor, group: str) -> None:
         redis: Any = RedisPort(self._world)

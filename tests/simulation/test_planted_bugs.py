@@ -3,8 +3,8 @@
 import asyncpg
 import pytest
 
-from .hunt import SEEDS, PlantedInSql, hunt, hunt_in_sql
-from .planted import IN_SIMULATION, IN_SQL, Planted
+from .hunt import SEEDS, hunt, hunt_in_sql
+from .planted import IN_SIMULATION, IN_SQL, Planted, PlantedInSql
 
 pytestmark = pytest.mark.timeout(400)
 

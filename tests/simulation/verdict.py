@@ -142,7 +142,7 @@ class Verdict:
                 if "available does not follow" in problem and f"epoch {epoch} " in problem:
                     return True
                 if found := re.search(r"opened with units of no order: epoch (\d+)", problem):
-                    return int(found[1]) > epoch  # its chain says that they are on sale
+                    return int(found[1]) > int(epoch)  # its chain says that they are on sale
         return False
 
     def _was_refused(self, problem: str) -> bool:

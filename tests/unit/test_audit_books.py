@@ -53,7 +53,8 @@ def test_books_of_any_right_history_balance(actions: list[tuple[str, int, int]],
     sale = Sale(initial=20)
     for action, *arguments in actions:
         if action == "buy":
-            sale.buy(*arguments)
+            user, quantity = arguments
+            sale.buy(user, quantity)
         elif action == "rebuild":
             sale.rebuild()
         elif sale.held_orders:
@@ -90,7 +91,7 @@ def test_the_report_has_the_shape_that_outside_checks_rely_on() -> None:
     assert {"product_id", "initial", "oversold", "lost", "stranded"} <= product.keys()
 
 
-def with_redis(**changes: object) -> Callable[[ProductFacts], ProductFacts]:
+def with_redis(**changes: Any) -> Callable[[ProductFacts], ProductFacts]:
     def corrupt(facts: ProductFacts) -> ProductFacts:
         assert facts.redis is not None
         return replace(facts, redis=replace(facts.redis, **changes))
@@ -98,7 +99,7 @@ def with_redis(**changes: object) -> Callable[[ProductFacts], ProductFacts]:
     return corrupt
 
 
-def with_first_row(**changes: object) -> Callable[[ProductFacts], ProductFacts]:
+def with_first_row(**changes: Any) -> Callable[[ProductFacts], ProductFacts]:
     def corrupt(facts: ProductFacts) -> ProductFacts:
         first, *others = facts.postgres.orders
         return replace(facts, postgres=replace(facts.postgres, orders=[replace(first, **changes), *others]))

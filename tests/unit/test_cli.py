@@ -11,8 +11,7 @@ import click
 import jwt
 import pytest
 import typer.main
-from click.testing import Result
-from typer.testing import CliRunner
+from typer.testing import CliRunner, Result
 
 from infra.settings import SigningSettings, get_settings, get_signing_settings
 from sale.accounts.tokens import ALGORITHM, AUDIENCE, ISSUER, sign, sign_all
@@ -65,9 +64,7 @@ def environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Non
     get_signing_settings.cache_clear()
 
 
-def every_command(
-    group: click.Command | None = None, path: tuple[str, ...] = ()
-) -> Iterator[tuple[str, click.Command]]:
+def every_command(group: Any = None, path: tuple[str, ...] = ()) -> Iterator[tuple[str, Any]]:
     group = group or typer.main.get_command(app)
     commands = getattr(group, "commands", None)
     if commands is None:

@@ -66,7 +66,7 @@ async def test_a_thread_is_taken_until_its_work_ends_and_then_free_again(
 ) -> None:
     """Callers give up, before their turn and while it is done; no thread is lost by it and none is used twice."""
     monkeypatch.setattr(passwords, "DEADLINE_S", 0.05)
-    assert await asyncio.gather(work.of("a"), work.of("b"), work.of("c")) == ["busy"] * 3
+    assert await asyncio.gather(*map(work.of, "abc")) == ["busy"] * 3
     monkeypatch.setattr(passwords, "DEADLINE_S", 5.0)
     [later] = await work.begin("later")
     assert not later.done()

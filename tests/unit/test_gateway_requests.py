@@ -80,7 +80,8 @@ def test_an_acceptance_is_valid_json_for_any_name() -> None:
     for name in ('Ned\'s "Ice"', "\ue000", "\\ud800", "Schwert ⚔", "</script>"):
         product = make_product(ProductId(7), name, 1_005, "USD")
         order_id = new_order_id()
-        body = orjson.loads(bytes(accepted(product, order_id).body or b""))
+        answer: Any = accepted(product, order_id)
+        body = orjson.loads(answer.body)
         assert body["orderId"] == order_id
         assert body["checkStatusUrl"] == f"/order/{order_id}/status"
         assert body["product"] == {"id": 7, "name": name.replace("\ue000", ""), "price": "10.05"}

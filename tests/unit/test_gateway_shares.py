@@ -1,6 +1,7 @@
 """Places shared out by who asks: who holds many gives way, and nobody is limited while he is alone."""
 
 from collections import Counter
+from functools import partial
 
 import pytest
 from hypothesis import given
@@ -13,9 +14,10 @@ def _nothing() -> None: ...
 
 
 def test_who_is_alone_has_all_places_and_gives_up_the_oldest_to_who_has_none() -> None:
-    shares, gone = Shares(4), []
+    shares = Shares(4)
+    gone: list[int] = []
     for n in range(4):
-        shares.take("flood", lambda n=n: gone.append(n))
+        shares.take("flood", partial(gone.append, n))
     with pytest.raises(Full):
         shares.take("flood", _nothing)
     shares.take("buyer", _nothing)
@@ -28,9 +30,10 @@ def test_who_is_alone_has_all_places_and_gives_up_the_oldest_to_who_has_none() -
 
 
 def test_who_has_as_many_as_one_may_gives_up_his_own_oldest() -> None:
-    shares, gone = Shares(10, each=2), []
+    shares = Shares(10, each=2)
+    gone: list[int] = []
     for n in range(5):
-        shares.take("flood", lambda n=n: gone.append(n))
+        shares.take("flood", partial(gone.append, n))
     assert (gone, shares.count) == ([0, 1, 2], 2)
 
 

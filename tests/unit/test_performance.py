@@ -6,6 +6,7 @@ import subprocess
 import sys
 from asyncio.subprocess import PIPE
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
@@ -86,7 +87,8 @@ def test_values_are_shown_to_the_digits_that_mean_something(value: float, text: 
 
 
 def test_the_search_closes_in_on_the_highest_rate_that_is_sustained() -> None:
-    limit, tried, rate = 1_130.0, [], 500.0
+    limit, rate = 1_130.0, 500.0
+    tried: list[Tried] = []
     while rate is not None and len(tried) < 20:
         tried.append(Tried(rate, rate <= limit))
         rate = next_rate(tried)  # type: ignore[assignment]  # None ends the loop
@@ -130,7 +132,7 @@ def test_a_rate_is_sustained_when_all_is_accepted_and_only_charges_are_under_way
     assert not is_sustained(before, Counts(6_300, 6_100, 6_000), 100.0, result(arrivals=6_000, accepted=5_500))
 
 
-def end(**times: int) -> OrderStatusChanged:
+def end(**times: Any) -> OrderStatusChanged:
     return OrderStatusChanged(
         order_id="01900000-0000-7000-8000-000000000000",
         product_id=1,

@@ -224,7 +224,7 @@ class SilentConsumer:
 
 async def test_a_broker_that_falls_silent_in_the_middle_ends_the_reading(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(reader, "STALLED_S", 0.05)
-    reading = reader.TopicReader(SilentConsumer()).read(  # type: ignore[arg-type]  # all of it that is used
+    reading = reader.TopicReader(SilentConsumer()).read(
         {TopicPartition("orders", 0): reader.Span(0, 9)}, reader.Progress(9)
     )
     with pytest.raises(TimeoutError, match="Kafka has sent nothing"):

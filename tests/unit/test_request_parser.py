@@ -99,7 +99,7 @@ def test_aiohttps_own_parser_drops_what_follows_an_upgrade_it_does_not_know(loop
     """When this fails, `RequestParser` is no longer needed."""
     if HttpRequestParser is HttpRequestParserPy:
         pytest.skip("only the compiled parser does")
-    parser = HttpRequestParser(Protocol(), loop, 65_536, max_msg_queue_size=32)
+    parser = HttpRequestParser(Protocol(), loop, 65_536, max_msg_queue_size=32)  # type: ignore[arg-type] # all that it uses
     messages, _, _ = parser.feed_data(ASKS % (0, b"h2c") + PLAIN % 1)
     more, _, _ = parser.feed_data(PLAIN % 2)
     assert [message.path for message, _ in (*messages, *more)] == ["/0", "/2"]

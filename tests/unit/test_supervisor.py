@@ -176,7 +176,8 @@ def test_a_supervisor_whose_row_is_lost_is_known_by_the_lock_that_it_holds(tmp_p
         while supervisor_pid(tmp_path) is None and time.monotonic() < until:
             time.sleep(0.02)
         assert supervisor_pid(tmp_path) == holder.pid
-        stop(tmp_path, (said := []).append)
+        said: list[str] = []
+        stop(tmp_path, said.append)
         assert said == ["stopping", "stopped"]
         assert supervisor_pid(tmp_path) is None
     finally:
