@@ -44,7 +44,7 @@ DISK_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 Runner = Callable[[Any, Any], Coroutine[Any, Any, None]]  # (settings, stop), until stopped
 
 
-class Stage(StrEnum):
+class StageArgument(StrEnum):
     """The two stages of the pipeline."""
 
     ORDER = "order"
@@ -125,7 +125,7 @@ def sse(fd: Inherited = None) -> None:
 
 
 @app.command(rich_help_panel="Processes")
-def stage(name: Stage) -> None:
+def stage(name: StageArgument) -> None:
     """One member of a stage: `order` (orders into Postgres) or `payment` (charges). Start as many as there is work for.
 
     Example: THRONES_MEMBER=2 thrones stage payment

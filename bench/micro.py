@@ -21,7 +21,7 @@ from infra.local.stack import reset, start_servers
 from infra.settings import SigningSettings, get_settings
 from sale.accounts.tokens import OwnTokens, sign
 from sale.books.inventory import Held, Inventory, Reservation
-from sale.operations.operations import Connections, NewProduct, connected, create_product
+from sale.operations.operations import NewProduct, Stores, connected, create_product
 from sale.operations.provision import provision
 from sale.orders import now_ms, place_rows, read_rows, terminal_event
 from sale.settlement import SettlementDesk, Verdict
@@ -58,7 +58,7 @@ async def measure(rounds: int) -> list[Micro]:
 
 
 @asynccontextmanager
-async def _servers(folder: Path) -> AsyncIterator[Connections]:
+async def _servers(folder: Path) -> AsyncIterator[Stores]:
     saved = dict(os.environ)
     try:
         os.environ.update(await asyncio.to_thread(start_servers, folder, tied=True))
@@ -119,7 +119,7 @@ def _timed(operation: Callable[[], object], rounds: int, times: int) -> list[flo
     return taken
 
 
-async def _batches(stores: Connections, desk: SettlementDesk, rounds: int) -> list[Micro]:
+async def _batches(stores: Stores, desk: SettlementDesk, rounds: int) -> list[Micro]:
     """The same orders go the whole way in each round; the first round, of new connections and cold caches, is not counted."""
     inventory = Inventory(stores.redis)
     taken: dict[str, list[float]] = {}

@@ -22,7 +22,7 @@ from infra.redis.client import Redis
 from infra.settings import Settings
 from sale.books import key_record, keys
 from sale.books.rebuild.rebuild import rebuild
-from sale.operations.operations import Connections, connected
+from sale.operations.operations import Stores, connected
 from sale.operations.provision import provision
 from sale.tables.queries import SQL
 from schemas.codec import encode
@@ -179,7 +179,7 @@ async def _known_keys(redis: Redis, history: History) -> int:
     return known
 
 
-async def rebuilt(to: Connections, history: History, *, verified: bool) -> tuple[float, list[str]]:
+async def rebuilt(to: Stores, history: History, *, verified: bool) -> tuple[float, list[str]]:
     """Seconds that the rebuild of an empty Redis takes, and what is wrong with its books."""
     await write_rows(to.pool, history, verified=verified)
     await write_log(to.settings, history)

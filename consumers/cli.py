@@ -46,13 +46,13 @@ def audit(
     import msgspec
 
     from consumers.audit import audit as auditing
-    from consumers.audit.books import Report
+    from consumers.audit.books import AuditReport
     from consumers.audit.client_log import read_client_log
     from consumers.audit.show import show
     from infra.settings import get_settings
     from schemas.ids import ProductId
 
-    async def main() -> Report:
+    async def main() -> AuditReport:
         seen = read_client_log(client_log, product) if client_log else None
         return await auditing.audit(get_settings(), ProductId(product) if product else None, wait, seen)
 

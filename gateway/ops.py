@@ -8,7 +8,7 @@ from aiohttp import web
 from aiokafka.errors import KafkaError
 from msgspec import UNSET, Meta, UnsetType
 
-from gateway.accounts.identity import Identity, User
+from gateway.accounts.identity import AuthenticatedUser, Identity
 from gateway.buying.catalogue import parse_product_id
 from gateway.buying.purchases import idempotency_key
 from gateway.http.problems import Problem
@@ -20,8 +20,18 @@ from infra.redis.client import RedisError, connect_redis
 from infra.settings import Settings
 from sale.books import keys
 from sale.books.rebuild.rebuild import RebuildImpossible
-from sale.operations.operations import Connections, OperationRefused
-from sale.operations.sale_control import Action, KeyReused, Sale, SaleOver, UnknownProduct, Wish, check, control, sale
+from sale.operations.operations import OperationRefused, Stores
+from sale.operations.sale_control import (
+    Action,
+    KeyReused,
+    SaleCommand,
+    SaleOver,
+    SaleStatus,
+    UnknownProduct,
+    check,
+    control,
+    sale,
+)
 from sale.tables.queries import SQL
 from schemas.limits import LONGEST_WHY
 
@@ -65,12 +75,12 @@ class Ops:
         product = parse_product_id(request.match_info["id"])
         body = await read_members(request, self._bodies, Control, operator.id)
         units = None if body.units is UNSET else body.units
-        wish = Wish(body.action, f"user {operator.id}", body.why, units, keys.key_hash(key) if key else None)
+        wish = SaleCommand(body.action, f"user {operator.id}", body.why, units, keys.key_hash(key) if key else None)
         try:
             check(wish)
             redis = connect_redis(self._settings, connections=4, timeout_s=REDIS_TIMEOUT_S)
             try:
-                stores = Connections(self._settings, redis, self._pool, self._publisher)
+                stores = Stores(self._settings, redis, self._pool, self._publisher)
                 return _controlled(await control(stores, product, wish))
             finally:
                 await redis.aclose()
@@ -85,7 +95,7 @@ class Ops:
         except (*UNAVAILABLE, RedisError, KafkaError, RebuildImpossible):
             raise Problem("outcome_unknown", "The action may be recorded; repeat it with the same key.") from None
 
-    async def _operator(self, request: web.Request) -> User:
+    async def _operator(self, request: web.Request) -> AuthenticatedUser:
         """Who asks, if he is an operator still: his token says so for a day, whatever becomes of him."""
         user = self._identity.user_of(request)
         if user.role != OPERATOR:
@@ -99,14 +109,14 @@ class Ops:
         return user
 
 
-def _controlled(sale: Sale) -> web.Response:
+def _controlled(sale: SaleStatus) -> web.Response:
     response = answer(_public(sale))
     if sale.replayed:
         response.headers.update(REPLAYED)
     return response
 
 
-def _public(sale: Sale) -> dict[str, Any]:
+def _public(sale: SaleStatus) -> dict[str, Any]:
     return {
         "productId": sale.product_id,
         "state": sale.state,

@@ -17,25 +17,25 @@ class QueryError(Exception):
     """The statement cannot be answered; the text is DuckDB's."""
 
 
-class Answer(msgspec.Struct, frozen=True):
+class QueryResult(msgspec.Struct, frozen=True):
     """`rows` are all rows of the answer."""
 
     columns: list[str]
     rows: list[tuple[Any, ...]]
 
 
-def ask(lake: duckdb.DuckDBPyConnection, text: str) -> Iterator[Answer]:
+def ask(lake: duckdb.DuckDBPyConnection, text: str) -> Iterator[QueryResult]:
     """One answer a statement. Raises QueryError."""
     try:
         for statement in lake.extract_statements(text):
             asked = lake.execute(statement)
             columns = [column[0] for column in asked.description or ()]
-            yield Answer(columns, asked.fetchall() if columns else [])
+            yield QueryResult(columns, asked.fetchall() if columns else [])
     except duckdb.Error as error:
         raise QueryError(str(error)) from None
 
 
-def as_table(answer: Answer) -> str:
+def as_table(answer: QueryResult) -> str:
     shown = [[_cell(value)[:WIDEST] for value in row] for row in answer.rows[:ROWS_SHOWN]]
     widths = [max(map(len, column)) for column in zip(answer.columns, *shown, strict=True)]
     right = [
@@ -50,11 +50,11 @@ def as_table(answer: Answer) -> str:
     return "\n".join(lines)
 
 
-def as_json(answer: Answer) -> str:
+def as_json(answer: QueryResult) -> str:
     return msgspec.json.encode([dict(zip(answer.columns, row, strict=True)) for row in answer.rows]).decode()
 
 
-def as_csv(answer: Answer) -> str:
+def as_csv(answer: QueryResult) -> str:
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(answer.columns)

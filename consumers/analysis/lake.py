@@ -27,7 +27,7 @@ VIEWS = Path(__file__).with_name("views.sql")
 EVENT_TOPICS = tuple(topic.name for topic in (ORDERS, PAYMENTS, ORDER_STATUS, STOCK_CHANGES))
 # Columns that files of earlier releases lack; they are null there.
 ADDED_LATER = {"name", "found_epoch", "found_version", "announced_again", "log_lost", "findings"}
-Shape = tuple[Format, tuple[str, ...]]  # format and columns
+FileShape = tuple[Format, tuple[str, ...]]  # format and columns
 _SQL_TYPES = {
     pa.string(): "VARCHAR",
     pa.int32(): "INTEGER",
@@ -79,9 +79,9 @@ async def replay_into(
     await replay(settings, Request(EVENT_TOPICS, str(path), start, end), say)
 
 
-def _by_shape(paths: Sequence[Path]) -> dict[Shape, list[Path]]:
+def _by_shape(paths: Sequence[Path]) -> dict[FileShape, list[Path]]:
     """Files that can be read together."""
-    found: dict[Shape, list[Path]] = {}
+    found: dict[FileShape, list[Path]] = {}
     for path in paths:
         if not path.exists():
             raise ReplayError(
@@ -96,7 +96,7 @@ def _by_shape(paths: Sequence[Path]) -> dict[Shape, list[Path]]:
     return found
 
 
-def _shape(file: Path) -> Shape:
+def _shape(file: Path) -> FileShape:
     try:
         kind = Format(file.suffix.removeprefix("."))
     except ValueError:

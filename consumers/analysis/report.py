@@ -41,7 +41,7 @@ class Picture(NamedTuple):
     figure: Any
 
 
-class Product(NamedTuple):
+class ReportedProduct(NamedTuple):
     """What the records say of a product; `name` is None in records of before openings had it."""
 
     id: int
@@ -54,7 +54,7 @@ class Product(NamedTuple):
         return f"{self.name} (product {self.id})" if self.name else f"product {self.id}"
 
 
-class Report(NamedTuple):
+class RenderedReport(NamedTuple):
     """`page` is whole HTML; `images` are PNGs by name. `left_out` names products whose records belong to no sale."""
 
     page: str
@@ -78,12 +78,12 @@ class _Questions:
         [values] = self.rows(name)
         return dict(zip([column[0] for column in self._lake.description or ()], values, strict=True))
 
-    def every_product(self) -> list["Product"]:
+    def every_product(self) -> list["ReportedProduct"]:
         """Those with orders, most orders first."""
-        return [Product(*row) for row in self._lake.execute(self._statements["products"]).fetchall()]
+        return [ReportedProduct(*row) for row in self._lake.execute(self._statements["products"]).fetchall()]
 
 
-def make_report(lake: duckdb.DuckDBPyConnection, product: int | None = None) -> Report:
+def make_report(lake: duckdb.DuckDBPyConnection, product: int | None = None) -> RenderedReport:
     """Raises ReplayError where the log has no orders (of that product)."""
     ask = _Questions(lake, [])
     drawn_of, left_out = _choose(ask.every_product(), product)
@@ -106,10 +106,10 @@ def make_report(lake: duckdb.DuckDBPyConnection, product: int | None = None) -> 
             [(_step(s), f"{n:,}", *map(_duration, ps)) for s, n, *ps in ask.rows("delays")],
         ),
     )
-    return Report(page, {picture.name: pictures.to_png(picture.figure) for picture in drawn}, left_out)
+    return RenderedReport(page, {picture.name: pictures.to_png(picture.figure) for picture in drawn}, left_out)
 
 
-def _choose(known: Sequence[Product], wanted: int | None) -> tuple[list[Product], str]:
+def _choose(known: Sequence[ReportedProduct], wanted: int | None) -> tuple[list[ReportedProduct], str]:
     """The products to draw, and what is to be said of the others. Raises ReplayError where there are none."""
     if wanted is not None and wanted not in {product.id for product in known}:
         there = ", ".join(str(product.id) for product in known) or "none"
@@ -126,7 +126,7 @@ def _choose(known: Sequence[Product], wanted: int | None) -> tuple[list[Product]
     return opened, told if others else ""
 
 
-def _title(products: Sequence[Product]) -> str:
+def _title(products: Sequence[ReportedProduct]) -> str:
     if len(products) == 1:
         return f"The sale of {products[0].called}"
     named = ", ".join(product.called for product in products[:PRODUCTS_NAMED])
@@ -235,7 +235,7 @@ def _moment(at: datetime) -> str:
     return at.strftime("%Y-%m-%d %H:%M:%S")
 
 
-def write(report: Report, out: Path, *, force: bool) -> list[Path]:
+def write(report: RenderedReport, out: Path, *, force: bool) -> list[Path]:
     """The page at `out` and the pictures beside it (`out` x.html: x-stock.png, ...). Raises ReplayError; then none is left."""
     check_place(out, force=force)
     files = {out: report.page.encode()}

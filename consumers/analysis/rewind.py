@@ -16,7 +16,7 @@ import msgspec
 from msgspec import UNSET
 
 from consumers.lag import read_lags
-from consumers.replay.reader import Progress, Record, topic_reader
+from consumers.replay.reader import ReadProgress, Record, topic_reader
 from consumers.replay.replay import Say
 from consumers.replay.when import show_ms
 from infra.postgres.pool import CONNECT_TIMEOUT_S
@@ -208,7 +208,7 @@ async def _fill(settings: Settings, copy: asyncpg.Connection, product: int | Non
     filled = _Filled()
     async with topic_reader(settings) as reader:
         spans = await reader.spans([ORDERS.name, ORDER_STATUS.name], None, None)
-        progress = Progress(total=sum(span.size for span in spans.values()))
+        progress = ReadProgress(total=sum(span.size for span in spans.values()))
         async for batch in reader.read(spans, progress):
             span = spans[batch[0].topic, batch[0].partition]
             if 0 < span.start == batch[0].offset:

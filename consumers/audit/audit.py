@@ -20,8 +20,8 @@ from sale.books.rebuild.rebuild import in_force
 from sale.tables.queries import SQL
 from schemas.ids import ProductId
 
-from .books import Report, balance
-from .facts import Capture, ClientLog, PostgresBook, ProductFacts
+from .books import AuditReport, balance
+from .facts import Capture, ClientAnswers, PostgresBook, ProductFacts
 from .log_book import LogBook
 from .readers import Logs, read_ledger, read_log, read_postgres, read_redis
 
@@ -49,8 +49,13 @@ class Auditor:
         return [ProductId(row["id"]) for row in await self._pool.fetch(SQL.products)]
 
     async def audit(
-        self, products: Sequence[ProductId], wait_s: float, client_log: ClientLog | None = None, *, every: bool = False
-    ) -> Report:
+        self,
+        products: Sequence[ProductId],
+        wait_s: float,
+        client_log: ClientAnswers | None = None,
+        *,
+        every: bool = False,
+    ) -> AuditReport:
         """Balance when quiet, or at the deadline with what is not quiet among the problems.
 
         `every`: these are all products, so a charge for an order of none of them is a problem too.
@@ -96,8 +101,8 @@ class Auditor:
             await asyncio.sleep(POLL_INTERVAL_S)
 
     async def _balance(
-        self, products: Sequence[ProductId], client_log: ClientLog | None, unfinished: list[str], every: bool
-    ) -> Report:
+        self, products: Sequence[ProductId], client_log: ClientAnswers | None, unfinished: list[str], every: bool
+    ) -> AuditReport:
         in_redis = {product: await read_redis(self._redis, product) for product in products}
         in_postgres = await read_postgres(self._pool, products)
         in_log = await read_log(self._settings, self._offsets)
@@ -167,8 +172,8 @@ def _is_ours(order_id: str) -> bool:
 
 
 async def audit(
-    settings: Settings, product: ProductId | None, wait_s: float, client_log: ClientLog | None = None
-) -> Report:
+    settings: Settings, product: ProductId | None, wait_s: float, client_log: ClientAnswers | None = None
+) -> AuditReport:
     """One audit of one product, or of all."""
     redis = connect_redis(settings, connections=2, timeout_s=10.0)
     pool = await connect_postgres(settings, maximum=2)

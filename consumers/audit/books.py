@@ -18,7 +18,7 @@ from sale.orders import REFUSED_BY_DATABASE
 from schemas.money import to_decimal
 from schemas.order_state import RANK, STORED, TERMINAL, Entry, Status
 
-from .facts import Capture, ClientLog, OrderRow, PostgresBook, ProductFacts, RedisBook
+from .facts import Capture, ClientAnswers, OrderRow, PostgresBook, ProductFacts, RedisBook
 from .log_book import LogBook, Totals
 from .problems import Problems
 
@@ -95,7 +95,7 @@ def without_acknowledged(
     return [text for text in problems if text not in done], noted
 
 
-class Report(msgspec.Struct, frozen=True, omit_defaults=True):
+class AuditReport(msgspec.Struct, frozen=True, omit_defaults=True):
     """The audit's answer; `problems` is empty exactly when `ok`. `remarks` say how far a proof reaches."""
 
     ok: bool
@@ -109,10 +109,10 @@ def balance(
     products: Sequence[ProductFacts],
     *,
     unknown_captures: Sequence[Capture] = (),
-    client_log: ClientLog | None = None,
+    client_log: ClientAnswers | None = None,
     other_problems: Sequence[str] = (),
     other_remarks: Sequence[str] = (),
-) -> Report:
+) -> AuditReport:
     """Compare every book with every other. `unknown_captures` are of orders that no product knows."""
     problems = list(other_problems)
     reports = []
@@ -130,7 +130,7 @@ def balance(
     problems += across.texts()
     remarks = [*other_remarks, *(_remark(facts) for facts in products if facts.log.kept_from_ms)]
     problems, acknowledged = without_acknowledged(problems, [facts.log for facts in products])
-    return Report(ok=not problems, products=reports, problems=problems, remarks=remarks, acknowledged=acknowledged)
+    return AuditReport(ok=not problems, products=reports, problems=problems, remarks=remarks, acknowledged=acknowledged)
 
 
 def _remark(facts: ProductFacts) -> str:
@@ -390,7 +390,7 @@ def _check_keys(orders: Sequence[OrderRow], problems: Problems) -> None:
                 problems.add("one key, two orders", f"user {user}: {first.id} and {second.id}")
 
 
-def _check_clients(client_log: ClientLog, products: Sequence[ProductFacts], problems: Problems) -> None:
+def _check_clients(client_log: ClientAnswers, products: Sequence[ProductFacts], problems: Problems) -> None:
     rows = {order.id: order for facts in products for order in facts.postgres.orders}
     for order_id in client_log.accepted:
         if order_id not in rows or rows[order_id].status not in TERMINAL:

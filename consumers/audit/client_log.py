@@ -9,7 +9,7 @@ import msgspec
 
 from sale.books.keys import key_hash
 
-from .facts import ClientLog, Wish
+from .facts import ClientAnswers, ScopedKey
 from .problems import Problems
 
 SLOW_MS = 5_000.0  # no answer may come later
@@ -56,15 +56,15 @@ class _Line(msgspec.Struct, frozen=True):
     retry_after: str | None = ""  # None: the answer had none
 
     @property
-    def wish(self) -> Wish:
+    def wish(self) -> ScopedKey:
         return self.user, None if self.key is None else key_hash(self.key)
 
 
-def read_client_log(path: Path, product: int | None = None) -> ClientLog:
+def read_client_log(path: Path, product: int | None = None) -> ClientAnswers:
     """Of one product's lines, or of all. Raises msgspec.DecodeError or OSError."""
     orders: dict[str, set[str]] = {"A": set(), "U": set(), "R": set()}
-    wishes: dict[str, set[Wish]] = {"A": set(), "U": set(), "R": set()}
-    told: defaultdict[Wish, set[str]] = defaultdict(set)
+    wishes: dict[str, set[ScopedKey]] = {"A": set(), "U": set(), "R": set()}
+    told: defaultdict[ScopedKey, set[str]] = defaultdict(set)
     quantities: dict[str, set[int]] = {}
     complaints = Problems("clients")
     for line in _lines(path):
@@ -79,7 +79,7 @@ def read_client_log(path: Path, product: int | None = None) -> ClientLog:
         if line.order is not None and line.outcome == "A" and line.quantity is not None:
             quantities.setdefault(line.order, set()).add(line.quantity)
     keyed = {wish for wish in wishes["R"] if wish[1] is not None}  # without a key, one wish is not told from the next
-    return ClientLog(
+    return ClientAnswers(
         accepted=frozenset(orders["A"]),
         unknown=frozenset(orders["U"]),
         refused=frozenset(orders["R"]),

@@ -8,11 +8,11 @@ from schemas.order_state import Status
 
 from .log_book import LogBook
 
-Wish = tuple[int, str | None]  # user id and hash of the Idempotency-Key, None where none was sent
+ScopedKey = tuple[int, str | None]  # user id and hash of the Idempotency-Key, None where none was sent
 
 
 @dataclass(frozen=True, slots=True)
-class RedisUnits:
+class StockUnits:
     """A product's units in Redis, read at one instant."""
 
     initial: int
@@ -44,8 +44,8 @@ class RedisBook:
     buyers: Mapping[int, int] = field(default_factory=dict)
 
     @property
-    def units(self) -> RedisUnits:
-        return RedisUnits(self.initial, self.available, self.held, self.sold)
+    def units(self) -> StockUnits:
+        return StockUnits(self.initial, self.available, self.held, self.sold)
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +92,7 @@ class Capture:
 
 
 @dataclass(frozen=True, slots=True)
-class ClientLog:
+class ClientAnswers:
     """What a load generator wrote down: order ids that got 202, whose outcome it never learnt, that were refused.
 
     Most refusals and lost answers name no order: those are known by their wish, (user, key hash).
@@ -101,9 +101,9 @@ class ClientLog:
     accepted: frozenset[str] = frozenset()
     unknown: frozenset[str] = frozenset()
     refused: frozenset[str] = frozenset()
-    unknown_wishes: frozenset[Wish] = frozenset()
-    refused_wishes: frozenset[Wish] = frozenset()  # every answer was a refusal
-    doubled_wishes: Mapping[Wish, frozenset[str]] = field(default_factory=dict)  # told more than one order id
+    unknown_wishes: frozenset[ScopedKey] = frozenset()
+    refused_wishes: frozenset[ScopedKey] = frozenset()  # every answer was a refusal
+    doubled_wishes: Mapping[ScopedKey, frozenset[str]] = field(default_factory=dict)  # told more than one order id
     quantities: Mapping[str, frozenset[int]] = field(
         default_factory=dict
     )  # asked for in what was accepted, by order id

@@ -13,7 +13,7 @@ from msgspec import UNSET
 from schemas.events import AnyEvent, OrderPlaced, OrderStatusChanged, SaleControlled, StockOpened
 from schemas.order_state import TERMINAL, Status
 
-from .missing import ENDED, PLACED, History, Life, Use, last_version
+from .missing import ENDED, PLACED, Life, Use, VersionHistory, last_version
 from .problems import Problems
 
 _BIT = {status: 1 << at for at, status in enumerate(Status)}
@@ -112,7 +112,7 @@ class LogBook:
         """What the log proves and what is wrong with it; `redis_version` is the newest epoch's last one in Redis."""
         problems = Problems(self._where)
         whole = {epoch: opening for epoch, opening in self.openings.items() if epoch >= self.whole_from}
-        history = History(whole, self._uses, self._lives())
+        history = VersionHistory(whole, self._uses, self._lives())
         gaps = sum(
             self._check_epoch(epoch, history, redis_version, problems)
             for epoch in sorted(self._uses.keys() | self.openings)
@@ -198,7 +198,7 @@ class LogBook:
                     "done twice in one epoch", f"{kind} {order_id}: epoch {epoch} versions {least} and {version}"
                 )
 
-    def _check_epoch(self, epoch: int, history: History, redis_version: int | None, problems: Problems) -> int:
+    def _check_epoch(self, epoch: int, history: VersionHistory, redis_version: int | None, problems: Problems) -> int:
         """Checks the chain of one epoch; the number of versions missing without an excuse."""
         opening, uses = self.openings.get(epoch), self._uses[epoch]
         if not self.kept_from_ms and (epoch < self.first_epoch or not self.openings):

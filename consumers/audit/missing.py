@@ -37,7 +37,7 @@ class Life:
 
 
 @dataclass(frozen=True, slots=True)
-class History:
+class VersionHistory:
     """A product's openings; by epoch what each version was spent on; its orders."""
 
     openings: Mapping[int, StockOpened]

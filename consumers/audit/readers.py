@@ -23,7 +23,7 @@ from schemas.money import to_cents
 from schemas.order_state import Status
 from schemas.topics import ORDER_STATUS, ORDERS, SALE_ACTIONS, belongs
 
-from .facts import Capture, OrderRow, PostgresBook, RedisBook, RedisUnits
+from .facts import Capture, OrderRow, PostgresBook, RedisBook, StockUnits
 from .log_book import LogBook
 
 ROWS_AT_ONCE = 5_000
@@ -58,11 +58,11 @@ async def read_redis(redis: Redis, product: ProductId) -> RedisBook | None:
     )
 
 
-async def read_units(redis: Redis, product: ProductId) -> RedisUnits | None:
+async def read_units(redis: Redis, product: ProductId) -> StockUnits | None:
     """A product's units at this instant; cheap enough to ask many times a second."""
     found = await redis.hmget(keys.stock(product), ["initial", "available", "held", "sold"])
     units = [int(value) for value in found if value is not None]
-    return RedisUnits(*units) if units else None
+    return StockUnits(*units) if units else None
 
 
 async def read_postgres(pool: asyncpg.Pool, products: Sequence[ProductId]) -> dict[ProductId, PostgresBook]:

@@ -2,10 +2,10 @@
 
 from collections.abc import Sequence
 
-from .books import AcknowledgedFinding, ProductReport, Report
+from .books import AcknowledgedFinding, AuditReport, ProductReport
 
 
-def show(report: Report) -> str:
+def show(report: AuditReport) -> str:
     """The books of each product, then the verdict."""
     parts = [_product(product) for product in report.products]
     parts += ["\n".join(report.remarks)] if report.remarks else []

@@ -10,7 +10,7 @@ from typing import Any
 
 import asyncpg
 
-from consumers.replay.reader import Progress, topic_reader
+from consumers.replay.reader import ReadProgress, topic_reader
 from infra.settings import Settings
 from sale.orders import OrderRow, read_rows
 from sale.tables.queries import SQL
@@ -139,7 +139,7 @@ async def letters(settings: Settings, pool: asyncpg.Pool) -> AsyncIterator[Lette
     comebacks = _Comebacks({of.new_order_id: _name(place) for place, of in redriven.items() if of.new_order_id})
     async with topic_reader(settings) as reader:
         spans = await reader.spans([DEAD_LETTERS.name], None, None)
-        progress = Progress(sum(span.size for span in spans.values()))
+        progress = ReadProgress(sum(span.size for span in spans.values()))
         if not progress.total:  # assigned to nothing, a consumer would never stop
             return
         async for records in reader.read(spans, progress):

@@ -9,7 +9,7 @@ import msgspec
 
 from schemas.order_state import TERMINAL, Status
 
-from .tally import Tally
+from .tally import SaleTally
 
 TRIES = 8  # of one wish, through 429, 503, 504 and broken connections: always with the same key
 LATE_EVERY_S = 2.5  # how often a patient buyer looks again whether a declined payment has put units back
@@ -40,7 +40,7 @@ _answer = msgspec.json.Decoder(_Answer)
 class Crowd:
     """All buyers of one product, sharing one client session."""
 
-    def __init__(self, session: aiohttp.ClientSession, base_url: str, product_id: int, tally: Tally) -> None:
+    def __init__(self, session: aiohttp.ClientSession, base_url: str, product_id: int, tally: SaleTally) -> None:
         self._session = session
         self._base_url = base_url
         self._body = msgspec.json.encode({"productId": product_id})

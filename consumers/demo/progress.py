@@ -13,8 +13,8 @@ from rich.live import Live
 from infra.supervision.registry import live_rows
 from schemas.order_state import Status
 
-from .tally import Tally, milliseconds, percentile
-from .view import WIDTH, Rates, screen
+from .tally import SaleTally, milliseconds, percentile
+from .view import WIDTH, RateSeries, screen
 
 LIVE_EVERY_S = 0.25
 LINE_EVERY_S = 1.0
@@ -23,13 +23,13 @@ FONTS_FROM_AFAR = re.compile(r"@font-face \{.*?\}\s*", re.DOTALL)  # a picture l
 TELLING = 0.6  # a picture of the sale is taken when this share of the units has been accepted
 
 
-class Progress:
+class LiveView:
     """How a sale goes, while `show` runs."""
 
-    def __init__(self, tally: Tally, units: int, console: Console) -> None:
+    def __init__(self, tally: SaleTally, units: int, console: Console) -> None:
         self._tally, self._units, self._console = tally, units, console
         self._started = time.monotonic()
-        self._rates = Rates()
+        self._rates = RateSeries()
         self._members = live_rows()
         self._members_at = self._started
         self._telling: RenderableType | None = None
@@ -78,7 +78,7 @@ async def _repeat(every_s: float, show: Callable[[], None]) -> None:
         show()
 
 
-def _facts(tally: Tally) -> list[tuple[str, str]]:
+def _facts(tally: SaleTally) -> list[tuple[str, str]]:
     return [
         ("stock", "?" if tally.stock is None else str(tally.stock)),
         ("accepted", str(len(tally.accepted))),

@@ -20,9 +20,9 @@ from schemas.ids import ProductId
 
 from .buyers import Buyer, Crowd
 from .people import timetable, tokens
-from .progress import Progress
+from .progress import LiveView
 from .summary import figures, passed, summary
-from .tally import Tally
+from .tally import SaleTally
 from .watchers import EndsOnTheLog, watch_stock
 
 BUYERS = 3_000
@@ -57,8 +57,8 @@ async def demo(
             product = await _product(stores)
             console.print(f"{UNITS} units of product {product}, {BUYERS} buyers: preparing", highlight=False)
             buyers = timetable(await tokens(session, url, stores.pool, settings, BUYERS), product)
-        tally = Tally()
-        progress = Progress(tally, UNITS, console)
+        tally = SaleTally()
+        progress = LiveView(tally, UNITS, console)
         took_s = await _hold(settings, session, product, buyers, tally, progress)
     if picture is not None:
         progress.save(picture)
@@ -76,8 +76,8 @@ async def _hold(
     session: aiohttp.ClientSession,
     product: ProductId,
     buyers: list[Buyer],
-    tally: Tally,
-    progress: Progress,
+    tally: SaleTally,
+    progress: LiveView,
 ) -> float:
     """The sale itself; how many seconds it took."""
     url = _url(settings)
@@ -114,7 +114,7 @@ async def _check_ready(session: aiohttp.ClientSession, url: str) -> None:
     raise NotReady(f"{url}/health/ready: {why}; `make up` starts the stack, `thrones doctor` says what is wrong")
 
 
-async def _product(stores: operations.Connections) -> ProductId:
+async def _product(stores: operations.Stores) -> ProductId:
     """Product 1 while nobody has bought of it, else a fresh one."""
     rows = await stores.pool.fetch(SQL.products)
     first = operations.REFERENCE_PRODUCT
@@ -126,6 +126,6 @@ async def _product(stores: operations.Connections) -> ProductId:
     return number
 
 
-async def _untouched(stores: operations.Connections, product: ProductId) -> bool:
+async def _untouched(stores: operations.Stores, product: ProductId) -> bool:
     available = await stores.redis.hget(keys.stock(product), "available")
     return available == str(UNITS).encode() and not await stores.pool.fetch(SQL.units_by_status, product)

@@ -4,11 +4,11 @@ from typing import Any
 
 import msgspec
 
-from consumers.audit.books import Report
+from consumers.audit.books import AuditReport
 from consumers.audit.show import show
 from schemas.order_state import TERMINAL, Status
 
-from .tally import Tally, percentile, spread
+from .tally import SaleTally, percentile, spread
 
 NEXT = """\
 What to look at next
@@ -20,13 +20,13 @@ What to look at next
   README.md                            a first purchase with curl, and where each kind of reader starts"""
 
 
-def summary(tally: Tally, report: Report, took_s: float, url: str) -> str:
+def summary(tally: SaleTally, report: AuditReport, took_s: float, url: str) -> str:
     return "\n\n".join(
         [_sale(tally, took_s), _delays(tally), show(report), *_remarks(tally, report), NEXT.format(url=url)]
     )
 
 
-def figures(tally: Tally, report: Report, took_s: float) -> dict[str, Any]:
+def figures(tally: SaleTally, report: AuditReport, took_s: float) -> dict[str, Any]:
     """What the page says, as JSON says it; the audit is that of `thrones audit --json`."""
     delays = {
         "click_to_202": tally.acknowledged_s,
@@ -56,12 +56,12 @@ def _percentiles_ms(delays_s: list[float]) -> dict[str, int | None]:
     return {name: None if value is None else round(value * 1000) for name, value in found.items()}
 
 
-def passed(tally: Tally, report: Report) -> bool:
+def passed(tally: SaleTally, report: AuditReport) -> bool:
     """The books balance, and no buyer saw anything that must not be."""
     return report.ok and not tally.doubled_orders and not tally.bad_answers and not tally.unended
 
 
-def _sale(tally: Tally, took_s: float) -> str:
+def _sale(tally: SaleTally, took_s: float) -> str:
     refusals = ", ".join(f"{code} {count}" for code, count in tally.refused.most_common()) or "none"
     return "\n".join(
         [
@@ -76,7 +76,7 @@ def _sale(tally: Tally, took_s: float) -> str:
     )
 
 
-def _delays(tally: Tally) -> str:
+def _delays(tally: SaleTally) -> str:
     return "\n".join(
         [
             "Delays",
@@ -87,7 +87,7 @@ def _delays(tally: Tally) -> str:
     )
 
 
-def _remarks(tally: Tally, report: Report) -> list[str]:
+def _remarks(tally: SaleTally, report: AuditReport) -> list[str]:
     remarks = [f"A buyer got an answer that must not be: {text}" for text in sorted(set(tally.bad_answers))]
     if tally.doubled_orders:
         remarks.append("A double click made two orders.")

@@ -8,7 +8,7 @@ from schemas.order_state import TERMINAL, Status
 
 
 @dataclass(slots=True)
-class Tally:
+class SaleTally:
     """One sale so far. Times are seconds; delays are measured from when a buyer meant to click."""
 
     buyers: int = 0

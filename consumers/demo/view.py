@@ -14,7 +14,7 @@ from rich.text import Text
 from infra.supervision.registry import Row
 from schemas.order_state import Status
 
-from .tally import Tally, milliseconds, percentile
+from .tally import SaleTally, milliseconds, percentile
 
 SPARKS = "▁▂▃▄▅▆▇█"
 BUCKET_S = 0.5  # one spark
@@ -24,7 +24,7 @@ WIDTH = 96
 
 
 @dataclass(slots=True)
-class Rates:
+class RateSeries:
     """Counts so far in, changes a bucket out."""
 
     series: dict[str, list[int]] = field(default_factory=dict)
@@ -48,7 +48,7 @@ def sparkline(values: Sequence[int]) -> str:
     return "".join(SPARKS[min(len(SPARKS) - 1, value * len(SPARKS) // (top + 1))] for value in shown)
 
 
-def screen(tally: Tally, units: int, elapsed_s: float, rates: Rates, members: Sequence[Row]) -> RenderableType:
+def screen(tally: SaleTally, units: int, elapsed_s: float, rates: RateSeries, members: Sequence[Row]) -> RenderableType:
     """Everything at once, WIDTH columns wide."""
     counts = {"accepted": len(tally.accepted), "refused": tally.refused.total(), "ended": len(tally.completed_s)}
     rates.note(elapsed_s, counts)
@@ -63,7 +63,7 @@ def screen(tally: Tally, units: int, elapsed_s: float, rates: Rates, members: Se
     )
 
 
-def _stock(tally: Tally, units: int) -> Text:
+def _stock(tally: SaleTally, units: int) -> Text:
     left = units if tally.stock is None else tally.stock
     cells = round(BAR_CELLS * left / max(units, 1))
     text = Text("stock     ", style="bold")
@@ -73,7 +73,7 @@ def _stock(tally: Tally, units: int) -> Text:
     return text
 
 
-def _rates(rates: Rates) -> Table:
+def _rates(rates: RateSeries) -> Table:
     table = Table.grid(padding=(0, 2))
     for name, style in (("accepted", "green"), ("refused", "yellow"), ("ended", "cyan")):
         values = rates.series.get(name, [0])
@@ -83,7 +83,7 @@ def _rates(rates: Rates) -> Table:
     return table
 
 
-def _funnel(tally: Tally) -> Table:
+def _funnel(tally: SaleTally) -> Table:
     table = Table.grid(padding=(0, 1))
     confirmed, declined = tally.ended(Status.CONFIRMED), tally.ended(Status.PAYMENT_FAILED)
     rows = [
@@ -100,7 +100,7 @@ def _funnel(tally: Tally) -> Table:
     return table
 
 
-def _delays(tally: Tally) -> Table:
+def _delays(tally: SaleTally) -> Table:
     table = Table.grid(padding=(0, 2))
     table.add_row("", *(Text(f"p{percent}", style="bright_black") for percent in (50, 95, 99)))
     for name, values in (

@@ -16,12 +16,12 @@ from schemas.events import OrderStatusChanged
 from schemas.order_state import TERMINAL
 from schemas.topics import ORDER_STATUS
 
-from .tally import Tally
+from .tally import SaleTally
 
 AGAIN_AFTER_S = 0.5
 
 
-async def watch_stock(session: aiohttp.ClientSession, base_url: str, product_id: int, tally: Tally) -> None:
+async def watch_stock(session: aiohttp.ClientSession, base_url: str, product_id: int, tally: SaleTally) -> None:
     """One watcher, until cancelled; connects again when the stream ends."""
     while True:
         with suppress(aiohttp.ClientError, TimeoutError, msgspec.DecodeError):
@@ -32,7 +32,7 @@ async def watch_stock(session: aiohttp.ClientSession, base_url: str, product_id:
         await asyncio.sleep(AGAIN_AFTER_S)
 
 
-async def _read_stream(response: aiohttp.ClientResponse, tally: Tally) -> None:
+async def _read_stream(response: aiohttp.ClientResponse, tally: SaleTally) -> None:
     tally.watchers += 1
     try:
         async for line in response.content:
@@ -46,7 +46,7 @@ async def _read_stream(response: aiohttp.ClientResponse, tally: Tally) -> None:
 class EndsOnTheLog:
     """Tails `order-status` without a group, from where it ends now, and notes each order's own delay."""
 
-    def __init__(self, settings: Settings, product_id: int, tally: Tally) -> None:
+    def __init__(self, settings: Settings, product_id: int, tally: SaleTally) -> None:
         self._settings = settings
         self._product_id = product_id
         self._tally = tally

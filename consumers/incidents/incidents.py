@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from consumers.analysis.proof import prove
 from consumers.audit.audit import MOVED, NOT_QUIET, audit
 from infra.kafka.publisher import Publisher
-from sale.operations.operations import Connections, OperationRefused
+from sale.operations.operations import OperationRefused, Stores
 from sale.tables.queries import SQL
 from schemas.codec import encode
 from schemas.events import SaleControlled
@@ -19,7 +19,7 @@ AUDIT_WAIT_S = 30.0
 FINDINGS_MOST = 2_000  # a record of about a megabyte is the broker's limit
 
 
-async def acknowledge(to: Connections, product: ProductId, who: str, why: str) -> list[str]:
+async def acknowledge(to: Stores, product: ProductId, who: str, why: str) -> list[str]:
     """The findings that are acknowledged now. Raises OperationRefused where there are none, or the books are not at rest."""
     findings = await _findings(to, product)
     if not findings:
@@ -37,7 +37,7 @@ async def acknowledge(to: Connections, product: ProductId, who: str, why: str) -
     return findings
 
 
-async def _findings(to: Connections, product: ProductId) -> list[str]:
+async def _findings(to: Stores, product: ProductId) -> list[str]:
     report = await audit(to.settings, product, AUDIT_WAIT_S)
     return list(dict.fromkeys([*report.problems, *(await prove(to.settings, product)).problems]))
 

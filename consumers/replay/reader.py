@@ -1,6 +1,6 @@
 """Topics in, their raw records out in offset order by partition: no consumer group, no commit, nothing written anywhere.
 
-What is read is fixed at the start (`Span` by partition), so a replay of a living topic ends.
+What is read is fixed at the start (`OffsetRange` by partition), so a replay of a living topic ends.
 """
 
 import asyncio
@@ -16,7 +16,7 @@ from infra.kafka.client import CLOSE_TIMEOUT_S, make_consumer
 from infra.lifecycle import close_within
 from infra.settings import Settings
 
-from .when import Bound, Moment, Offset, show_ms
+from .when import AppendTime, Bound, Offset, show_ms
 
 RECORDS_AT_ONCE = 20_000
 PARTITION_FETCH_BYTES = 2 * 1024 * 1024
@@ -34,7 +34,7 @@ class Unmeant(ReplayError):
 
 
 @dataclass(frozen=True, slots=True)
-class Span:
+class OffsetRange:
     """The offsets of one partition to read: `start` inclusive, `end` exclusive."""
 
     start: int
@@ -45,11 +45,11 @@ class Span:
         return max(self.end - self.start, 0)
 
 
-Spans = dict[TopicPartition, Span]
+Spans = dict[TopicPartition, OffsetRange]
 
 
 @dataclass(slots=True)
-class Progress:
+class ReadProgress:
     """How far a replay is. Offsets, not records: a transaction's markers take offsets too."""
 
     total: int
@@ -84,7 +84,7 @@ class TopicReader:
         ends = await self._consumer.end_offsets(partitions)
         starts = await self._resolve(partitions, start, begins, ends, begins)
         stops = await self._resolve(partitions, end, begins, ends, ends)
-        spans = {tp: Span(starts[tp], max(stops[tp], starts[tp])) for tp in partitions}
+        spans = {tp: OffsetRange(starts[tp], max(stops[tp], starts[tp])) for tp in partitions}
         if (start or end) and not any(span.size for span in spans.values()):
             raise ReplayError(await self._nothing_there(names, begins, ends))
         return spans
@@ -102,7 +102,7 @@ class TopicReader:
                 return dict(otherwise)
             case Offset(value):
                 return {tp: min(max(value, begins[tp]), ends[tp]) for tp in partitions}
-            case Moment(ms):
+            case AppendTime(ms):
                 # The broker's time index: the first record appended at that time or later, none if all are older.
                 found = await self._consumer.offsets_for_times(dict.fromkeys(partitions, ms))
                 return {tp: min(found[tp].offset, ends[tp]) if found.get(tp) else ends[tp] for tp in partitions}
@@ -110,7 +110,7 @@ class TopicReader:
     async def _nothing_there(
         self, names: Sequence[str], begins: dict[TopicPartition, int], ends: dict[TopicPartition, int]
     ) -> str:
-        spans = {tp: Span(begins[tp], ends[tp]) for tp in begins if begins[tp] < ends[tp]}
+        spans = {tp: OffsetRange(begins[tp], ends[tp]) for tp in begins if begins[tp] < ends[tp]}
         what = ", ".join(names)
         if not spans:
             return f"no records between these bounds: {what} is empty"
@@ -126,7 +126,7 @@ class TopicReader:
         batches = await self._consumer.getmany(tp, timeout_ms=5_000, max_records=1)
         return int(batches[tp][0].timestamp) if batches.get(tp) else 0
 
-    async def read(self, spans: Spans, progress: Progress) -> AsyncIterator[list[Record]]:
+    async def read(self, spans: Spans, progress: ReadProgress) -> AsyncIterator[list[Record]]:
         """Every record of the spans, in batches of one partition each."""
         unread = {tp for tp, span in spans.items() if span.size}
         progress.positions |= {tp: spans[tp].start for tp in unread}

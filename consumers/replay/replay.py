@@ -11,13 +11,13 @@ import msgspec
 from infra.settings import Settings
 
 from .output import STDOUT, Output, aside_of, output, size_of
-from .reader import Progress, Record, ReplayError, TopicReader, topic_reader
+from .reader import ReadProgress, Record, ReplayError, TopicReader, topic_reader
 from .table import to_table
 from .when import Bound, show_ms
 
 ROWS_AT_ONCE = 50_000  # of one row group: bounds memory, and still compresses well
 SAY_EVERY_S = 0.5
-Say = Callable[[Progress], None]
+Say = Callable[[ReadProgress], None]
 
 
 class Stretch(msgspec.Struct, frozen=True):
@@ -102,7 +102,7 @@ async def _copy(reader: TopicReader, request: Request, out: Output, say: Say | N
     topics = {name: TopicSummary() for name in dict.fromkeys(request.topics)}
     for tp, span in spans.items():
         topics[tp.topic].partitions.append(Stretch(tp.partition, span.start, span.end))
-    progress = Progress(total=sum(span.size for span in spans.values()))
+    progress = ReadProgress(total=sum(span.size for span in spans.values()))
     key = None if request.key is None else request.key.encode()
     said = 0.0
     waiting: list[Record] = []

@@ -5,7 +5,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from .reader import Progress
+from .reader import ReadProgress
 from .replay import Say
 
 LINE_EVERY_S = 5.0
@@ -42,7 +42,7 @@ def _bar() -> Iterator[Say]:
 def _lines() -> Say:
     started = said = time.monotonic()
 
-    def say(progress: Progress) -> None:
+    def say(progress: ReadProgress) -> None:
         nonlocal said
         now = time.monotonic()
         if now - said >= LINE_EVERY_S:

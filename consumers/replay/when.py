@@ -29,13 +29,13 @@ class Offset:
 
 
 @dataclass(frozen=True, slots=True)
-class Moment:
+class AppendTime:
     """A broker append time: milliseconds since the epoch."""
 
     ms: int
 
 
-Bound = Offset | Moment
+Bound = Offset | AppendTime
 
 
 def bound(text: str) -> Bound:
@@ -59,7 +59,7 @@ def parse_bound(text: str, now: datetime) -> Bound:
         at = None
     if at is None or at < _EPOCH:
         raise ValueError(f"{text!r} is out of range: records have times of 1970 to 9999; without a bound all are read")
-    return Moment((at - _EPOCH) // timedelta(milliseconds=1))
+    return AppendTime((at - _EPOCH) // timedelta(milliseconds=1))
 
 
 def _offset(value: int, *, sure: bool) -> Offset:

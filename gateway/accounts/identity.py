@@ -1,4 +1,4 @@
-"""Bearer tokens in, `User` out, without I/O: signature and claims are checked once a token, then remembered until it expires."""
+"""Bearer tokens in, `AuthenticatedUser` out, without I/O. A token is checked once, then remembered until it expires."""
 
 import time
 from typing import NamedTuple
@@ -26,7 +26,7 @@ JWT_OPTIONS: Options = {
 OWN_HEADERS = frozenset({"alg", "typ"})  # a token of ours names no key: `kid`, `jku` and `jwk` are somebody's trick
 
 
-class User(NamedTuple):
+class AuthenticatedUser(NamedTuple):
     id: UserId
     role: str
     expires_at: float
@@ -38,9 +38,9 @@ class Identity:
     def __init__(self, settings: SigningSettings) -> None:
         self._secret = settings.jwt_secret.get_secret_value()
         self._own = OwnTokens(self._secret)
-        self._known: dict[str, User] = {}
+        self._known: dict[str, AuthenticatedUser] = {}
 
-    def user_of(self, request: web.Request) -> User:
+    def user_of(self, request: web.Request) -> AuthenticatedUser:
         """Raises Problem 401, the same for whatever is wrong."""
         header = request.headers.get("Authorization", "")
         user = self._known.get(header)
@@ -48,7 +48,7 @@ class Identity:
             return user
         return self._verify(header)
 
-    def _verify(self, header: str) -> User:
+    def _verify(self, header: str) -> AuthenticatedUser:
         self._known.pop(header, None)
         scheme, _, token = header.partition(" ")
         if scheme.lower() != "bearer" or not token.isascii() or len(token) > TOKEN_MAX_CHARACTERS:
@@ -59,11 +59,11 @@ class Identity:
         self._known[header] = user
         return user
 
-    def _decode(self, token: str) -> User:
+    def _decode(self, token: str) -> AuthenticatedUser:
         claims = self._own.claims_of(token) or self._foreign_claims(token)
         if not claims.in_force(time.time()):
             raise Problem("unauthorized")
-        return User(UserId(int(claims.sub)), claims.role, float(claims.exp))
+        return AuthenticatedUser(UserId(int(claims.sub)), claims.role, float(claims.exp))
 
     def _foreign_claims(self, token: str) -> Claims:
         """Of a token that is signed with our secret but not made by us, as the load tests of others make them."""

@@ -57,7 +57,7 @@ class UnderWay:
         return False
 
 
-class Rates:
+class RateLimit:
     """A token bucket a user, or an address: `per_second` in a burst, refilled evenly. A forgotten bucket starts full."""
 
     def __init__(self, per_second: int) -> None:

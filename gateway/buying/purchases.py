@@ -14,7 +14,7 @@ from msgspec import UNSET, Meta, UnsetType
 from redis.exceptions import BusyLoadingError, ResponseError
 
 from gateway.accounts.identity import Identity
-from gateway.buying.admission import Overload, Rates, SoldOutMemory, UnderWay
+from gateway.buying.admission import Overload, RateLimit, SoldOutMemory, UnderWay
 from gateway.buying.catalogue import Catalogue, Product
 from gateway.buying.memory_budget import MemoryBudget
 from gateway.http.addresses import Addresses
@@ -116,9 +116,9 @@ class Purchases:
         self._inventory = inventory
         self._publisher = publisher
         self._memory = memory
-        self._rates = Rates(settings.buys_per_second_per_user)
+        self._rates = RateLimit(settings.buys_per_second_per_user)
         per_address = settings.buys_per_second_per_address
-        self._address_rates = Rates(per_address) if per_address else None
+        self._address_rates = RateLimit(per_address) if per_address else None
         self._addresses = addresses
         self._sold_out = SoldOutMemory()
         self._under_way = UnderWay()

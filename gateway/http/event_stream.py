@@ -11,7 +11,7 @@ from http import HTTPStatus
 
 from aiohttp import web
 
-from gateway.http.server import Connection
+from gateway.http.server import HttpProtocol
 from infra.metrics.definitions import GATEWAY_STREAMS_CUT
 
 STALLED_S = 8.0
@@ -26,7 +26,7 @@ HEADERS = {
     "Content-Type": "text/event-stream; charset=utf-8",
     "Cache-Control": "no-store",
     "X-Accel-Buffering": "no",
-    "Connection": "close",  # as it does in the end: a client would send its next request into the closing
+    "HttpProtocol": "close",  # as it does in the end: a client would send its next request into the closing
     "Server": "thrones",
 }
 
@@ -75,7 +75,7 @@ class EventStream:
         await response.prepare(request)
         transport = request.transport
         connection = request.protocol
-        if transport is None or not isinstance(connection, Connection):
+        if transport is None or not isinstance(connection, HttpProtocol):
             raise ConnectionResetError("the client has gone")
         _limit(transport.get_extra_info("socket"))
         stream = cls(response, transport, response.headers.get("Transfer-Encoding") == "chunked")

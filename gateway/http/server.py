@@ -23,7 +23,7 @@ HEADERS_MAX = 64
 LINGER_S = 2.0  # a refused body is read this long, so that the answer is not lost to a reset
 
 
-class Connection(RequestHandler):
+class HttpProtocol(RequestHandler):
     """aiohttp's protocol with our limits and our errors; `on_lost` is told once that the client has gone, and why."""
 
     __slots__ = ("_peers", "_place", "on_lost")
@@ -104,14 +104,14 @@ def connections_max() -> int:
     return CONNECTIONS_MAX if files == resource.RLIM_INFINITY else min(CONNECTIONS_MAX, files * 3 // 4)
 
 
-def connection_factory(runner: web.AppRunner, addresses: Addresses) -> Callable[[], Connection]:
+def connection_factory(runner: web.AppRunner, addresses: Addresses) -> Callable[[], HttpProtocol]:
     """What the listening socket makes of an accepted connection; `runner` must be set up."""
     peers = Peers(addresses)
     manager, loop = runner.server, asyncio.get_running_loop()
     assert manager is not None
-    return lambda: Connection(manager, peers, loop=loop)
+    return lambda: HttpProtocol(manager, peers, loop=loop)
 
 
 def connection_of(request: web.Request) -> Any:
-    """The `Connection` of a request, or None once the client has gone."""
+    """The `HttpProtocol` of a request, or None once the client has gone."""
     return request.protocol

@@ -6,7 +6,7 @@ from hashlib import sha256
 from aiohttp import web
 
 from gateway.accounts.identity import Identity
-from gateway.buying.admission import Rates
+from gateway.buying.admission import RateLimit
 from gateway.http.problems import Problem
 from gateway.http.wire import answer
 from infra.redis.client import Redis, RedisError
@@ -23,7 +23,7 @@ class Tickets:
     def __init__(self, identity: Identity, redis: Redis) -> None:
         self._identity = identity
         self._redis = redis
-        self._rates = Rates(PER_SECOND)
+        self._rates = RateLimit(PER_SECOND)
 
     async def issue(self, request: web.Request) -> web.Response:
         user = self._identity.user_of(request)

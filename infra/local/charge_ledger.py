@@ -17,7 +17,7 @@ class LedgerFull(Exception):
     """The line could not be written whole; nothing was decided."""
 
 
-class Entry(msgspec.Struct, frozen=True, rename="camel"):
+class LedgerEntry(msgspec.Struct, frozen=True, rename="camel"):
     """One decision as it lies on disk; `charge_id` is None for a decline."""
 
     kind: str
@@ -30,7 +30,7 @@ class Entry(msgspec.Struct, frozen=True, rename="camel"):
 
 
 _encoder = msgspec.json.Encoder()
-_decoder = msgspec.json.Decoder(Entry)
+_decoder = msgspec.json.Decoder(LedgerEntry)
 _CAPTURE_PREFIX = b'{"kind":"' + CAPTURE.encode() + b'"'
 
 
@@ -40,15 +40,15 @@ class ChargeLedger:
     def __init__(self, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         self.path = path
-        self.by_key: dict[str, Entry] = {}
+        self.by_key: dict[str, LedgerEntry] = {}
         self.captures = 0
         self.declines = 0
-        self._by_order: dict[str, list[Entry]] = {}
+        self._by_order: dict[str, list[LedgerEntry]] = {}
         self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
         fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         self._size = self._load()
 
-    def record(self, entry: Entry) -> None:
+    def record(self, entry: LedgerEntry) -> None:
         """Put one decision on disk, then in the index. Raises LedgerFull, leaving neither."""
         line = _encoder.encode(entry) + b"\n"
         try:
@@ -61,7 +61,7 @@ class ChargeLedger:
         self._size += written
         self._index(entry)
 
-    def of_order(self, order_id: str) -> list[Entry]:
+    def of_order(self, order_id: str) -> list[LedgerEntry]:
         return self._by_order.get(order_id, [])
 
     def captures_json(self) -> bytes:
@@ -81,7 +81,7 @@ class ChargeLedger:
             self._index(_decoder.decode(line))
         return whole
 
-    def _index(self, entry: Entry) -> None:
+    def _index(self, entry: LedgerEntry) -> None:
         self.by_key.setdefault(entry.key, entry)
         self._by_order.setdefault(entry.order_id, []).append(entry)
         if entry.kind == CAPTURE:

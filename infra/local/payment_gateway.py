@@ -18,7 +18,7 @@ from aiohttp import web
 from yarl import URL
 
 from infra.lifecycle import Stop, background, stop_on_signals
-from infra.local.charge_ledger import CAPTURE, DECLINE, ChargeLedger, Entry, LedgerFull
+from infra.local.charge_ledger import CAPTURE, DECLINE, ChargeLedger, LedgerEntry, LedgerFull
 from infra.logs import configure
 from infra.metrics.definitions import MOCK_CHARGES
 from infra.metrics.serving import CONTENT_TYPE, exposed
@@ -118,12 +118,12 @@ class MockGateway:
     def _latency_s(self, weather: Weather) -> float:
         return min(weather.median_ms / 1000 * self._random.lognormvariate(0, weather.sigma), LATENCY_MAX_S)
 
-    def _decide(self, key: str, asked: ChargeRequest, amount: str, weather: Weather) -> Entry:
+    def _decide(self, key: str, asked: ChargeRequest, amount: str, weather: Weather) -> LedgerEntry:
         known = self.ledger.by_key.get(key)
         if known is not None:
             return known
         declined = self._random.random() < weather.declined
-        entry = Entry(
+        entry = LedgerEntry(
             kind=DECLINE if declined else CAPTURE,
             key=key,
             order_id=asked.order_id,
@@ -136,7 +136,7 @@ class MockGateway:
         return entry
 
     def _answer(
-        self, request: web.Request, entry: Entry, asked: ChargeRequest, amount: str, weather: Weather
+        self, request: web.Request, entry: LedgerEntry, asked: ChargeRequest, amount: str, weather: Weather
     ) -> web.StreamResponse:
         if (entry.order_id, entry.amount, entry.currency) != (asked.order_id, amount, asked.currency):
             return _problem(422, "this key belongs to another charge")

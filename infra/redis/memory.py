@@ -6,7 +6,7 @@ from infra.redis.client import Redis
 
 
 @dataclass(frozen=True, slots=True)
-class Memory:
+class RedisMemory:
     """`used_bytes` are those that count against `max_bytes` (maxmemory; 0: no limit)."""
 
     used_bytes: int
@@ -17,8 +17,8 @@ class Memory:
         return self.used_bytes / self.max_bytes if self.max_bytes else 0.0
 
 
-async def read_memory(redis: Redis) -> Memory:
+async def read_memory(redis: Redis) -> RedisMemory:
     told = await redis.info("memory")
     # Buffers of the append-only file and of replicas come and go: Redis leaves them out when it decides.
     uncounted = int(told.get("mem_not_counted_for_evict", 0))
-    return Memory(int(told["used_memory"]) - uncounted, int(told["maxmemory"]))
+    return RedisMemory(int(told["used_memory"]) - uncounted, int(told["maxmemory"]))

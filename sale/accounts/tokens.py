@@ -20,7 +20,7 @@ CLOCK_LEEWAY_S = 5  # the clock of the machine that signed may be ahead of ours
 
 # Seconds since the epoch, whole or not (RFC 7519, NumericDate), and not beyond what a float counts exactly.
 _Within = Meta(ge=0, le=2**53)
-Moment = Annotated[int, _Within] | Annotated[float, _Within]
+NumericDate = Annotated[int, _Within] | Annotated[float, _Within]
 Role = Literal["user", "operator"]
 
 
@@ -28,10 +28,10 @@ class Claims(msgspec.Struct, frozen=True):
     """What is read of a token. Any other value of these claims, and it is none of ours."""
 
     sub: Annotated[str, Meta(pattern=r"^[1-9][0-9]{0,17}\Z")]
-    iat: Moment
-    exp: Moment
+    iat: NumericDate
+    exp: NumericDate
     role: Role
-    nbf: Moment | UnsetType = UNSET
+    nbf: NumericDate | UnsetType = UNSET
 
     def in_force(self, now_s: float) -> bool:
         latest_s = now_s + CLOCK_LEEWAY_S

@@ -40,7 +40,7 @@ def _moment(option: str) -> Any:
     return typer.Option(option, parser=options.moment, metavar="TIME", help="ISO 8601; UTC where no zone is given.")
 
 
-class Outcome(StrEnum):
+class SettleAs(StrEnum):
     """What an operator may settle an order as."""
 
     CONFIRMED = "confirmed"
@@ -152,7 +152,7 @@ def rebuild(product: ProductArgument, as_json: Json = False) -> None:
 @app.command()
 def settle(
     order: Annotated[str, typer.Argument(parser=options.order_id, metavar="ORDER")],
-    outcome: Annotated[Outcome, typer.Option("--as", help="What the provider says has become of the charge.")],
+    outcome: Annotated[SettleAs, typer.Option("--as", help="What the provider says has become of the charge.")],
     why: Annotated[str, typer.Option("--why", parser=options.why, metavar="TEXT", help="Kept with the order.")],
     early: Annotated[
         bool, typer.Option("--early", help="Although the reconciler is still asking the provider.")
@@ -170,7 +170,7 @@ def settle(
     from schemas.ids import OrderId
     from schemas.order_state import Status
 
-    wanted: operations.Outcome = Status.CONFIRMED if outcome is Outcome.CONFIRMED else Status.PAYMENT_FAILED
+    wanted: operations.SettledAs = Status.CONFIRMED if outcome is SettleAs.CONFIRMED else Status.PAYMENT_FAILED
 
     async def main() -> None:
         async with operations.connected(get_settings()) as stores:

@@ -35,7 +35,7 @@ from schemas.order_state import TERMINAL, Status
 USERS_PER_STATEMENT = 20_000  # well inside the statement timeout
 SETTLE_TIMEOUT_S = 30.0
 LAST_ATTEMPT_S = IN_HAND_AFTER_S + ATTEMPT_TIMEOUT_S + 1.0  # one that began on a row read just before has ended by then
-Outcome = Literal[Status.CONFIRMED, Status.PAYMENT_FAILED]
+SettledAs = Literal[Status.CONFIRMED, Status.PAYMENT_FAILED]
 NO_LOGIN = "!"  # stands where the hash would; no bcrypt hash looks like this
 
 
@@ -67,7 +67,7 @@ REFERENCE_PRODUCT = NewProduct(ProductId(1), "iPhone 15 Pro - Flash Sale", 99_99
 
 
 @dataclass(slots=True)
-class Connections:
+class Stores:
     """The three stores, for as long as one command runs."""
 
     settings: Settings
@@ -77,20 +77,20 @@ class Connections:
 
 
 @asynccontextmanager
-async def connected(settings: Settings) -> AsyncIterator[Connections]:
+async def connected(settings: Settings) -> AsyncIterator[Stores]:
     """Redis, Postgres and Kafka; closed at the end, after what was published has been acknowledged."""
     redis = connect_redis(settings, timeout_s=5.0)
     pool = await connect_postgres(settings)
     publisher = await Publisher.start(settings)
     try:
-        yield Connections(settings, redis, pool, publisher)
+        yield Stores(settings, redis, pool, publisher)
     finally:
         await publisher.stop()
         await pool.close()
         await redis.aclose()
 
 
-async def deploy(to: Connections) -> StockOpened | None:
+async def deploy(to: Stores) -> StockOpened | None:
     """The reference's product with its stock on sale. None where it is there already: its stock is never loaded again.
 
     Migrations and topics come first (sale/operations/provision.py).
@@ -102,14 +102,14 @@ async def deploy(to: Connections) -> StockOpened | None:
     return await open_stock(to, REFERENCE_PRODUCT.id, "deploy") if row["verified_at"] is None else None
 
 
-async def create_product(to: Connections, product: NewProduct) -> StockOpened:
+async def create_product(to: Stores, product: NewProduct) -> StockOpened:
     """A new product, buyable when this returns. Raises OperationRefused where the id is taken."""
     if not await _insert(to.pool, product):
         raise OperationRefused(f"product {product.id} exists")
     return await open_stock(to, product.id, "product created")
 
 
-async def open_stock(to: Connections, product: ProductId, reason: str) -> StockOpened:
+async def open_stock(to: Stores, product: ProductId, reason: str) -> StockOpened:
     """Make a product's books anew from Postgres, the log and Redis. Raises OperationRefused for an unknown one."""
     if await to.pool.fetchrow(SQL.product, product) is None:
         raise OperationRefused(f"there is no product {product}")
@@ -132,7 +132,7 @@ async def _insert(pool: asyncpg.Pool, product: NewProduct) -> bool:
     return created is not None
 
 
-async def settle(to: Connections, order_id: OrderId, outcome: Outcome, why: str, *, early: bool = False) -> Status:
+async def settle(to: Stores, order_id: OrderId, outcome: SettledAs, why: str, *, early: bool = False) -> Status:
     """An operator's answer for an order whose charge nobody else can answer for; the status it then has.
 
     Out of the reconciler's hands first, and no sooner settled than any attempt that was under way must have ended; then the
@@ -167,7 +167,7 @@ async def _take_in_hand(pool: asyncpg.Pool, order_id: OrderId, *, early: bool) -
     await asyncio.sleep(LAST_ATTEMPT_S)
 
 
-async def _refuse_other_end(pool: asyncpg.Pool, order_id: OrderId, outcome: Outcome) -> Status:
+async def _refuse_other_end(pool: asyncpg.Pool, order_id: OrderId, outcome: SettledAs) -> Status:
     row = (await read_rows(pool, [order_id])).get(order_id)
     if row is None:
         raise OperationRefused(f"there is no order {order_id}")
@@ -176,7 +176,7 @@ async def _refuse_other_end(pool: asyncpg.Pool, order_id: OrderId, outcome: Outc
     return row.status
 
 
-async def create_operator(to: Connections, name: str, email: str, password: str) -> int:
+async def create_operator(to: Stores, name: str, email: str, password: str) -> int:
     """A user with the operator's role. Raises OperationRefused for a taken email, and for what cannot be a name, email or password."""
     try:
         name, email, secret = clean_name(name), clean_email(email), password_spellings(password)[0]
@@ -189,7 +189,7 @@ async def create_operator(to: Connections, name: str, email: str, password: str)
     return int(user_id)
 
 
-async def demote_operator(to: Connections, email: str) -> int:
+async def demote_operator(to: Stores, email: str) -> int:
     """An operator is a user like everybody else from the next request on. Raises OperationRefused where there is no such operator."""
     try:
         user_id = await to.pool.fetchval(SQL.demote_operator, known_email(email))

@@ -34,10 +34,10 @@ def show(product: ProductArgument, as_json: Json = False) -> None:
     """
     from infra.postgres.pool import connect_postgres
     from infra.settings import get_settings
-    from sale.operations.sale_control import Sale, describe, sale
+    from sale.operations.sale_control import SaleStatus, describe, sale
     from schemas.ids import ProductId
 
-    async def main() -> Sale:
+    async def main() -> SaleStatus:
         pool = await connect_postgres(get_settings())
         try:
             return await sale(pool, ProductId(product))
@@ -95,13 +95,13 @@ def _control(product: int, action: str, why: str, who: str, key: str, as_json: b
     from infra.settings import get_settings
     from sale.books.keys import key_hash
     from sale.operations.operations import connected
-    from sale.operations.sale_control import Action, Sale, Wish, control, describe
+    from sale.operations.sale_control import Action, SaleCommand, SaleStatus, control, describe
     from schemas.ids import ProductId
 
     hashed = key_hash(key) if key else None
-    wish = Wish(Action(action), who.strip() or getpass.getuser(), why, units, hashed)
+    wish = SaleCommand(Action(action), who.strip() or getpass.getuser(), why, units, hashed)
 
-    async def main() -> Sale:
+    async def main() -> SaleStatus:
         async with connected(get_settings()) as stores:
             return await control(stores, ProductId(product), wish)
 

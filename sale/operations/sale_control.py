@@ -13,7 +13,7 @@ import asyncpg
 from infra.text import is_plain
 from sale.books.inventory import Inventory
 from sale.books.rebuild.rebuild import rebuild, sale_arguments
-from sale.operations.operations import Connections, OperationRefused
+from sale.operations.operations import OperationRefused, Stores
 from sale.tables.queries import SQL
 from schemas.events import StockOpened
 from schemas.ids import ProductId
@@ -45,7 +45,7 @@ class KeyReused(OperationRefused):
 
 
 @dataclass(frozen=True, slots=True)
-class Wish:
+class SaleCommand:
     """Who wants what, and why. `key_hash`: a wish of the same person and key is granted once, and the key serves no other."""
 
     action: Action
@@ -56,7 +56,7 @@ class Wish:
 
 
 @dataclass(frozen=True, slots=True)
-class Entry:
+class TrailEntry:
     """One line of the audit trail."""
 
     id: int
@@ -68,18 +68,18 @@ class Entry:
 
 
 @dataclass(frozen=True, slots=True)
-class Sale:
+class SaleStatus:
     """A sale as its row says. `state` is over, paused, scheduled or open."""
 
     product_id: ProductId
     state: str
     initial: int
-    trail: list[Entry]
+    trail: list[TrailEntry]
     in_force: bool = True  # False: the books are closed; the rebuild that opens them applies it
     replayed: bool = False  # the key's wish was granted before; nothing was changed now
 
 
-async def control(to: Connections, product: ProductId, wish: Wish) -> Sale:
+async def control(to: Stores, product: ProductId, wish: SaleCommand) -> SaleStatus:
     """Grant the wish, if it is not granted already. Raises OperationRefused, or what the stores raise.
 
     After an error of Redis or Kafka the wish is recorded: repeat it (restock: `stock rebuild`) to put it in force.
@@ -95,16 +95,16 @@ async def control(to: Connections, product: ProductId, wish: Wish) -> Sale:
     return replace(await sale(to.pool, product), in_force=in_force, replayed=replayed)
 
 
-async def sale(pool: asyncpg.Pool, product: ProductId) -> Sale:
+async def sale(pool: asyncpg.Pool, product: ProductId) -> SaleStatus:
     """Raises UnknownProduct."""
     row = await pool.fetchrow(SQL.product, product)
     if row is None:
         raise UnknownProduct(f"there is no product {product}")
-    trail = [Entry(**dict(entry)) for entry in await pool.fetch(SQL.sale_actions, product, TRAIL)]
-    return Sale(product, _state(row), row["initial"], trail)
+    trail = [TrailEntry(**dict(entry)) for entry in await pool.fetch(SQL.sale_actions, product, TRAIL)]
+    return SaleStatus(product, _state(row), row["initial"], trail)
 
 
-def check(wish: Wish) -> None:
+def check(wish: SaleCommand) -> None:
     """Raises OperationRefused for a wish that makes no sense, whatever the sale."""
     if not is_plain(wish.why, LONGEST_WHY):
         raise OperationRefused(f"why: 1 to {LONGEST_WHY} printable characters")
@@ -114,7 +114,7 @@ def check(wish: Wish) -> None:
         raise OperationRefused(f"{wish.action} takes no units")
 
 
-async def _record(connection: asyncpg.pool.PoolConnectionProxy, product: ProductId, wish: Wish) -> bool:
+async def _record(connection: asyncpg.pool.PoolConnectionProxy, product: ProductId, wish: SaleCommand) -> bool:
     """Whether the wish's key was granted before. The key comes first: a repeat is one also after the sale is over."""
     row = await connection.fetchrow(SQL.sale_for_change, product)
     if row is None:
@@ -130,7 +130,7 @@ async def _record(connection: asyncpg.pool.PoolConnectionProxy, product: Product
     return False
 
 
-async def _claim_key(connection: asyncpg.pool.PoolConnectionProxy, product: ProductId, wish: Wish) -> bool:
+async def _claim_key(connection: asyncpg.pool.PoolConnectionProxy, product: ProductId, wish: SaleCommand) -> bool:
     """False where this very wish has the key already. Raises KeyReused where another one has it."""
     asked = (product, wish.action, wish.units, wish.why.strip())
     if await connection.fetchval(SQL.claim_sale_key, wish.who, wish.key_hash, *asked) is not None:
@@ -141,7 +141,7 @@ async def _claim_key(connection: asyncpg.pool.PoolConnectionProxy, product: Prod
     return False
 
 
-def _check_sale(product: ProductId, row: asyncpg.Record, wish: Wish) -> None:
+def _check_sale(product: ProductId, row: asyncpg.Record, wish: SaleCommand) -> None:
     """Raises OperationRefused for a wish that this sale cannot grant."""
     match wish.action:
         case Action.PAUSE | Action.RESUME if row["over"]:
@@ -165,7 +165,7 @@ def _already_done(row: asyncpg.Record, action: Action) -> bool:
             return False
 
 
-async def _rebuilt(to: Connections, product: ProductId, wish: Wish) -> StockOpened:
+async def _rebuilt(to: Stores, product: ProductId, wish: SaleCommand) -> StockOpened:
     """Stock is loaded by a rebuild only."""
     reason = f"restock by {wish.units}: {wish.why.strip()}"
     return await rebuild(product, reason, redis=to.redis, pool=to.pool, settings=to.settings, publisher=to.publisher)
@@ -180,7 +180,7 @@ def _state(row: asyncpg.Record) -> str:
     return "scheduled" if row["opens_at"] and row["opens_at"] > now else "open"
 
 
-def describe(sale: Sale) -> str:
+def describe(sale: SaleStatus) -> str:
     """For people: the state, and the trail newest first."""
     head = f"product {sale.product_id}: {sale.state}, {sale.initial} units in all"
     if not sale.in_force:
@@ -188,6 +188,6 @@ def describe(sale: Sale) -> str:
     return "\n".join([head, *map(_line, sale.trail)])
 
 
-def _line(entry: Entry) -> str:
+def _line(entry: TrailEntry) -> str:
     what = entry.action if entry.units is None else f"{entry.action} {entry.units}"
     return f"  {entry.at:%Y-%m-%d %H:%M:%S}  {what:<14} {entry.who:<16} {entry.why}"

@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 import msgspec
 import pytest
 
-from infra.local.charge_ledger import CAPTURE, ChargeLedger, Entry, LedgerFull
+from infra.local.charge_ledger import CAPTURE, ChargeLedger, LedgerEntry, LedgerFull
 
 from .conftest import GatewayProcess
 
@@ -163,7 +163,7 @@ def test_two_processes_cannot_keep_one_ledger(tmp_path: Path) -> None:
 
 def test_a_full_disk_decides_nothing_and_leaves_no_half_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ledger = ChargeLedger(tmp_path / "ledger.jsonl")
-    entry = Entry(CAPTURE, "key-1", "order-1", "ch_1", "9.99", "USD", 0)
+    entry = LedgerEntry(CAPTURE, "key-1", "order-1", "ch_1", "9.99", "USD", 0)
     with monkeypatch.context() as full_disk:
         write = os.write
         full_disk.setattr(os, "write", lambda file, line: write(file, line[:7]))

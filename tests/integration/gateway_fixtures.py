@@ -24,7 +24,7 @@ from infra.settings import SigningSettings
 from sale.accounts.tokens import AUDIENCE, ISSUER, sign
 from sale.books import keys
 from sale.books.run import present_run
-from sale.operations.operations import Connections, NewProduct, connected, create_product
+from sale.operations.operations import NewProduct, Stores, connected, create_product
 from sale.operations.provision import provision
 from sale.tables.queries import SQL
 from schemas.ids import ProductId
@@ -72,7 +72,7 @@ class GatewayClient:
     """Requests to one worker, and what is behind it."""
 
     def __init__(
-        self, url: str, session: aiohttp.ClientSession, settings: SigningSettings, to: Connections, stop: Stop
+        self, url: str, session: aiohttp.ClientSession, settings: SigningSettings, to: Stores, stop: Stop
     ) -> None:
         self.url = url
         self.stop = stop

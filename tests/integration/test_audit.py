@@ -11,16 +11,16 @@ import pytest
 
 from consumers.analysis.proof import prove
 from consumers.audit.audit import audit
-from consumers.audit.books import Report
+from consumers.audit.books import AuditReport
 from consumers.incidents.incidents import acknowledge
 from infra.lifecycle import Stop
-from infra.local.charge_ledger import CAPTURE, ChargeLedger, Entry
+from infra.local.charge_ledger import CAPTURE, ChargeLedger, LedgerEntry
 from infra.local.payment_gateway import serve
 from infra.settings import Settings
 from infra.supervision.ports import free_ports
 from sale.books import keys
 from sale.books.inventory import Held, Reservation, Settlement
-from sale.operations.operations import Connections, OperationRefused
+from sale.operations.operations import OperationRefused, Stores
 from sale.orders import read_rows, terminal_event
 from sale.tables.queries import SQL
 from schemas.codec import encode
@@ -47,7 +47,7 @@ class Ended:
     def first(self) -> OrderId:
         return self.orders[0][0].order_id
 
-    async def audit(self, wait_s: float = 0.0, *, read: bool = True) -> Report:
+    async def audit(self, wait_s: float = 0.0, *, read: bool = True) -> AuditReport:
         if read:
             for group, topic in CONSUMED_BY.items():
                 await have_read_all(self.settings, group, topic)
@@ -93,7 +93,7 @@ async def end(sale: Sale, wish: Reservation, status: Status) -> OrderStatusChang
 
 def capture_of(wish: Reservation, cents: int | None = None) -> bytes:
     amount = to_decimal(wish.quantity * PRICE_CENTS if cents is None else cents)
-    entry = Entry(CAPTURE, wish.order_id, wish.order_id, f"ch_{wish.order_id}", amount, "USD", 1)
+    entry = LedgerEntry(CAPTURE, wish.order_id, wish.order_id, f"ch_{wish.order_id}", amount, "USD", 1)
     return msgspec.json.encode(entry) + b"\n"
 
 
@@ -352,7 +352,7 @@ async def test_an_incident_that_an_operator_acknowledges_is_on_the_log_and_fails
     """A version that two orders have used can be undone by nobody; the next finding fails again."""
     async with an_ended_sale(tmp_path) as ended:
         sale = ended.sale
-        stores = Connections(ended.settings, sale.redis, sale.pool, sale.publisher)
+        stores = Stores(ended.settings, sale.redis, sale.pool, sale.publisher)
         assert (await ended.audit()).ok
         with pytest.raises(OperationRefused, match="nothing to acknowledge"):
             await acknowledge(stores, sale.product, "Ned", "why not")

@@ -23,7 +23,7 @@ from consumers.audit.audit import foreign, lost
 from consumers.audit.readers import read_log
 from consumers.replay.reader import ReplayError, topic_reader
 from consumers.replay.replay import Request, replay
-from consumers.replay.when import Moment, Offset
+from consumers.replay.when import AppendTime, Offset
 from infra.kafka.client import Offsets
 from infra.settings import Settings
 from schemas.codec import VERSION_HEADER, encode
@@ -107,7 +107,7 @@ async def test_a_replay_has_every_record_once_and_says_what_was_no_event(tmp_pat
 async def test_bounds_are_times_of_the_brokers_index_or_offsets(tmp_path: Path) -> None:
     async with a_topic() as topic:
         out = tmp_path / "x.parquet"
-        here = Moment(topic.between_ms)
+        here = AppendTime(topic.between_ms)
         await replay(topic.settings, Request((topic.name,), str(out), start=here))
         assert ids(out) == sorted(topic.late)
         await replay(topic.settings, Request((topic.name,), str(out), end=here, force=True))
@@ -127,7 +127,7 @@ async def test_one_key_is_one_orders_records(tmp_path: Path) -> None:
 async def test_what_cannot_be_read_is_said_and_leaves_no_file(tmp_path: Path) -> None:
     async with a_topic() as topic:
         out = str(tmp_path / "x.parquet")
-        in_a_year = Moment(topic.between_ms + 31_536_000_000)
+        in_a_year = AppendTime(topic.between_ms + 31_536_000_000)
         for request, said in (
             (Request(("no-such-topic",), out), f"no topic 'no-such-topic'; there are: .*{topic.name}"),
             (

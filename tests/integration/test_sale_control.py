@@ -11,8 +11,8 @@ from sale.accounts.tokens import sign
 from sale.books import keys
 from sale.books.inventory import Refused as NotReserved
 from sale.books.rebuild.rebuild import sale_arguments
-from sale.operations.operations import Connections, OperationRefused, demote_operator
-from sale.operations.sale_control import Action, KeyReused, SaleOver, UnknownProduct, Wish, control
+from sale.operations.operations import OperationRefused, Stores, demote_operator
+from sale.operations.sale_control import Action, KeyReused, SaleCommand, SaleOver, UnknownProduct, control
 from sale.operations.sale_control import sale as read_sale
 from sale.tables.queries import SQL
 from schemas.ids import ProductId
@@ -23,12 +23,12 @@ from .gateway_fixtures import GatewayClient, gateway, gateway_on, settings
 
 __all__ = ["gateway", "settings"]
 
-PAUSE = Wish(Action.PAUSE, "ned", "wrong picture")
-RESUME = Wish(Action.RESUME, "ned", "right picture")
+PAUSE = SaleCommand(Action.PAUSE, "ned", "wrong picture")
+RESUME = SaleCommand(Action.RESUME, "ned", "right picture")
 
 
-def stores(sale: Sale) -> Connections:
-    return Connections(sale.settings, sale.redis, sale.pool, sale.publisher)
+def stores(sale: Sale) -> Stores:
+    return Stores(sale.settings, sale.redis, sale.pool, sale.publisher)
 
 
 async def refusal(sale: Sale) -> str:
@@ -96,7 +96,7 @@ async def test_an_older_action_does_not_undo_a_newer_one() -> None:
 
 async def test_a_closed_sale_is_over_for_good() -> None:
     async with a_sale(10) as sale:
-        closed = await control(stores(sale), sale.product, Wish(Action.CLOSE, "ned", "recalled"))
+        closed = await control(stores(sale), sale.product, SaleCommand(Action.CLOSE, "ned", "recalled"))
         assert closed.state == "over"
         assert await refusal(sale) == "closed"
         await sale.rebuild()
@@ -118,23 +118,23 @@ async def test_a_restock_adds_units_once_a_key_under_a_new_epoch() -> None:
         wish, held = await sale.reserve(1, 2)
         await sale.place(wish, held)
         assert await refusal(sale) == "sold_out"
-        restock = Wish(Action.RESTOCK, "ned", "second delivery", units=5, key_hash=keys.key_hash("delivery-2"))
+        restock = SaleCommand(Action.RESTOCK, "ned", "second delivery", units=5, key_hash=keys.key_hash("delivery-2"))
         for _ in range(2):
             assert (await control(stores(sale), sale.product, restock)).initial == 7
         assert await sale.units() == (7, 5, 2, 0)
         assert int((await sale.stock())["epoch"]) > held.epoch
         with pytest.raises(OperationRefused):
-            await control(stores(sale), sale.product, Wish(Action.RESTOCK, "ned", "too much", units=2**31 - 1))
+            await control(stores(sale), sale.product, SaleCommand(Action.RESTOCK, "ned", "too much", units=2**31 - 1))
 
 
-def keyed(wish: Wish, key: str) -> Wish:
+def keyed(wish: SaleCommand, key: str) -> SaleCommand:
     return replace(wish, key_hash=keys.key_hash(key))
 
 
 async def test_a_key_serves_one_wish_and_every_other_wish_with_it_is_refused() -> None:
     """Another action, product, number of units or reason; also where the first changed nothing. Refused wishes keep none."""
     async with a_sale(2) as sale, a_sale(2) as other:
-        restock = keyed(Wish(Action.RESTOCK, "ned", "second delivery", units=1), "delivery")
+        restock = keyed(SaleCommand(Action.RESTOCK, "ned", "second delivery", units=1), "delivery")
         assert (await control(stores(sale), sale.product, restock)).initial == 3
         for changed in (replace(restock, units=5), replace(restock, why="third"), keyed(PAUSE, "delivery")):
             with pytest.raises(KeyReused):
@@ -147,7 +147,7 @@ async def test_a_key_serves_one_wish_and_every_other_wish_with_it_is_refused() -
         await control(stores(sale), sale.product, keyed(RESUME, "no change"))
         with pytest.raises(KeyReused):
             await control(stores(sale), sale.product, keyed(PAUSE, "no change"))
-        await control(stores(sale), sale.product, Wish(Action.CLOSE, "ned", "recalled"))
+        await control(stores(sale), sale.product, SaleCommand(Action.CLOSE, "ned", "recalled"))
         with pytest.raises(SaleOver):
             await control(stores(sale), sale.product, keyed(PAUSE, "too late"))
         assert (await control(stores(sale), sale.product, keyed(RESUME, "no change"))).replayed
@@ -156,7 +156,9 @@ async def test_a_key_serves_one_wish_and_every_other_wish_with_it_is_refused() -
 async def test_one_key_used_for_two_wishes_at_once_grants_one() -> None:
     """Whichever comes first."""
     async with a_sale(2) as sale:
-        wishes = [keyed(Wish(Action.RESTOCK, "ned", "delivery", units=units), "delivery") for units in (1, 5) * 4]
+        wishes = [
+            keyed(SaleCommand(Action.RESTOCK, "ned", "delivery", units=units), "delivery") for units in (1, 5) * 4
+        ]
         ends = await asyncio.gather(
             *(control(stores(sale), sale.product, wish) for wish in wishes), return_exceptions=True
         )
@@ -168,7 +170,7 @@ async def test_one_key_used_for_two_wishes_at_once_grants_one() -> None:
 async def test_the_trail_says_who_did_what_when_and_why() -> None:
     """What changed nothing leaves no line."""
     async with a_sale(2) as sale:
-        for wish in PAUSE, PAUSE, RESUME, RESUME, Wish(Action.RESTOCK, "cat", "found some", units=1):
+        for wish in PAUSE, PAUSE, RESUME, RESUME, SaleCommand(Action.RESTOCK, "cat", "found some", units=1):
             await control(stores(sale), sale.product, wish)
         trail = (await read_sale(sale.pool, sale.product)).trail
         assert [(line.action, line.units, line.who, line.why) for line in trail] == [
@@ -181,15 +183,15 @@ async def test_the_trail_says_who_did_what_when_and_why() -> None:
 @pytest.mark.parametrize(
     "wish",
     [
-        Wish(Action.PAUSE, "ned", " "),
-        Wish(Action.PAUSE, "ned", "two\nlines"),
-        Wish(Action.PAUSE, "ned", "why", units=1),
-        Wish(Action.RESTOCK, "ned", "why"),
-        Wish(Action.RESTOCK, "ned", "why", units=0),
+        SaleCommand(Action.PAUSE, "ned", " "),
+        SaleCommand(Action.PAUSE, "ned", "two\nlines"),
+        SaleCommand(Action.PAUSE, "ned", "why", units=1),
+        SaleCommand(Action.RESTOCK, "ned", "why"),
+        SaleCommand(Action.RESTOCK, "ned", "why", units=0),
     ],
     ids=["no why", "control characters", "units of a pause", "no units", "nothing"],
 )
-async def test_a_wish_that_makes_no_sense_changes_nothing(wish: Wish) -> None:
+async def test_a_wish_that_makes_no_sense_changes_nothing(wish: SaleCommand) -> None:
     async with a_sale(1) as sale:
         with pytest.raises(OperationRefused):
             await control(stores(sale), sale.product, wish)

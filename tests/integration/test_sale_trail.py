@@ -7,7 +7,7 @@ from urllib.parse import urlsplit
 
 from consumers.relay.trail import Trail
 from infra.kafka.publisher import Publisher
-from sale.operations.sale_control import Action, Wish, control
+from sale.operations.sale_control import Action, SaleCommand, control
 from schemas.codec import decode
 from schemas.events import SaleControlled
 from schemas.topics import SALE_ACTIONS
@@ -54,7 +54,7 @@ async def a_publisher_to(sale: Sale, address: str) -> AsyncIterator[Publisher]:
 async def test_the_topic_says_what_the_table_says() -> None:
     """Who, what and why, in order; when is the row's time."""
     async with a_sale(2) as sale:
-        for wish in PAUSE, RESUME, Wish(Action.RESTOCK, "cat", "second delivery", units=5):
+        for wish in PAUSE, RESUME, SaleCommand(Action.RESTOCK, "cat", "second delivery", units=5):
             await control(stores(sale), sale.product, wish)
         await until_nothing_is_owed(sale, Trail(sale.pool, sale.publisher))
         rows = await sale.pool.fetch(

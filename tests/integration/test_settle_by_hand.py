@@ -15,7 +15,7 @@ from infra.redis.client import Redis
 from infra.settings import Settings
 from sale.books.inventory import Inventory
 from sale.operations import operations
-from sale.operations.operations import Connections, OperationRefused
+from sale.operations.operations import OperationRefused, Stores
 from sale.orders import OrderRow, read_rows
 from sale.payments.breaker import CircuitBreaker
 from sale.payments.provider import ASKED_FOR, Captured, FakePaymentProvider
@@ -35,7 +35,7 @@ class Counter:
     """A product, an operator's stores, and the reconciler that works beside them."""
 
     product: ProductId
-    stores: Connections
+    stores: Stores
     provider: FakePaymentProvider
     reconciler: Reconciler
 
@@ -71,7 +71,7 @@ async def counter(
     product, provider = new_product(), FakePaymentProvider()
     await create_product(pool, product, 10)
     await open_books(redis, product, 10)
-    stores = Connections(settings, redis, pool, publisher)
+    stores = Stores(settings, redis, pool, publisher)
     return Counter(product, stores, provider, Reconciler(SettlementDesk(pool, inventory, publisher), provider))
 
 

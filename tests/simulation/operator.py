@@ -9,8 +9,8 @@ from aiokafka.errors import KafkaError
 from redis.exceptions import RedisError
 
 from sale.books.rebuild.rebuild import RebuildImpossible
-from sale.operations.operations import Connections, OperationRefused, Outcome, open_stock, settle
-from sale.operations.sale_control import Action, Wish, control
+from sale.operations.operations import OperationRefused, SettledAs, Stores, open_stock, settle
+from sale.operations.sale_control import Action, SaleCommand, control
 from sale.payments.provider import ASKED_FOR
 from schemas.ids import OrderId, ProductId
 from schemas.order_state import Status
@@ -31,7 +31,7 @@ class Operator:
     def __init__(self, world: Any, actor: Actor) -> None:
         self._world = world
         ports: Any = RedisPort(world, actor), PostgresPort(world, actor), PublisherPort(world, actor)
-        self._stores = Connections(SETTINGS, *ports)
+        self._stores = Stores(SETTINGS, *ports)
 
     async def work(self) -> None:
         while True:
@@ -55,7 +55,7 @@ class Operator:
         if action is Action.RESTOCK:
             self._world.verdict.restocked.add(product)
         await control(
-            self._stores, product, Wish(action, "operator", "why not", 2 if action is Action.RESTOCK else None)
+            self._stores, product, SaleCommand(action, "operator", "why not", 2 if action is Action.RESTOCK else None)
         )
         self._world.verdict.restocked.discard(product)
 
@@ -65,5 +65,5 @@ class Operator:
         for row in list(self._world.postgres.orders.values()):
             if row["status"] == "needs_reconciliation" and row["created_at"] < oldest:
                 captured = self._world.provider.has_captured(row["id"])
-                outcome: Outcome = Status.CONFIRMED if captured else Status.PAYMENT_FAILED
+                outcome: SettledAs = Status.CONFIRMED if captured else Status.PAYMENT_FAILED
                 await settle(self._stores, OrderId(row["id"]), outcome, "the ledger says so")

@@ -7,8 +7,8 @@ from typing import Any
 
 from consumers import projector, reconciler
 from consumers.relay import relay
-from gateway.accounts.identity import User
-from gateway.buying.admission import Rates
+from gateway.accounts.identity import AuthenticatedUser
+from gateway.buying.admission import RateLimit
 from gateway.buying.catalogue import make_product
 from gateway.buying.purchases import Purchases
 from gateway.http.addresses import Addresses
@@ -132,7 +132,7 @@ class Processes:
         inventory, addresses = Inventory(redis), Addresses(())
         bodies = SlowBodies(addresses)
         orders = Purchases(SETTINGS, _Identity(), addresses, bodies, _Catalogue(), inventory, publisher, _Room())  # type: ignore[arg-type]
-        orders._rates = Rates(1_000)  # of a few users, who are many
+        orders._rates = RateLimit(1_000)  # of a few users, who are many
         self.gateways[actor] = orders
         self.hubs[actor] = StockHub(SETTINGS, Pipeliner(redis))
         await self.hubs[actor].run()
@@ -232,8 +232,8 @@ class _FaustEvent:
 class _Identity:
     """Buyers say who they are."""
 
-    def user_of(self, request: Any) -> User:
-        return User(UserId(request.user), "user", float("inf"))
+    def user_of(self, request: Any) -> AuthenticatedUser:
+        return AuthenticatedUser(UserId(request.user), "user", float("inf"))
 
 
 class _Room:

@@ -4,8 +4,8 @@ import re
 from collections import Counter, defaultdict
 from typing import Any
 
-from consumers.audit.books import Report, balance
-from consumers.audit.facts import Capture, ClientLog, OrderRow, PostgresBook, ProductFacts, RedisBook
+from consumers.audit.books import AuditReport, balance
+from consumers.audit.facts import Capture, ClientAnswers, OrderRow, PostgresBook, ProductFacts, RedisBook
 from consumers.audit.readers import read_log
 from sale.books import entry, keys
 from sale.orders import REFUSED_BY_DATABASE
@@ -114,7 +114,7 @@ class Verdict:
 
     # Once it is over
 
-    async def balance(self) -> Report:
+    async def balance(self) -> AuditReport:
         world = self._world
         assert world.chances is CALM
         CURRENT.set(Actor("auditor"))
@@ -133,7 +133,7 @@ class Verdict:
         problems = [
             problem for problem in report.problems if not (self._is_falsified(problem) or self._was_refused(problem))
         ]
-        return Report(ok=not problems, products=report.products, problems=problems)
+        return AuditReport(ok=not problems, products=report.products, problems=problems)
 
     def _is_falsified(self, problem: str) -> bool:
         """Units that Redis was made to believe in follow from nothing; that is the falsification, not its consequence."""
@@ -188,7 +188,7 @@ class Verdict:
         rows = self._world.postgres.orders
         return [Capture(*c) for c in self._world.provider.captures if rows[c[0]]["product_id"] == product]
 
-    def _client_log(self) -> ClientLog:
+    def _client_log(self) -> ClientAnswers:
         """What was lost by every store was accepted, and is owed nothing."""
         clients, rows = self._world.crowd.clients, self._world.postgres.orders
         forgiven = self._world.striker.lost
@@ -197,7 +197,7 @@ class Verdict:
         for order_id, wish in clients.accepted.items():
             if wish[1] is not None:
                 told[wish].add(order_id)
-        return ClientLog(
+        return ClientAnswers(
             accepted=frozenset(clients.accepted.keys() - lost),
             unknown=frozenset(clients.unknown | lost),
             refused=frozenset(clients.refused - clients.accepted.keys() - clients.unknown),

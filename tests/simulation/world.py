@@ -12,7 +12,7 @@ from datetime import timedelta
 from hashlib import blake2b
 from typing import Any
 
-from consumers.audit.books import Report
+from consumers.audit.books import AuditReport
 from schemas.ids import OrderId, ProductId
 
 from .actors import Actor, task_factory
@@ -141,7 +141,7 @@ class World:
         if "exception" in context and not self.loop.is_closed():
             self.verdict.violated(f"unhandled: {context['exception']!r}")
 
-    def run(self) -> Report:
+    def run(self) -> AuditReport:
         """Raises Violation at the step that broke an invariant; the report is of the books once all is quiet."""
         random.seed(self.seed)
         asyncio.set_event_loop(None)
@@ -151,7 +151,7 @@ class World:
         finally:
             self.loop.close()
 
-    async def _run(self) -> Report:
+    async def _run(self) -> AuditReport:
         for product in self.products:
             self._create(product)
         self.processes.start_all()

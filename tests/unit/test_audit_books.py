@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from consumers.audit.books import Report, balance
-from consumers.audit.facts import Capture, ClientLog, ProductFacts
+from consumers.audit.books import AuditReport, balance
+from consumers.audit.facts import Capture, ClientAnswers, ProductFacts
 from consumers.audit.missing import last_version
 from consumers.audit.show import show
 from sale.orders import REFUSED_BY_DATABASE
@@ -209,7 +209,7 @@ def test_a_unit_too_many_is_oversold() -> None:
     assert any("oversold" in problem for problem in report.problems)
 
 
-def changed_log(change: Callable[[Sale], None]) -> Report:
+def changed_log(change: Callable[[Sale], None]) -> AuditReport:
     sale = small_sale()
     change(sale)
     return balance([sale.facts()])
@@ -519,8 +519,8 @@ def test_one_key_has_one_order() -> None:
 def test_client_logs_find_what_was_promised_and_what_nobody_asked_for() -> None:
     facts = small_sale().facts()
     ids = [order.id for order in facts.postgres.orders]
-    right = ClientLog(accepted=frozenset(ids[:3]), unknown=frozenset(ids[3:]))
-    wrong = ClientLog(accepted=frozenset([*ids[:2], "gone"]), refused=frozenset(ids[3:]))
+    right = ClientAnswers(accepted=frozenset(ids[:3]), unknown=frozenset(ids[3:]))
+    wrong = ClientAnswers(accepted=frozenset([*ids[:2], "gone"]), refused=frozenset(ids[3:]))
     assert balance([facts], client_log=right).ok
     told = "\n".join(balance([facts], client_log=wrong).problems)
     assert "accepted, not served: order gone" in told
@@ -532,8 +532,8 @@ def test_an_order_of_another_body_than_was_accepted_is_named_and_so_is_every_com
     facts = small_sale().facts()
     ids = frozenset(order.id for order in facts.postgres.orders)
     first = facts.postgres.orders[0].id
-    right = ClientLog(accepted=ids, quantities={first: frozenset({2})})
-    wrong = ClientLog(accepted=ids, quantities={first: frozenset({1, 2})}, complaints=["clients: no Retry-After"])
+    right = ClientAnswers(accepted=ids, quantities={first: frozenset({2})})
+    wrong = ClientAnswers(accepted=ids, quantities={first: frozenset({1, 2})}, complaints=["clients: no Retry-After"])
     assert balance([facts], client_log=right).ok
     told = balance([facts], client_log=wrong).problems
     assert told == ["clients: no Retry-After", f"accepted for another body: order {first}: asked for [1, 2], has 2"]

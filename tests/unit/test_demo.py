@@ -12,11 +12,11 @@ import stamina
 from aiohttp import web
 from aiohttp.test_utils import TestServer
 
-from consumers.audit.books import Report
+from consumers.audit.books import AuditReport
 from consumers.demo.buyers import Buyer, Crowd
 from consumers.demo.people import CLICKS_WITHIN_S, _register_and_log_in, timetable
 from consumers.demo.summary import figures, passed, summary
-from consumers.demo.tally import Tally, percentile, spread
+from consumers.demo.tally import SaleTally, percentile, spread
 from schemas.order_state import Status
 
 ORDER = "01936f2e-7d1c-7a30-8000-0123456789ab"
@@ -50,8 +50,8 @@ async def gateway(script: Script) -> AsyncIterator[tuple[ScriptedGateway, Callab
     app.router.add_get("/api/order/{id}/status", scripted.status)
     async with TestServer(app) as server, aiohttp.ClientSession() as session:
 
-        async def hold(buyers: list[Buyer]) -> Tally:
-            tally = Tally()
+        async def hold(buyers: list[Buyer]) -> SaleTally:
+            tally = SaleTally()
             await Crowd(session, str(server.make_url("")).rstrip("/"), 1, tally).buy(buyers)
             return tally
 
@@ -75,7 +75,7 @@ async def test_a_double_click_that_makes_two_orders_is_noticed() -> None:
     async with gateway(two) as (_, hold):
         tally = await hold([Buyer("t", "k", 0.0, double_click=True)])
     assert tally.doubled_orders == 1
-    assert not passed(tally, Report(ok=True, products=[], problems=[]))
+    assert not passed(tally, AuditReport(ok=True, products=[], problems=[]))
 
 
 async def test_busy_is_tried_again_with_the_same_key_and_sold_out_is_not() -> None:
@@ -95,20 +95,22 @@ async def test_an_answer_that_must_not_be_fails_the_demo() -> None:
     async with gateway(lambda _key, _nth: (500, {"code": None}, {})) as (_, hold):
         tally = await hold([Buyer("t", "k", 0.0)])
     assert tally.bad_answers == ["500 None"]
-    report = Report(ok=True, products=[], problems=[])
+    report = AuditReport(ok=True, products=[], problems=[])
     assert not passed(tally, report)
     assert "must not be: 500" in summary(tally, report, 1.0, "http://x")
 
 
 def test_books_that_do_not_balance_fail_the_demo() -> None:
-    assert passed(Tally(), Report(ok=True, products=[], problems=[]))
-    assert not passed(Tally(), Report(ok=False, products=[], problems=["product 1: oversold"]))
+    assert passed(SaleTally(), AuditReport(ok=True, products=[], problems=[]))
+    assert not passed(SaleTally(), AuditReport(ok=False, products=[], problems=["product 1: oversold"]))
 
 
 def test_the_figures_for_machines_are_those_for_people() -> None:
-    tally = Tally(buyers=3, clicks=4, accepted={"a", "b"}, acknowledged_s=[0.1, 0.2])
+    tally = SaleTally(buyers=3, clicks=4, accepted={"a", "b"}, acknowledged_s=[0.1, 0.2])
     tally.statuses = {"a": Status.CONFIRMED, "b": Status.QUEUED}
-    told = msgspec.json.decode(msgspec.json.encode(figures(tally, Report(ok=True, products=[], problems=[]), 1.04)))
+    told = msgspec.json.decode(
+        msgspec.json.encode(figures(tally, AuditReport(ok=True, products=[], problems=[]), 1.04))
+    )
     assert (told["ok"], told["unended"], told["took_s"]) == (False, 1, 1.0)
     assert told["ended"] == {"confirmed": 1, "failed": 0, "payment_failed": 0}
     assert told["delays_ms"]["click_to_202"]["p99"] == 200

@@ -5,14 +5,14 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from consumers.demo.progress import Progress
-from consumers.demo.tally import Tally
-from consumers.demo.view import SPARKS, Rates, screen, sparkline
+from consumers.demo.progress import LiveView
+from consumers.demo.tally import SaleTally
+from consumers.demo.view import SPARKS, RateSeries, screen, sparkline
 from schemas.order_state import Status
 
 
-def a_sale() -> Tally:
-    tally = Tally(buyers=3, clicks=7, accepted={"a", "b"}, stock=421, watchers=2)
+def a_sale() -> SaleTally:
+    tally = SaleTally(buyers=3, clicks=7, accepted={"a", "b"}, stock=421, watchers=2)
     tally.statuses = {"a": Status.CONFIRMED, "b": Status.PROCESSING_PAYMENT}
     tally.refused["sold_out"] = 5
     tally.acknowledged_s = [0.012]
@@ -24,7 +24,7 @@ def test_the_screen_shows_stock_funnel_delays_and_members() -> None:
     console.quiet = False
     with console.capture() as captured:
         console.print(
-            screen(a_sale(), 1_000, 3.5, Rates(), [{"role": "gateway", "member": "1", "pid": 1, "port": None}] * 2)
+            screen(a_sale(), 1_000, 3.5, RateSeries(), [{"role": "gateway", "member": "1", "pid": 1, "port": None}] * 2)
         )
     text = captured.get()
     for part in ("421 left", "12 ms", "gateway x2", "1,000 units, 3 buyers", "3.5 s in"):
@@ -33,7 +33,7 @@ def test_the_screen_shows_stock_funnel_delays_and_members() -> None:
 
 
 def test_rates_are_changes_per_bucket_and_quiet_buckets_are_zero() -> None:
-    rates = Rates()
+    rates = RateSeries()
     for elapsed_s, count in ((0.0, 0), (0.1, 4), (0.6, 5), (2.1, 9)):
         rates.note(elapsed_s, {"accepted": count})
     assert rates.series["accepted"] == [4, 1, 0, 0, 4]
@@ -47,7 +47,7 @@ def test_a_sparkline_is_full_at_its_highest(values: list[int], shown: str) -> No
 def test_a_picture_loads_nothing_from_elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("THRONES_STATE_DIR", str(tmp_path))
     path = tmp_path / "sale.svg"
-    Progress(a_sale(), 1_000, Console(quiet=True)).save(path)
+    LiveView(a_sale(), 1_000, Console(quiet=True)).save(path)
     svg = path.read_text()
     assert "421" in svg
     assert "url(http" not in svg

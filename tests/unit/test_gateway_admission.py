@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gateway.buying import admission
-from gateway.buying.admission import SHEDDING_S, STANDING_S, UNDER_WAY, Overload, Rates, SoldOutMemory, UnderWay
+from gateway.buying.admission import SHEDDING_S, STANDING_S, UNDER_WAY, Overload, RateLimit, SoldOutMemory, UnderWay
 from schemas.ids import ProductId, UserId
 
 PRODUCT = ProductId(1)
@@ -17,7 +17,7 @@ PRODUCT = ProductId(1)
 
 def test_a_burst_is_a_seconds_worth_and_refills_evenly(clock: Callable[[float], None]) -> None:
     """50 at once, none more, then one each 20 ms, never more than 50 saved up."""
-    rates, user = Rates(50), UserId(7)
+    rates, user = RateLimit(50), UserId(7)
     assert [rates.take(user) for _ in range(51)] == [True] * 50 + [False]
     clock(0.0201)
     assert (rates.take(user), rates.take(user)) == (True, False)
@@ -29,7 +29,7 @@ def test_a_burst_is_a_seconds_worth_and_refills_evenly(clock: Callable[[float], 
 def test_the_memory_of_users_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     """A million users do not fill a worker; the forgotten ones start afresh."""
     monkeypatch.setattr(admission, "TRACKED", 10)
-    rates = Rates(1)
+    rates = RateLimit(1)
     assert all(rates.take(UserId(n)) for n in range(1, 100))
     assert not rates.take(UserId(99))
     assert rates.take(UserId(1))

@@ -8,7 +8,7 @@ import pytest
 from gateway.buying import memory_budget
 from gateway.buying.memory_budget import MemoryBudget
 from infra.redis.client import RedisError
-from infra.redis.memory import Memory, read_memory
+from infra.redis.memory import RedisMemory, read_memory
 
 
 class Server:
@@ -31,8 +31,8 @@ class Server:
 
 async def test_it_counts_what_redis_counts() -> None:
     memory = await read_memory(Server((900, 1_000)))  # type: ignore[arg-type]
-    assert (memory, memory.share) == (Memory(900, 1_000), 0.9)
-    assert Memory(900, 0).share == 0.0, "no limit is never reached"
+    assert (memory, memory.share) == (RedisMemory(900, 1_000), 0.9)
+    assert RedisMemory(900, 0).share == 0.0, "no limit is never reached"
 
 
 @pytest.mark.parametrize(

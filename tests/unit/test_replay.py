@@ -19,7 +19,7 @@ from consumers.replay import reader
 from consumers.replay.output import output, size_of
 from consumers.replay.reader import ReplayError
 from consumers.replay.table import EVENTS, SCHEMA, Aside, to_table
-from consumers.replay.when import Bound, Moment, Offset, parse_bound, show_ms
+from consumers.replay.when import AppendTime, Bound, Offset, parse_bound, show_ms
 from schemas.codec import encode
 from schemas.events import AnyEvent
 from tests.events import events
@@ -34,13 +34,13 @@ NOW = datetime(2026, 11, 22, 12, 15, tzinfo=UTC)
     [
         ("0", Offset(0)),
         ("1500", Offset(1500)),
-        ("2026-11-22T12:00:00Z", Moment(NOON_MS)),
-        ("2026-11-22 12:00:00.250", Moment(NOON_MS + 250)),
-        ("2026-11-22T13:00+01:00", Moment(NOON_MS)),
-        ("12:00:03.250", Moment(NOON_MS + 3250)),
-        ("12:00", Moment(NOON_MS)),
-        ("15m", Moment(NOON_MS)),
-        ("900s", Moment(NOON_MS)),
+        ("2026-11-22T12:00:00Z", AppendTime(NOON_MS)),
+        ("2026-11-22 12:00:00.250", AppendTime(NOON_MS + 250)),
+        ("2026-11-22T13:00+01:00", AppendTime(NOON_MS)),
+        ("12:00:03.250", AppendTime(NOON_MS + 3250)),
+        ("12:00", AppendTime(NOON_MS)),
+        ("15m", AppendTime(NOON_MS)),
+        ("900s", AppendTime(NOON_MS)),
     ],
 )
 def test_a_bound_is_an_offset_or_a_moment(text: str, bound: Bound) -> None:
@@ -84,7 +84,7 @@ def test_no_offset_is_larger_than_a_brokers() -> None:
 
 
 def test_a_moment_is_shown_as_it_is_read() -> None:
-    assert parse_bound(show_ms(NOON_MS + 7), NOW) == Moment(NOON_MS + 7)
+    assert parse_bound(show_ms(NOON_MS + 7), NOW) == AppendTime(NOON_MS + 7)
 
 
 def test_every_field_of_every_event_is_a_column() -> None:
@@ -225,7 +225,7 @@ class SilentConsumer:
 async def test_a_broker_that_falls_silent_in_the_middle_ends_the_reading(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(reader, "STALLED_S", 0.05)
     reading = reader.TopicReader(SilentConsumer()).read(
-        {TopicPartition("orders", 0): reader.Span(0, 9)}, reader.Progress(9)
+        {TopicPartition("orders", 0): reader.OffsetRange(0, 9)}, reader.ReadProgress(9)
     )
     with pytest.raises(TimeoutError, match="Kafka has sent nothing"):
         await anext(reading)
