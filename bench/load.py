@@ -26,7 +26,7 @@ from infra.supervision.place import REPOSITORY, default_state_dir
 from . import run_card
 from .criteria import Criterion, judge
 from .criteria import show as show_criteria
-from .own_stack import CommandFailed, ensure_tokens, get, own_url, thrones
+from .own_stack import OwnStackFailed, ensure_tokens, get, own_url, thrones
 from .run_card import RunCard
 from .sale_result import SaleResult
 from .sale_text import lines
@@ -37,7 +37,7 @@ LOCUSTFILE = REPOSITORY / "bench" / "locustfile.py"
 REST_S = 180.0  # over the shape's own time: starting, and users who see their last order's end
 
 
-class Named(StrEnum):
+class ShapeName(StrEnum):
     """The shapes; a test keeps them equal to SHAPES."""
 
     REFERENCE = "reference"
@@ -59,7 +59,7 @@ class NoRun(Exception):
     """Locust left no result."""
 
 
-class Generator(msgspec.Struct, frozen=True, kw_only=True):
+class GeneratorLoad(msgspec.Struct, frozen=True, kw_only=True):
     """The load generator's own trouble: near one core a process, or late, it measured itself."""
 
     processes: int
@@ -68,7 +68,7 @@ class Generator(msgspec.Struct, frozen=True, kw_only=True):
     late_p99_ms: float  # a click after its time
 
 
-class Report(msgspec.Struct, frozen=True, kw_only=True):
+class LoadReport(msgspec.Struct, frozen=True, kw_only=True):
     """`result.json`. `books` is the product's part of `thrones audit`; the product is this run's alone."""
 
     card: RunCard
@@ -79,7 +79,7 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
     stock: int
     offered_per_s: float
     achieved_per_s: float
-    generator: Generator
+    generator: GeneratorLoad
     result: SaleResult
     books: dict[str, Any] | None
     books_balance: bool
@@ -87,7 +87,7 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
     criteria: list[Criterion]
 
 
-class Plan(msgspec.Struct, frozen=True, kw_only=True):
+class LoadPlan(msgspec.Struct, frozen=True, kw_only=True):
     shape: str
     time_scale: float
     crowd: float
@@ -100,7 +100,7 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     folder: Path
 
 
-def run(plan: Plan) -> Report:
+def run(plan: LoadPlan) -> LoadReport:
     """Raises CommandFailed, NoRun, or OSError when there is no stack."""
     url = own_url()
     card = run_card.take()
@@ -111,7 +111,7 @@ def run(plan: Plan) -> Report:
     audit = _audit(plan, product)
     books = next((found for found in audit.get("products", []) if found["product_id"] == product), None)
     count = max(1, plan.processes)
-    return Report(
+    return LoadReport(
         card=card,
         shape=plan.shape,
         time_scale=plan.time_scale,
@@ -120,7 +120,7 @@ def run(plan: Plan) -> Report:
         stock=plan.stock,
         offered_per_s=round(result.offered_per_s, 1),
         achieved_per_s=round(result.achieved_per_s, 1),
-        generator=Generator(
+        generator=GeneratorLoad(
             processes=count,
             cpu_s=round(cpu_s, 1),
             cpu_share=round(cpu_s / took_s / count, 3),
@@ -134,18 +134,18 @@ def run(plan: Plan) -> Report:
     )
 
 
-def _new_product(url: str, plan: Plan) -> int:
+def _new_product(url: str, plan: LoadPlan) -> int:
     """A product of this run's own, so that its books are this run's."""
     status, body = get(f"{url}/api/products")
     if status != 200 or body is None:
-        raise CommandFailed(f"{url}/api/products answers {status}")
+        raise OwnStackFailed(f"{url}/api/products answers {status}")
     product = 1 + max((int(found["id"]) for found in body["products"]), default=1)  # 1 is the reference's
     arguments = ("--id", str(product), "--name", f"Load test {product}", "--price", PRICE, "--stock", str(plan.stock))
     thrones("product", "create", *arguments)
     return product
 
 
-def _locust(url: str, plan: Plan, product: int, tokens: Path) -> tuple[SaleResult, float, float]:
+def _locust(url: str, plan: LoadPlan, product: int, tokens: Path) -> tuple[SaleResult, float, float]:
     """The result, and the load generator's CPU and wall seconds."""
     found = plan.folder / "users.json"
     options = {
@@ -191,7 +191,7 @@ def _children_cpu_s() -> float:
     return usage.ru_utime + usage.ru_stime
 
 
-def _audit(plan: Plan, product: int) -> dict[str, Any]:
+def _audit(plan: LoadPlan, product: int) -> dict[str, Any]:
     log = plan.folder / "clients.jsonl"
     log.touch()
     wait_s = plan.audit_wait_s
@@ -201,14 +201,14 @@ def _audit(plan: Plan, product: int) -> dict[str, Any]:
     return report
 
 
-def exit_code(report: Report, strict: bool) -> int:
+def exit_code(report: LoadReport, strict: bool) -> int:
     """0, 1: the books do not balance, 3: strict and a criterion is not met."""
     if not report.books_balance:
         return 1
     return 3 if strict and any(criterion.met is not True for criterion in report.criteria) else 0
 
 
-def show(report: Report, folder: Path) -> str:
+def show(report: LoadReport, folder: Path) -> str:
     result, generator = report.result, report.generator
     books = "the books balance" if report.books_balance else "THE BOOKS DO NOT BALANCE"
     return "\n".join(
@@ -240,7 +240,7 @@ app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 @app.command()
 def main(
-    shape: Annotated[Named, typer.Argument(help=SUMMARIES)],
+    shape: Annotated[ShapeName, typer.Argument(help=SUMMARIES)],
     scale: Annotated[float, typer.Option("--scale", min=0.001, help="0.1: in a tenth of the time.")] = 1.0,
     crowd: Annotated[float, typer.Option("--crowd", min=0.001, help="0.1: with a tenth of the users.")] = 1.0,
     follow: Annotated[Follow, typer.Option("--follow", help=HOW)] = Follow.WAIT,
@@ -263,7 +263,7 @@ def main(
     Example: python -m bench.load reference --scale 0.2
     """
     folder = out or default_state_dir() / "results" / f"{datetime.now():%Y%m%d-%H%M%S}-{shape.value}"
-    plan = Plan(
+    plan = LoadPlan(
         shape=shape.value,
         time_scale=scale,
         crowd=crowd,
@@ -280,7 +280,7 @@ def main(
     except OSError as error:
         typer.echo(f"{own_url()}: {error} - is the stack up? (`thrones status`, `make up`)", err=True)
         raise typer.Exit(2) from None
-    except (CommandFailed, NoRun, subprocess.TimeoutExpired) as error:
+    except (OwnStackFailed, NoRun, subprocess.TimeoutExpired) as error:
         typer.echo(str(error), err=True)
         raise typer.Exit(2) from None
     encoded = msgspec.json.encode(report)

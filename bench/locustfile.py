@@ -20,7 +20,7 @@ from locust.env import Environment
 from locust.runners import MasterRunner, WorkerRunner
 from locust.stats import CSV_STATS_INTERVAL_SEC
 
-from bench.own_stack import CommandFailed, ensure_tokens, get, own_url, thrones
+from bench.own_stack import OwnStackFailed, ensure_tokens, get, own_url, thrones
 from bench.sale_metrics import Attendance, SaleMetrics, show_progress
 from bench.sale_result import ENDS
 from bench.sale_text import lines
@@ -78,7 +78,7 @@ def prepare(environment: Environment, **_: Any) -> None:
             if get(f"{host}/api/products/{options.product}")[0] == 404 and options.product == 1:
                 thrones("deploy")
             options.tokens = str(ensure_tokens(USERS, host))
-    except (OSError, CommandFailed) as error:
+    except (OSError, OwnStackFailed) as error:
         sys.exit(f"{host}: {error} - is the stack up? (`make up`; another one: --host and --tokens)")
     if not options.tokens and not isinstance(environment.runner, MasterRunner):
         sys.exit(f"{host} is not the local stack, so --tokens must name its users' tokens")

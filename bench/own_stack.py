@@ -20,7 +20,7 @@ HTTP_TIMEOUT_S = 10.0
 FRESH_FOR_S = 7_200.0  # tokens that end sooner are made anew: a soak takes half an hour
 
 
-class CommandFailed(Exception):
+class OwnStackFailed(Exception):
     """A `thrones` command refused; the text is its own."""
 
 
@@ -43,7 +43,7 @@ def thrones(*arguments: str, timeout_s: float = COMMAND_TIMEOUT_S, failing: bool
         check=False,
     )
     if done.returncode and not (failing and done.stdout):
-        raise CommandFailed(f"thrones {arguments[0]}: {(done.stderr or done.stdout).strip()}")
+        raise OwnStackFailed(f"thrones {arguments[0]}: {(done.stderr or done.stdout).strip()}")
     return done.stdout
 
 

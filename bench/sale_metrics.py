@@ -105,7 +105,7 @@ class Answered(msgspec.Struct, frozen=True):
     latency_ms: float
 
 
-class ClientLog:
+class LocustClientLog:
     """What the users were answered, appended to a file as JSON lines; nowhere if there is no path."""
 
     def __init__(self, path: str) -> None:

@@ -17,7 +17,7 @@ from locust.contrib.fasthttp import ResponseContextManager
 from locust.env import Environment
 
 from bench.own_stack import claims, own_url, read_tokens
-from bench.sale_metrics import Answered, Attendance, ClientLog, SaleMetrics
+from bench.sale_metrics import Answered, Attendance, LocustClientLog, SaleMetrics
 from bench.sale_result import ENDS
 from bench.shapes import SHAPES, Shape
 
@@ -38,7 +38,7 @@ class Sale:
         self.options = options
         self.metrics = SaleMetrics(environment)
         self.attendance = Attendance()
-        self.log = ClientLog(options.client_log)
+        self.log = LocustClientLog(options.client_log)
         tokens = read_tokens(Path(options.tokens)) if options.tokens else []
         random.shuffle(tokens)  # several load generators read one file
         self.tokens: Iterator[str] = itertools.cycle(tokens)

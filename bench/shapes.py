@@ -5,7 +5,7 @@ from itertools import pairwise
 
 
 @dataclass(frozen=True, slots=True)
-class Stage:
+class LoadStage:
     """`seconds` in which the number of users goes evenly from the stage before's to `users`; 0 is at once."""
 
     seconds: float
@@ -18,7 +18,7 @@ class Shape:
 
     name: str
     summary: str
-    stages: tuple[Stage, ...]
+    stages: tuple[LoadStage, ...]
     stock: int  # units on sale when `bench.load` makes the product
     until_sold_out: bool = False  # it ends early when there has been nothing to buy for a while
 
@@ -33,7 +33,7 @@ class Shape:
     def users_at(self, at_s: float) -> int | None:
         """Users wanted `at_s` seconds after the beginning; None when it is over."""
         start_s = 0.0
-        for before, stage in pairwise((Stage(0, 0), *self.stages)):
+        for before, stage in pairwise((LoadStage(0, 0), *self.stages)):
             passed_s = at_s - start_s
             if passed_s < stage.seconds:
                 return round(before.users + (stage.users - before.users) * passed_s / stage.seconds)
@@ -43,7 +43,7 @@ class Shape:
     def scaled(self, time_scale: float, crowd: float) -> "Shape":
         """The same shape in `time_scale` of its time with `crowd` of its users, of whom at least one is left."""
         stages = tuple(
-            Stage(stage.seconds * time_scale, max(1, round(stage.users * crowd)) if stage.users else 0)
+            LoadStage(stage.seconds * time_scale, max(1, round(stage.users * crowd)) if stage.users else 0)
             for stage in self.stages
         )
         return Shape(self.name, self.summary, stages, self.stock, self.until_sold_out)
@@ -52,31 +52,31 @@ class Shape:
 REFERENCE = Shape(
     "reference",
     "the reference's: 0-50-150-300-100-0 users in 5 minutes",
-    (Stage(30, 50), Stage(60, 150), Stage(120, 300), Stage(60, 100), Stage(30, 0)),
+    (LoadStage(30, 50), LoadStage(60, 150), LoadStage(120, 300), LoadStage(60, 100), LoadStage(30, 0)),
     stock=1_000,
 )
 SPIKE = Shape(
     "spike",
     "a quiet minute, 400 users within 2 s, quiet again",
-    (Stage(0, 20), Stage(60, 20), Stage(2, 400), Stage(30, 400), Stage(5, 20), Stage(60, 20)),
+    (LoadStage(0, 20), LoadStage(60, 20), LoadStage(2, 400), LoadStage(30, 400), LoadStage(5, 20), LoadStage(60, 20)),
     stock=2_000,
 )
 STEP = Shape(
     "step",
     "50 users more every 40 s, up to 300: where does it bend?",
-    tuple(stage for users in range(50, 301, 50) for stage in (Stage(0, users), Stage(40, users))),
+    tuple(stage for users in range(50, 301, 50) for stage in (LoadStage(0, users), LoadStage(40, users))),
     stock=100_000,
 )
 SOAK = Shape(
     "soak",
     "100 users for half an hour: does anything grow?",
-    (Stage(30, 100), Stage(1_800, 100), Stage(30, 0)),
+    (LoadStage(30, 100), LoadStage(1_800, 100), LoadStage(30, 0)),
     stock=500_000,
 )
 SELL_OUT = Shape(
     "sell-out",
     "300 users at the doors, until nothing is left (at most 2 minutes)",
-    (Stage(0, 300), Stage(120, 300)),
+    (LoadStage(0, 300), LoadStage(120, 300)),
     stock=1_000,
     until_sold_out=True,
 )

@@ -33,7 +33,7 @@ JSON = "performance.json"
 app = typer.Typer(cls=Commands, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
 
 
-class Named(StrEnum):
+class SizeName(StrEnum):
     """The sizes; a test keeps them equal to SIZES."""
 
     QUICK = "quick"
@@ -43,7 +43,7 @@ class Named(StrEnum):
 
 @app.command("run")
 def measure(
-    size: Named,
+    size: SizeName,
     only: Annotated[list[str] | None, typer.Option("--only", help=f"These alone: {', '.join(NAMES)}.")] = None,
     out: Annotated[
         Path | None, typer.Option("--out", help="Folder for JSON and plots; the pages stay as they are.")
@@ -54,7 +54,7 @@ def measure(
         raise typer.BadParameter(f"no measure is called {', '.join(sorted(unknown))}")
     _prepare()
     report = asyncio.run(run(SIZES[size.value], STATE_DIR, frozenset(only or ())))
-    partial = bool(only or out or size is Named.QUICK)
+    partial = bool(only or out or size is SizeName.QUICK)
     folder = out or (QUICK_FOLDER if partial else FOLDER)
     write(report, folder / JSON)
     _draw(report, folder)

@@ -6,7 +6,7 @@ import time
 from . import cpu
 from .report import CpuTable, Report
 from .size import Size
-from .stack import Sale, Stack
+from .stack import MeasuredSale, Stack
 
 RATES = (500, 1_700)
 CPU_AT = 500
@@ -25,7 +25,7 @@ async def measure(stack: Stack, report: Report, size: Size) -> None:
         await sale.check_books()
 
 
-async def _arrive(sale: Sale, rate: int, seconds: float) -> None:
+async def _arrive(sale: MeasuredSale, rate: int, seconds: float) -> None:
     result = await sale.buy(mode="open", rate=float(rate), seconds=seconds, connections=1_000)
     report, spread = sale.report, result.acknowledgements
     if spread is None:
@@ -36,7 +36,7 @@ async def _arrive(sale: Sale, rate: int, seconds: float) -> None:
     report.latencies[f"acknowledgement at {rate:,}/s"] = spread
 
 
-async def _cost(sale: Sale, rate: int, seconds: float) -> None:
+async def _cost(sale: MeasuredSale, rate: int, seconds: float) -> None:
     """Between two moments of a run that is under way, so that every process is at work on both."""
     await sale.until_ended(0.999)
     async with asyncio.TaskGroup() as group:

@@ -6,7 +6,7 @@ import time
 from . import cpu
 from .report import CpuTable, Report, Sample
 from .size import Size
-from .stack import Sale, Stack
+from .stack import MeasuredSale, Stack
 
 CONNECTIONS = 64
 NEARLY_ALL = 0.97  # the rest are payments that take their seconds, not work
@@ -37,7 +37,7 @@ async def measure(stack: Stack, report: Report, size: Size) -> None:
         await sale.check_books()
 
 
-async def _sample(sale: Sale, started_s: float, samples: list[Sample]) -> None:
+async def _sample(sale: MeasuredSale, started_s: float, samples: list[Sample]) -> None:
     """Until cancelled."""
     while True:
         counts = await sale.counts()

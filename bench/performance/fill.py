@@ -11,7 +11,7 @@ from sale.books.inventory import Held, Inventory, Reservation
 from schemas.ids import UserId, new_order_id
 from schemas.topics import ORDERS
 
-from .stack import Sale, Stack
+from .stack import MeasuredSale, Stack
 
 CHUNK = 500
 PRICE_CENTS = 999
@@ -33,7 +33,7 @@ class Filler:
         self._publisher = publisher
         self._users = itertools.cycle(users)
 
-    async def fill(self, sale: Sale, orders: int) -> None:
+    async def fill(self, sale: MeasuredSale, orders: int) -> None:
         """Raises RuntimeError when one is refused."""
         for done in range(0, orders, CHUNK):
             wishes = [self._wish(sale) for _ in range(min(CHUNK, orders - done))]
@@ -44,7 +44,7 @@ class Filler:
             records = [(ORDERS, wish.order_id, value) for wish, value in zip(wishes, held, strict=True)]
             await self._publisher.publish_all(records)
 
-    def _wish(self, sale: Sale) -> Reservation:
+    def _wish(self, sale: MeasuredSale) -> Reservation:
         return Reservation(
             order_id=new_order_id(),
             user_id=next(self._users),

@@ -7,7 +7,7 @@ import asyncio
 import time
 from collections.abc import Awaitable, Callable
 
-from bench.own_stack import CommandFailed, thrones
+from bench.own_stack import OwnStackFailed, thrones
 from infra.kafka.client import Offsets
 from infra.local.config import load_config
 from infra.local.readiness import STABLE, group_members
@@ -19,7 +19,7 @@ from .fill import Filler, filler
 from .quota import NoQuota, limited
 from .report import MembersPoint, Report
 from .size import Size
-from .stack import FAIR, Sale, Stack, TooSlow
+from .stack import FAIR, MeasuredSale, Stack, TooSlow
 
 MEMBERS = (1, 2, 4)
 # Small enough that four of them leave the machine room for all the others.
@@ -37,7 +37,7 @@ Progress = Callable[[], Awaitable[int]]
 
 
 async def measure(stack: Stack, report: Report, size: Size) -> None:
-    offsets, sales = Offsets(stack.settings), list[Sale]()
+    offsets, sales = Offsets(stack.settings), list[MeasuredSale]()
     try:
         async with filler(stack) as fill:
             for stage in WORK:
@@ -75,7 +75,7 @@ def linearity(points: list[MembersPoint]) -> dict[str, float]:
     return {p.stage: p.median_per_s / (most * alone[p.stage]) for p in points if p.members == most}
 
 
-async def _stage(sale: Sale, fill: Filler, offsets: Offsets, stage: str, members: int, orders: int) -> float:
+async def _stage(sale: MeasuredSale, fill: Filler, offsets: Offsets, stage: str, members: int, orders: int) -> float:
     sale.stack.weather(**FAIR)
     pids = await _scale(sale.stack, stage, members)
     before = sum((await offsets.ends(PAYMENTS)).values())
@@ -97,14 +97,14 @@ async def _stage(sale: Sale, fill: Filler, offsets: Offsets, stage: str, members
     return round(rate, 1)
 
 
-async def _rate(sale: Sale, progress: Progress, orders: int) -> float:
+async def _rate(sale: MeasuredSale, progress: Progress, orders: int) -> float:
     """Between two shares of the work done. Raises TooSlow."""
     first, started_s = await _until(sale, progress, orders * WARM)
     last, ended_s = await _until(sale, progress, orders * DONE)
     return (last - first) / (ended_s - started_s)
 
 
-async def _until(sale: Sale, progress: Progress, wanted: float) -> tuple[int, float]:
+async def _until(sale: MeasuredSale, progress: Progress, wanted: float) -> tuple[int, float]:
     until = time.monotonic() + DEADLINE_S
     while (done := await progress()) < wanted:
         if time.monotonic() > until:
@@ -118,7 +118,7 @@ async def _scale(stack: Stack, stage: str, members: int) -> list[int]:
     await asyncio.to_thread(thrones, "scale", stage, str(members))
     config = load_config(stack.state_dir)
     if config is None:
-        raise CommandFailed("the stack has gone")
+        raise OwnStackFailed("the stack has gone")
     until = time.monotonic() + DEADLINE_S
     while True:
         state, held = (await group_members(config)).get(stage, ("absent", {}))
@@ -129,7 +129,7 @@ async def _scale(stack: Stack, stage: str, members: int) -> list[int]:
         await asyncio.sleep(0.3)
 
 
-async def _gateway(sale: Sale, workers: int) -> float:
+async def _gateway(sale: MeasuredSale, workers: int) -> float:
     async with running("gateway", workers, sale.stack.state_dir) as extra:
         with limited([[pid] for pid in extra.pids], SHARES["gateway"]):
             result = await sale.buy(

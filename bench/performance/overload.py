@@ -11,7 +11,7 @@ from bench.tally import Result, percentiles
 
 from .report import Report
 from .size import Size
-from .stack import Sale, Stack
+from .stack import MeasuredSale, Stack
 
 PROCESSES = 2
 NORMAL_RATE = 200.0
@@ -39,7 +39,7 @@ async def _both(stack: Stack, report: Report, size: Size, rate: int) -> int:
     return bad_answers(before.answers) + bad_answers(after.answers)
 
 
-async def _overload(sale: Sale, rate: int, seconds: float) -> Result:
+async def _overload(sale: MeasuredSale, rate: int, seconds: float) -> Result:
     return await sale.buy(mode="open", rate=float(rate), seconds=seconds, processes=PROCESSES, connections=4_000)
 
 
@@ -61,7 +61,7 @@ def bad_answers(answers: dict[str, int]) -> int:
     return sum(count for name, count in answers.items() if statuses[name] == 0 or 500 <= statuses[name] != 503)
 
 
-async def _recovery_s(sale: Sale, seconds: float) -> float:
+async def _recovery_s(sale: MeasuredSale, seconds: float) -> float:
     """From the end of an overload, which is now, until acknowledgements stay normal, in calm arrivals."""
     ended_ms = round(time.time() * 1000)
     await sale.buy(mode="open", rate=NORMAL_RATE, seconds=seconds)

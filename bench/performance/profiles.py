@@ -8,7 +8,7 @@ import sys
 import msgspec
 import psutil
 
-from bench.load import Report as LoadReport
+from bench.load import LoadReport
 from infra.supervision import registry
 from infra.supervision.place import REPOSITORY
 

@@ -8,7 +8,7 @@ from bench.own_stack import read_tokens
 
 from .report import Report
 from .size import Size
-from .stack import Sale, Stack
+from .stack import MeasuredSale, Stack
 
 AT_ONCE = 20
 STREAM_TIMEOUT_S = 60.0
@@ -27,7 +27,7 @@ async def measure(stack: Stack, report: Report, size: Size) -> None:
     await sale.check_books()
 
 
-async def _order(session: aiohttp.ClientSession, sale: Sale, token: str, slots: asyncio.Semaphore) -> int:
+async def _order(session: aiohttp.ClientSession, sale: MeasuredSale, token: str, slots: asyncio.Semaphore) -> int:
     """Buy one, watch it until its end; the number of requests that took."""
     headers = {"Authorization": f"Bearer {token}"}
     async with slots:

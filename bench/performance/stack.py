@@ -74,13 +74,13 @@ class Stack:
     redis: Redis
     product_ids: Iterator[int] = field(default_factory=lambda: count(1 + REFERENCE_PRODUCT.id))  # no run shares one
 
-    def sale(self, report: Report, name: str, stock: int = 400_000) -> "Sale":
+    def sale(self, report: Report, name: str, stock: int = 400_000) -> "MeasuredSale":
         """A product of this run's own, so that its books are this run's."""
         print(f"{'':10}{name}", file=sys.stderr, flush=True)
         product = next(self.product_ids)
         words = ("--id", str(product), "--name", name, "--price", "9.99", "--stock", str(stock))
         thrones("product", "create", *words)
-        return Sale(self, report, name, ProductId(product), self.state_dir / f"clients-{product}.jsonl")
+        return MeasuredSale(self, report, name, ProductId(product), self.state_dir / f"clients-{product}.jsonl")
 
     def cpu(self) -> cpu.Seconds:
         return cpu.read(self.state_dir)
@@ -93,7 +93,7 @@ class Stack:
 
 
 @dataclass(slots=True)
-class Sale:
+class MeasuredSale:
     """One product's sale: load on it, what became of it, its books."""
 
     stack: Stack

@@ -21,7 +21,7 @@ from sale.books import keys
 from .extra import Extra, running
 from .report import Report
 from .size import Size
-from .stack import Sale, Stack
+from .stack import MeasuredSale, Stack
 from .stream_clients import READY, Seen, Watch
 
 MEASURED = 200
@@ -77,7 +77,7 @@ def delays_ms(changed: Mapping[int, float], told: Sequence[tuple[int, float]]) -
             yield (told_s - changed[oldest]) * 1000
 
 
-async def _watch(server: Extra, sale: Sale, clients: int, *, measured: bool) -> asyncio.subprocess.Process:
+async def _watch(server: Extra, sale: MeasuredSale, clients: int, *, measured: bool) -> asyncio.subprocess.Process:
     """Returns when all are connected. Raises RuntimeError when they cannot be."""
     process = await asyncio.create_subprocess_exec(
         sys.executable,
@@ -101,7 +101,7 @@ async def _seen(process: asyncio.subprocess.Process) -> Seen:
     return msgspec.json.decode(out, type=Seen)
 
 
-async def _change(sale: Sale, seconds: float) -> dict[int, float]:
+async def _change(sale: MeasuredSale, seconds: float) -> dict[int, float]:
     """When each version was made, by its own timetable: what is late is made up for."""
     changed: dict[int, float] = {}
     started_s, units = time.monotonic(), 1
@@ -115,7 +115,7 @@ async def _change(sale: Sale, seconds: float) -> dict[int, float]:
     return changed
 
 
-async def _change_once(sale: Sale, units: int, times: int) -> list[int]:
+async def _change_once(sale: MeasuredSale, units: int, times: int) -> list[int]:
     key = keys.stock(sale.product)
     async with sale.stack.redis.pipeline(transaction=True) as pipe:
         for number in range(times):

@@ -9,7 +9,7 @@ from bench.tally import Result
 from .ladder import Tried, best, next_rate
 from .report import Report
 from .size import Size
-from .stack import Counts, Sale, Stack
+from .stack import Counts, MeasuredSale, Stack
 
 FIRST_SHARE = 0.75  # of the rate at which a backlog drains, to begin with: acceptance costs as well
 CAREFUL_SHARE = 0.6  # where nothing else is tried
@@ -49,7 +49,7 @@ def _first_rate(report: Report, share: float) -> float:
     return share * statistics.median(drains) if drains else FALLBACK_RATE
 
 
-async def _run(sale: Sale, rate: float, seconds: float) -> tuple[bool, float]:
+async def _run(sale: MeasuredSale, rate: float, seconds: float) -> tuple[bool, float]:
     """Whether it was sustained, and orders ended a second in the window after the first charges have ended."""
     await sale.until_ended(0.999)
     async with asyncio.TaskGroup() as group:

@@ -8,12 +8,12 @@ import msgspec
 import pytest
 
 from bench.criteria import judge
-from bench.load import Generator, Named, Report, exit_code
+from bench.load import GeneratorLoad, LoadReport, ShapeName, exit_code
 from bench.own_stack import claims, read_tokens
 from bench.run_card import RunCard
 from bench.sale_result import SaleResult, Spread
 from bench.sale_text import lines
-from bench.shapes import REFERENCE, SHAPES, SPIKE, STEP, Shape, Stage
+from bench.shapes import REFERENCE, SHAPES, SPIKE, STEP, LoadStage, Shape
 
 BALANCED: dict[str, Any] = {
     "product_id": 7,
@@ -75,11 +75,11 @@ def test_steps_are_at_once_and_a_spike_is_one() -> None:
 
 
 def test_nobody_is_scaled_away() -> None:
-    assert Shape("few", "", (Stage(0, 3), Stage(10, 3)), 1).scaled(1, 0.01).users_at(5) == 1
+    assert Shape("few", "", (LoadStage(0, 3), LoadStage(10, 3)), 1).scaled(1, 0.01).users_at(5) == 1
 
 
 def test_the_commands_names_are_the_shapes() -> None:
-    assert {name.value for name in Named} == SHAPES.keys()
+    assert {name.value for name in ShapeName} == SHAPES.keys()
 
 
 def test_a_good_run_meets_all_four_criteria() -> None:
@@ -137,14 +137,14 @@ def test_an_orders_requests_are_its_accepted_click_and_what_followed_it() -> Non
     assert msgspec.structs.replace(result(), sale={}).requests_per_order is None
 
 
-def report(*, balance: bool, seen: SaleResult) -> Report:
+def report(*, balance: bool, seen: SaleResult) -> LoadReport:
     card = RunCard(
         at="", cpu="", cores=2, memory_gb=1.0, load_before=0.0, system="", python="", commit=None, uncommitted=False,
         versions={}, processes={}, settings={}, weather=None,
     )  # fmt: skip
-    return Report(
+    return LoadReport(
         card=card, shape="spike", time_scale=1, crowd=1, product=7, stock=100, offered_per_s=1, achieved_per_s=1,
-        generator=Generator(processes=1, cpu_s=1, cpu_share=0.1, late_p99_ms=1), result=seen, books=BALANCED,
+        generator=GeneratorLoad(processes=1, cpu_s=1, cpu_share=0.1, late_p99_ms=1), result=seen, books=BALANCED,
         books_balance=balance, problems=[], criteria=judge(seen, BALANCED),
     )  # fmt: skip
 

@@ -12,7 +12,7 @@ import msgspec
 import pytest
 
 from bench.performance import cpu, quota
-from bench.performance.__main__ import FOLDER, JSON, Named
+from bench.performance.__main__ import FOLDER, JSON, SizeName
 from bench.performance.delay import own_delay_ms
 from bench.performance.figures import GOALS, Figure, shown, verdict
 from bench.performance.ladder import Tried, best, next_rate
@@ -283,7 +283,7 @@ def test_the_pages_show_the_figures_that_lie_beside_them() -> None:
 
 
 def test_every_size_measures_what_it_has_times_for() -> None:
-    assert {name.value for name in Named} == SIZES.keys()
+    assert {name.value for name in SizeName} == SIZES.keys()
     assert wanted(QUICK, frozenset()) == set(NAMES) - {"members", "backlog", "profiles"}
     assert wanted(BENCH, frozenset()) == set(NAMES) - {"profiles"}
     assert wanted(FULL, frozenset()) == set(NAMES)
