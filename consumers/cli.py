@@ -46,7 +46,7 @@ def audit(
     import msgspec
 
     from consumers.audit import audit as auditing
-    from consumers.audit.books import AuditReport
+    from consumers.audit.balance import AuditReport
     from consumers.audit.client_log import read_client_log
     from consumers.audit.show import show
     from infra.settings import get_settings

@@ -19,7 +19,7 @@ from schemas.topics import ALL, ORDERS
 READ_TIMEOUT_S = 10.0
 
 
-class Log:
+class EventLog:
     """Raises KafkaError, OSError or TimeoutError when Kafka cannot say."""
 
     def __init__(self, settings: Settings) -> None:

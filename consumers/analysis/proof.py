@@ -7,7 +7,7 @@ and at the end the units opened with are on sale, held or sold.
 
 import msgspec
 
-from consumers.audit.books import AcknowledgedFinding, without_acknowledged
+from consumers.audit.balance import AcknowledgedFinding, without_acknowledged
 from consumers.audit.log_book import WITHOUT_END, LogBook
 from consumers.audit.missing import ENDED
 from consumers.audit.readers import read_log

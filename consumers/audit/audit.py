@@ -20,7 +20,7 @@ from sale.books.rebuild.rebuild import in_force
 from sale.tables.queries import SQL
 from schemas.ids import ProductId
 
-from .books import AuditReport, balance
+from .balance import AuditReport, balance
 from .facts import Capture, ClientAnswers, PostgresBook, ProductFacts
 from .log_book import LogBook
 from .readers import Logs, read_ledger, read_log, read_postgres, read_redis

@@ -10,7 +10,7 @@ import msgspec
 from sale.books.keys import key_hash
 
 from .facts import ClientAnswers, ScopedKey
-from .problems import Problems
+from .findings import Findings
 
 SLOW_MS = 5_000.0  # no answer may come later
 # What the interface documents: the one status of each code (docs/api.md, gateway/http/problems.py).
@@ -66,7 +66,7 @@ def read_client_log(path: Path, product: int | None = None) -> ClientAnswers:
     wishes: dict[str, set[ScopedKey]] = {"A": set(), "U": set(), "R": set()}
     told: defaultdict[ScopedKey, set[str]] = defaultdict(set)
     quantities: dict[str, set[int]] = {}
-    complaints = Problems("clients")
+    complaints = Findings("clients")
     for line in _lines(path):
         if product is not None and line.product not in (None, product):
             continue
@@ -91,7 +91,7 @@ def read_client_log(path: Path, product: int | None = None) -> ClientAnswers:
     )
 
 
-def _check_answer(line: _Line, complaints: Problems) -> None:
+def _check_answer(line: _Line, complaints: Findings) -> None:
     """I11: no 500, only documented codes, nothing later than 5 s, every 429 and 503 says when to come back."""
     said = f"{line.status} {line.code}".rstrip()
     if line.status and line.status != 202 and STATUS_OF.get(line.code) != line.status:

@@ -13,8 +13,8 @@ from msgspec import UNSET
 from schemas.events import AnyEvent, OrderPlaced, OrderStatusChanged, SaleControlled, StockOpened
 from schemas.order_state import TERMINAL, Status
 
+from .findings import Findings
 from .missing import ENDED, PLACED, Life, Use, VersionHistory, last_version
-from .problems import Problems
 
 _BIT = {status: 1 << at for at, status in enumerate(Status)}
 # An order that was given to payment ends by the provider's word: `failed` is the order stage's refusal, uncharged.
@@ -58,7 +58,7 @@ class LogBook:
         self._uses: defaultdict[int, dict[int, Use]] = defaultdict(dict)
         self._versions: dict[tuple[int, str, str], int] = {}
         self._passed: dict[str, int] = {}  # the statuses announced of an order, a bit each
-        self._folding = Problems(f"product {product_id}: log")
+        self._folding = Findings(f"product {product_id}: log")
         self._noted: set[tuple[str, str]] = set()
         self._users: dict[tuple[int, int], set[str]] = {}  # of versions with more than one
         self._doings: dict[tuple[int, str, str], set[int]] = {}  # versions of what was done more than once
@@ -110,7 +110,7 @@ class LogBook:
 
     def check(self, redis_version: int | None = None) -> tuple[Totals, list[str]]:
         """What the log proves and what is wrong with it; `redis_version` is the newest epoch's last one in Redis."""
-        problems = Problems(self._where)
+        problems = Findings(self._where)
         whole = {epoch: opening for epoch, opening in self.openings.items() if epoch >= self.whole_from}
         history = VersionHistory(whole, self._uses, self._lives())
         gaps = sum(
@@ -186,7 +186,7 @@ class LogBook:
             self._noted.add((kind, detail))
             self._folding.add(kind, detail)
 
-    def _check_uses(self, problems: Problems) -> None:
+    def _check_uses(self, problems: Findings) -> None:
         for (epoch, version), names in self._users.items():
             first, *others = sorted(names)
             for other in others:
@@ -198,7 +198,7 @@ class LogBook:
                     "done twice in one epoch", f"{kind} {order_id}: epoch {epoch} versions {least} and {version}"
                 )
 
-    def _check_epoch(self, epoch: int, history: VersionHistory, redis_version: int | None, problems: Problems) -> int:
+    def _check_epoch(self, epoch: int, history: VersionHistory, redis_version: int | None, problems: Findings) -> int:
         """Checks the chain of one epoch; the number of versions missing without an excuse."""
         opening, uses = self.openings.get(epoch), self._uses[epoch]
         if not self.kept_from_ms and (epoch < self.first_epoch or not self.openings):
@@ -237,7 +237,7 @@ class LogBook:
             for id_ in placed.keys() | ended.keys()
         }
 
-    def _check_chain(self, epoch: int, opening: StockOpened | None, problems: Problems) -> None:
+    def _check_chain(self, epoch: int, opening: StockOpened | None, problems: Findings) -> None:
         uses = self._uses[epoch]
         before, available = (0, opening.available) if opening else (-1, 0)
         for version in sorted(uses):

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from .books import AcknowledgedFinding, AuditReport, ProductReport
+from .balance import AcknowledgedFinding, AuditReport, ProductReport
 
 
 def show(report: AuditReport) -> str:

@@ -22,7 +22,7 @@ from schemas.topics import DEAD_LETTERS
 
 FIELDS = ("letter", "topic", "partition", "offset", "reason", "key", "type", "product", "user")
 ROWS_AT_ONCE = 5_000
-Place = tuple[int, int, int]  # partition, offset and append time (ms): offsets begin anew when the log is wiped
+RecordPlace = tuple[int, int, int]  # partition, offset and append time (ms): offsets begin anew when the log is wiped
 
 
 class DlqError(Exception):
@@ -72,7 +72,7 @@ class Letter:
         return _name(self.place)
 
     @property
-    def place(self) -> Place:
+    def place(self) -> RecordPlace:
         return self.partition, self.offset, self.at_ms
 
     @property
@@ -206,15 +206,15 @@ class _Comebacks:
         return replace(letter, came_back_from=came_back_from)
 
 
-def _name(place: Place) -> str:
+def _name(place: RecordPlace) -> str:
     return f"{place[0]}:{place[1]}"
 
 
-def _place(row: asyncpg.Record) -> Place:
+def _place(row: asyncpg.Record) -> RecordPlace:
     return row["partition"], row["offset"], row["appended_at_ms"]
 
 
-def _letter(record: Any, redriven: Mapping[Place, Redriven], resolved: Mapping[Place, Resolved]) -> Letter:
+def _letter(record: Any, redriven: Mapping[RecordPlace, Redriven], resolved: Mapping[RecordPlace, Resolved]) -> Letter:
     headers = {name: value.decode(errors="replace") for name, value in record.headers}
     place = (record.partition, record.offset, record.timestamp)
     return Letter(

@@ -9,7 +9,7 @@ import msgspec
 
 from schemas.order_state import TERMINAL, Status
 
-from .tally import SaleTally
+from .sale_tally import SaleTally
 
 TRIES = 8  # of one wish, through 429, 503, 504 and broken connections: always with the same key
 LATE_EVERY_S = 2.5  # how often a patient buyer looks again whether a declined payment has put units back

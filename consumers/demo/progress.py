@@ -13,7 +13,7 @@ from rich.live import Live
 from infra.supervision.registry import live_rows
 from schemas.order_state import Status
 
-from .tally import SaleTally, milliseconds, percentile
+from .sale_tally import SaleTally, milliseconds, percentile
 from .view import WIDTH, RateSeries, screen
 
 LIVE_EVERY_S = 0.25

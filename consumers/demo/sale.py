@@ -21,8 +21,8 @@ from schemas.ids import ProductId
 from .buyers import Buyer, Crowd
 from .people import timetable, tokens
 from .progress import LiveView
+from .sale_tally import SaleTally
 from .summary import figures, passed, summary
-from .tally import SaleTally
 from .watchers import EndsOnTheLog, watch_stock
 
 BUYERS = 3_000

@@ -4,11 +4,11 @@ from typing import Any
 
 import msgspec
 
-from consumers.audit.books import AuditReport
+from consumers.audit.balance import AuditReport
 from consumers.audit.show import show
 from schemas.order_state import TERMINAL, Status
 
-from .tally import SaleTally, percentile, spread
+from .sale_tally import SaleTally, percentile, spread
 
 NEXT = """\
 What to look at next

@@ -11,10 +11,10 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
-from infra.supervision.registry import Row
+from infra.supervision.registry import ProcessRow
 from schemas.order_state import Status
 
-from .tally import SaleTally, milliseconds, percentile
+from .sale_tally import SaleTally, milliseconds, percentile
 
 SPARKS = "▁▂▃▄▅▆▇█"
 BUCKET_S = 0.5  # one spark
@@ -48,7 +48,9 @@ def sparkline(values: Sequence[int]) -> str:
     return "".join(SPARKS[min(len(SPARKS) - 1, value * len(SPARKS) // (top + 1))] for value in shown)
 
 
-def screen(tally: SaleTally, units: int, elapsed_s: float, rates: RateSeries, members: Sequence[Row]) -> RenderableType:
+def screen(
+    tally: SaleTally, units: int, elapsed_s: float, rates: RateSeries, members: Sequence[ProcessRow]
+) -> RenderableType:
     """Everything at once, WIDTH columns wide."""
     counts = {"accepted": len(tally.accepted), "refused": tally.refused.total(), "ended": len(tally.completed_s)}
     rates.note(elapsed_s, counts)
@@ -112,7 +114,7 @@ def _delays(tally: SaleTally) -> Table:
     return table
 
 
-def _members(members: Sequence[Row]) -> Text:
+def _members(members: Sequence[ProcessRow]) -> Text:
     counts = Counter(member["role"] for member in members)
     text = Text("running   ", style="bold")
     for role, count in sorted(counts.items()):

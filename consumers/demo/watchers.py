@@ -16,7 +16,7 @@ from schemas.events import OrderStatusChanged
 from schemas.order_state import TERMINAL
 from schemas.topics import ORDER_STATUS
 
-from .tally import SaleTally
+from .sale_tally import SaleTally
 
 AGAIN_AFTER_S = 0.5
 

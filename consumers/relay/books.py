@@ -24,7 +24,7 @@ from sale.books import keys
 from sale.books.inventory import Inventory
 from sale.books.rebuild.rebuild import RebuildImpossible, in_force, rebuild_if_needed
 from sale.books.run import present_run
-from sale.openings import Log
+from sale.openings import EventLog
 from sale.tables.queries import SQL
 from schemas.ids import OrderId, ProductId, parse_order_id
 
@@ -78,7 +78,7 @@ class Keeper:
     redis: Redis
     pool: asyncpg.Pool
     publisher: Publisher
-    log: Log
+    log: EventLog
     in_force: dict[ProductId, int] = field(default_factory=dict)
     _rows: list[Product] = field(default_factory=list)
     _rows_read_at: float = -PRODUCTS_EVERY_S

@@ -28,7 +28,7 @@ from infra.postgres.pool import UNAVAILABLE, connect_postgres
 from infra.redis.client import Redis, RedisError, connect_redis
 from infra.settings import Settings
 from sale.books.inventory import Inventory
-from sale.openings import Log
+from sale.openings import EventLog
 from sale.settlement import SettlementDesk
 
 BOOKS_EVERY_S = 0.2
@@ -63,7 +63,7 @@ async def _lead(settings: Settings) -> None:
         stack.push_async_callback(_close_pool, pool)
         publisher = await Publisher.start(settings)
         stack.push_async_callback(publisher.stop)
-        watermarks, the_log = Watermarks(settings), Log(settings)
+        watermarks, the_log = Watermarks(settings), EventLog(settings)
         stack.push_async_callback(watermarks.close)
         stack.push_async_callback(the_log.close)
         keeper = Keeper(settings, redis, pool, publisher, the_log)

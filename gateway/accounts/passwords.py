@@ -14,7 +14,7 @@ from typing import TypeVar
 import bcrypt
 
 from gateway.http.problems import Problem
-from gateway.http.shares import Full, Shares
+from gateway.http.shares import Shares, SharesFull
 
 LOGIN_THREADS, REGISTRATION_THREADS = 2, 1
 WAITING_MAX = 12  # in each of the queues
@@ -29,8 +29,8 @@ class Passwords:
 
     def __init__(self, cost: int) -> None:
         self._cost = cost
-        self._logins = Lane(LOGIN_THREADS)
-        self._registrations = Lane(REGISTRATION_THREADS)
+        self._logins = ThreadQueue(LOGIN_THREADS)
+        self._registrations = ThreadQueue(REGISTRATION_THREADS)
         self._nobody = bcrypt.hashpw(os.urandom(16).hex().encode(), bcrypt.gensalt(cost))
 
     async def hash(self, secret: bytes, address: str) -> str:
@@ -51,7 +51,7 @@ class Passwords:
         self._registrations.close()
 
 
-class Lane:
+class ThreadQueue:
     """A few threads, and a bounded queue before them that is shared out by address: each has its turn, and of a full queue
     the oldest of who has most gives way to who has fewer."""
 
@@ -69,7 +69,7 @@ class Lane:
                 job = asyncio.get_running_loop().run_in_executor(self._pool, work)
                 job.add_done_callback(lambda _: self._next_turn())  # when the work ends, however long its caller waited
                 return await asyncio.shield(job)
-        except (Full, TimeoutError):
+        except (SharesFull, TimeoutError):
             raise Problem("busy") from None
 
     def close(self) -> None:

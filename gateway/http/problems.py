@@ -13,7 +13,7 @@ CONTENT_TYPE = "application/problem+json"
 
 
 @dataclass(frozen=True, slots=True)
-class Kind:
+class ProblemKind:
     """What one code always means. `retry_after_s` is a range: clients that were refused together come back apart."""
 
     status: int
@@ -24,36 +24,38 @@ class Kind:
     headers: tuple[tuple[str, str], ...] = ()
 
 
-KINDS: dict[str, Kind] = {
-    "invalid_request": Kind(400, "Invalid request", "The request is not one this route can read."),
-    "unauthorized": Kind(
+KINDS: dict[str, ProblemKind] = {
+    "invalid_request": ProblemKind(400, "Invalid request", "The request is not one this route can read."),
+    "unauthorized": ProblemKind(
         401, "Unauthorized", "A valid bearer token is needed.", headers=(("WWW-Authenticate", "Bearer"),)
     ),
-    "invalid_credentials": Kind(
+    "invalid_credentials": ProblemKind(
         401, "Unauthorized", "Email or password is wrong.", headers=(("WWW-Authenticate", "Bearer"),)
     ),
-    "forbidden": Kind(403, "Forbidden", "Your role does not allow this."),
-    "not_found": Kind(404, "Not found", "There is nothing here, or it is not yours."),
-    "method_not_allowed": Kind(405, "Method not allowed", "This route does not know this method."),
-    "sold_out": Kind(409, "Sold out", "Not enough units are left."),
-    "user_limit": Kind(409, "Limit reached", "You have as many units of this product as one buyer may have."),
-    "sale_not_open": Kind(409, "Sale not open", "The sale has not opened yet.", retryable=True),
-    "sale_closed": Kind(409, "Sale closed", "The sale is over."),
-    "email_taken": Kind(409, "Email taken", "An account with this email exists."),
-    "too_large": Kind(413, "Too large", "The body is larger than 16 KiB."),
-    "unsupported_media_type": Kind(415, "Unsupported media type", "Send application/json, not encoded."),
-    "key_reused": Kind(422, "Key reused", "This Idempotency-Key was used with another body."),
-    "rate_limited": Kind(429, "Too many requests", "Slow down.", retryable=True, retry_after_s=(1, 1)),
-    "header_too_large": Kind(431, "Header too large", "A header line is longer than 8 KiB."),
-    "busy": Kind(503, "Busy", "Too much is under way; nothing was reserved.", retryable=True, retry_after_s=(1, 5)),
-    "unavailable": Kind(
+    "forbidden": ProblemKind(403, "Forbidden", "Your role does not allow this."),
+    "not_found": ProblemKind(404, "Not found", "There is nothing here, or it is not yours."),
+    "method_not_allowed": ProblemKind(405, "Method not allowed", "This route does not know this method."),
+    "sold_out": ProblemKind(409, "Sold out", "Not enough units are left."),
+    "user_limit": ProblemKind(409, "Limit reached", "You have as many units of this product as one buyer may have."),
+    "sale_not_open": ProblemKind(409, "Sale not open", "The sale has not opened yet.", retryable=True),
+    "sale_closed": ProblemKind(409, "Sale closed", "The sale is over."),
+    "email_taken": ProblemKind(409, "Email taken", "An account with this email exists."),
+    "too_large": ProblemKind(413, "Too large", "The body is larger than 16 KiB."),
+    "unsupported_media_type": ProblemKind(415, "Unsupported media type", "Send application/json, not encoded."),
+    "key_reused": ProblemKind(422, "Key reused", "This Idempotency-Key was used with another body."),
+    "rate_limited": ProblemKind(429, "Too many requests", "Slow down.", retryable=True, retry_after_s=(1, 1)),
+    "header_too_large": ProblemKind(431, "Header too large", "A header line is longer than 8 KiB."),
+    "busy": ProblemKind(
+        503, "Busy", "Too much is under way; nothing was reserved.", retryable=True, retry_after_s=(1, 5)
+    ),
+    "unavailable": ProblemKind(
         503, "Unavailable", "A part this needs is away; nothing was reserved.", retryable=True, retry_after_s=(1, 3)
     ),
-    "stock_not_verified": Kind(
+    "stock_not_verified": ProblemKind(
         503, "Stock not verified", "The books are being checked; nothing was reserved.", True, (1, 3)
     ),
-    "sale_paused": Kind(503, "Sale paused", "The sale is paused; nothing was reserved.", True, (5, 10)),
-    "outcome_unknown": Kind(
+    "sale_paused": ProblemKind(503, "Sale paused", "The sale is paused; nothing was reserved.", True, (5, 10)),
+    "outcome_unknown": ProblemKind(
         504,
         "Outcome unknown",
         "The order may or may not be placed; ask for its status, or repeat with the same key.",
@@ -67,7 +69,7 @@ def public_code(code: str) -> str:
     return "unauthorized" if KINDS[code].status == 401 else code
 
 
-def described(code: str, kind: Kind) -> dict[str, object]:
+def described(code: str, kind: ProblemKind) -> dict[str, object]:
     """What a code always means, as the members of a problem; `code` is the public one."""
     return {
         "type": f"/problems/{code}",
@@ -125,6 +127,6 @@ class Problem(Exception):
         )
 
 
-def _spread(kind: Kind) -> int:
+def _spread(kind: ProblemKind) -> int:
     low, high = kind.retry_after_s or (1, 1)
     return random.randint(low, high)

@@ -14,7 +14,7 @@ from gateway.http import request_ids
 from gateway.http.addresses import Addresses
 from gateway.http.problems import Problem
 from gateway.http.request_parser import RequestParser
-from gateway.http.shares import Full, Place, Shares
+from gateway.http.shares import Place, Shares, SharesFull
 
 CONNECTIONS_MAX = 30_000  # a worker: as many streams as there may be, and half as many others
 KEEP_ALIVE_S = 10.0  # also the time a connection may take to send its request line and headers
@@ -51,7 +51,7 @@ class HttpProtocol(RequestHandler):
         super().connection_made(transport)
         try:
             self._place = self._peers.take(transport, self.force_close)
-        except Full:
+        except SharesFull:
             self.force_close()
 
     def connection_lost(self, exc: BaseException | None) -> None:

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 GiveWay = Callable[[], None]
 
 
-class Full(Exception):
+class SharesFull(Exception):
     """All places are taken, and nobody holds so many more that he would have to give one up."""
 
 
@@ -40,7 +40,7 @@ class Shares:
         elif self.count >= self._places:
             most = max(self._held.values(), key=len)
             if len(most) <= len(own) + 1:  # else two who hold as many would take one another's place in turn
-                raise Full
+                raise SharesFull
             self._displace(most)
         place = Place(who, give_way)
         self._held.setdefault(who, {})[place] = None

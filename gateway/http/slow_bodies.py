@@ -12,7 +12,7 @@ from aiohttp import web
 
 from gateway.http.addresses import Addresses
 from gateway.http.problems import Problem
-from gateway.http.shares import Full, Shares
+from gateway.http.shares import Shares, SharesFull
 from schemas.ids import UserId
 
 BODY_MAX_BYTES = 16 * 1024
@@ -46,7 +46,7 @@ class SlowBodies:
                     nullcontext() if user is None else self._by_user.one(user, give_way),
                 ):
                     return await _rest(request.content)
-        except Full:
+        except SharesFull:
             raise Problem("busy", close=True) from None
         except TimeoutError:
             if gave_way:

@@ -5,12 +5,12 @@ from string import Template
 
 from aiohttp import web
 
-from gateway.http.problems import KINDS, Kind, Problem, described, public_code
+from gateway.http.problems import KINDS, Problem, ProblemKind, described, public_code
 from gateway.http.wire import answer
 from gateway.pages.api_docs import HEADERS, file, read
 
 # By the code that clients see; where two kinds share one, the first speaks for both.
-_BY_CODE: dict[str, Kind] = {}
+_BY_CODE: dict[str, ProblemKind] = {}
 for _name, _kind in KINDS.items():
     _BY_CODE.setdefault(public_code(_name), _kind)
 
@@ -36,7 +36,7 @@ async def problem(request: web.Request) -> web.Response:
     return response
 
 
-def _page(code: str, kind: Kind) -> web.Response:
+def _page(code: str, kind: ProblemKind) -> web.Response:
     retryable = "can succeed later" if kind.retryable else "will fail again"
     texts = {
         "code": code,

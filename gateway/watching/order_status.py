@@ -14,7 +14,7 @@ from aiohttp import web
 from gateway.accounts.identity import Identity
 from gateway.buying.catalogue import Catalogue
 from gateway.http.problems import Problem
-from gateway.http.shares import Full, Shares
+from gateway.http.shares import Shares, SharesFull
 from gateway.http.wire import answer, iso_ms
 from gateway.watching.order_updates import News, OrderUpdates
 from infra.postgres.pool import UNAVAILABLE
@@ -135,7 +135,7 @@ class OrderStatus:
             try:
                 with self._waits.one(view.user_id, news.leave):
                     return await self._follow(view, news, wait_s)
-            except Full:
+            except SharesFull:
                 return view
 
     async def _follow(self, view: OrderView, news: News, wait_s: float) -> OrderView:

@@ -7,7 +7,7 @@ from aiohttp import web
 
 from gateway.http.event_stream import KEEP_ALIVE, KEEP_ALIVE_EVERY_S, EventStream, Frame, end_displaced, last_event_id
 from gateway.http.problems import Problem
-from gateway.http.shares import Full, Shares
+from gateway.http.shares import Shares, SharesFull
 from gateway.http.wire import iso_ms
 from gateway.watching.order_status import FIRST_POLL_S, POLL_INTERVAL_S, OrderReader, OrderView
 from gateway.watching.order_updates import News, OrderUpdates
@@ -36,7 +36,7 @@ class OrderStream:
         try:
             with self._open.one(owner, lambda: end_displaced(request)):
                 return await self._show(request, view, seen)
-        except Full:
+        except SharesFull:
             raise Problem("busy") from None
 
     async def _show(self, request: web.Request, view: OrderView, seen: Status | None) -> web.StreamResponse:

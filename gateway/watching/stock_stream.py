@@ -15,7 +15,7 @@ from gateway.buying.catalogue import Catalogue, parse_product_id
 from gateway.http.addresses import Addresses
 from gateway.http.event_stream import KEEP_ALIVE, KEEP_ALIVE_EVERY_S, EventStream, Frame, end_displaced, last_event_id
 from gateway.http.problems import Problem
-from gateway.http.shares import Full, Shares
+from gateway.http.shares import Shares, SharesFull
 from gateway.watching.tail import Tail
 from infra.metrics.definitions import GATEWAY_STREAMS
 from infra.redis.client import RedisError
@@ -203,7 +203,7 @@ class StockStream:
         try:
             with self._open.one(self._addresses.of(request), lambda: end_displaced(request)):
                 return await self._watch(request, product)
-        except Full:
+        except SharesFull:
             raise Problem("busy") from None
 
     async def _watch(self, request: web.Request, product: ProductId) -> web.StreamResponse:

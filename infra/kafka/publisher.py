@@ -56,7 +56,7 @@ class _Record:
 
 
 @dataclass(slots=True, eq=False)
-class _Lane:
+class _PartitionQueue:
     """One partition: at most one batch under way, so its records stay in order whatever happens to that batch."""
 
     topic: str
@@ -76,8 +76,8 @@ class Publisher:
 
     def __init__(self, settings: Settings, busy_per_s: float = BUSY_PER_S) -> None:
         self._settings = settings
-        self._queue: deque[_Record] = deque()  # not yet given to a lane
-        self._lanes: dict[tuple[str, int], _Lane] = {}
+        self._queue: deque[_Record] = deque()  # not yet in the queue of a partition
+        self._partitions: dict[tuple[str, int], _PartitionQueue] = {}
         self._wake = asyncio.Event()
         self._linger: asyncio.TimerHandle | None = None
         self._pace = Pace(busy_per_s, LINGER_S)
@@ -153,9 +153,9 @@ class Publisher:
             try:
                 async with asyncio.timeout(REQUEST_TIMEOUT_S):
                     await self._sort(self._producer)
-                    for lane in self._lanes.values():
-                        if lane.waiting and not lane.in_flight:
-                            await self._send(self._producer, lane)
+                    for queue in self._partitions.values():
+                        if queue.waiting and not queue.in_flight:
+                            await self._send(self._producer, queue)
             except (KafkaError, TimeoutError) as error:
                 self._break(error)
                 await asyncio.sleep(0.1)
@@ -166,47 +166,47 @@ class Publisher:
 
     def _check_deliveries(self) -> None:
         oldest = asyncio.get_running_loop().time() - DELIVERY_TIMEOUT_S
-        if any(lane.in_flight and lane.sent_at < oldest for lane in self._lanes.values()):
+        if any(queue.in_flight and queue.sent_at < oldest for queue in self._partitions.values()):
             self._break(KafkaTimeoutError(f"no answer within {DELIVERY_TIMEOUT_S:.0f} s"))
 
     async def _sort(self, producer: AIOKafkaProducer) -> None:
-        """What waits, into the lanes of its partitions."""
+        """What waits, into the queues of its partitions."""
         counts: dict[str, int] = {}
         while self._queue:
             record = self._queue[0]
             if record.topic not in counts:
                 counts[record.topic] = len(await producer.partitions_for(record.topic))
             where = (record.topic, partition_of(record.key, counts[record.topic]))
-            lane = self._lanes.get(where)
-            if lane is None:
-                lane = self._lanes[where] = _Lane(*where)
-            lane.waiting.append(self._queue.popleft())
+            queue = self._partitions.get(where)
+            if queue is None:
+                queue = self._partitions[where] = _PartitionQueue(*where)
+            queue.waiting.append(self._queue.popleft())
 
-    async def _send(self, producer: AIOKafkaProducer, lane: _Lane) -> None:
+    async def _send(self, producer: AIOKafkaProducer, queue: _PartitionQueue) -> None:
         batch = producer.create_batch()
-        while lane.waiting:
-            record = lane.waiting[0]
+        while queue.waiting:
+            record = queue.waiting[0]
             if batch.append(timestamp=None, key=record.key, value=record.value, headers=list(record.headers)) is None:
                 break  # full
-            lane.in_flight.append(lane.waiting.popleft())
+            queue.in_flight.append(queue.waiting.popleft())
         batch.close()
-        lane.sent_at = asyncio.get_running_loop().time()
-        delivery = await producer.send_batch(batch, lane.topic, partition=lane.partition)
-        delivery.add_done_callback(partial(self._delivered, lane))
+        queue.sent_at = asyncio.get_running_loop().time()
+        delivery = await producer.send_batch(batch, queue.topic, partition=queue.partition)
+        delivery.add_done_callback(partial(self._delivered, queue))
 
-    def _delivered(self, lane: _Lane, delivery: "asyncio.Future[Any]") -> None:
+    def _delivered(self, queue: _PartitionQueue, delivery: "asyncio.Future[Any]") -> None:
         error = asyncio.CancelledError() if delivery.cancelled() else delivery.exception()
-        if self._lanes.get((lane.topic, lane.partition)) is not lane:
+        if self._partitions.get((queue.topic, queue.partition)) is not queue:
             return  # its producer was replaced, and its records are sent again
         if error is not None and not isinstance(error, MessageSizeTooLargeError):
             self._break(error)  # they stay in flight: sent again by the next producer (readers drop the copy)
             return
-        delivered, lane.in_flight = lane.in_flight, []
+        delivered, queue.in_flight = queue.in_flight, []
         for record in delivered:
             self._finish(record, error)
         if error is None:
-            _acknowledged.labels(lane.topic).inc(len(delivered))
-        if lane.waiting:
+            _acknowledged.labels(queue.topic).inc(len(delivered))
+        if queue.waiting:
             self._wake.set()
 
     async def _replace_producer(self) -> None:
@@ -240,9 +240,9 @@ class Publisher:
         if producer is not None:
             await close_within(producer.stop(), 5.0)
         # What it never told us about is unknown, not failed: its successor sends it again, before anything newer.
-        for lane in self._lanes.values():
-            self._queue.extendleft(reversed([*lane.in_flight, *lane.waiting]))
-        self._lanes.clear()
+        for queue in self._partitions.values():
+            self._queue.extendleft(reversed([*queue.in_flight, *queue.waiting]))
+        self._partitions.clear()
 
     def _break(self, error: BaseException) -> None:
         if not self._broken:

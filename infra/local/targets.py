@@ -27,7 +27,7 @@ async def keep_targets(state_dir: Path) -> None:
         await asyncio.sleep(WRITE_INTERVAL_S)
 
 
-def targets(rows: list[registry.Row]) -> list[dict[str, object]]:
+def targets(rows: list[registry.ProcessRow]) -> list[dict[str, object]]:
     """Prometheus' file_sd: a target a process, one for all workers of a gateway; `role` and `member` are its labels."""
     named = {(row["role"], "all" if row["role"] in SHARED else row["member"]): row["port"] for row in rows}
     return [

@@ -15,7 +15,7 @@ STATE, START_TICKS = 0, 19  # in /proc/PID/stat, counted from the field after th
 ENDED = frozenset("ZXx")  # zombies, and what is being removed
 
 
-class Row(TypedDict):
+class ProcessRow(TypedDict):
     role: str
     member: str
     pid: int
@@ -69,15 +69,15 @@ def _taken(path: Path, pid: int) -> bool:
         return False
 
 
-def live_rows(state_dir: Path | None = None) -> list[Row]:
+def live_rows(state_dir: Path | None = None) -> list[ProcessRow]:
     """Rows whose process lives, by role and member. A reused pid does not count: its start must agree."""
-    rows: list[Row] = []
+    rows: list[ProcessRow] = []
     for path in sorted(run_dir(state_dir).glob("*.json")):
         try:
             raw = json.loads(path.read_text())
             if alive(raw["pid"], raw["started"]):
                 rows.append(
-                    Row(
+                    ProcessRow(
                         role=raw["role"],
                         member=str(raw["member"]),
                         pid=raw["pid"],

@@ -28,7 +28,7 @@ async def keep_sizes(supervisor: Supervisor, state_dir: Path) -> None:
         await asyncio.sleep(POLL_INTERVAL_S)
 
 
-def scale(state_dir: Path, role: str, members: int, deadline_s: float = 60.0) -> list[registry.Row]:
+def scale(state_dir: Path, role: str, members: int, deadline_s: float = 60.0) -> list[registry.ProcessRow]:
     """Ask for `members` of a stage and wait until they run. Raises StackError."""
     require_running_stack(state_dir)
     draft = _file(state_dir).with_suffix(".draft")

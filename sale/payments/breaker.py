@@ -22,7 +22,7 @@ PROBES = 5
 _state, _opened = BREAKER_STATE.make(), BREAKER_OPENED.make()
 
 
-class State(enum.IntEnum):
+class BreakerState(enum.IntEnum):
     """Numbers are the metric's values."""
 
     CLOSED = 0
@@ -37,7 +37,7 @@ class CircuitBreaker:
     """
 
     def __init__(self) -> None:
-        self.state = State.CLOSED
+        self.state = BreakerState.CLOSED
         self.opened = 0
         self._period = 0
         self._recent: deque[bool] = deque(maxlen=WINDOW_CALLS)
@@ -56,13 +56,13 @@ class CircuitBreaker:
     @property
     def declared_wait(self) -> str | None:
         """Why callers may be standing still although the process is well; None while closed."""
-        return None if self.state is State.CLOSED else "payment provider is not answering"
+        return None if self.state is BreakerState.CLOSED else "payment provider is not answering"
 
     async def acquire(self) -> int:
         """Wait until a call may be made; the permit must come back through `record`, whatever becomes of the call."""
-        if self.state is State.CLOSED:
+        if self.state is BreakerState.CLOSED:
             return self._period
-        if self.state is State.HALF_OPEN and self._probes_left:
+        if self.state is BreakerState.HALF_OPEN and self._probes_left:
             return self._give_probe()
         caller: asyncio.Future[int] = asyncio.get_running_loop().create_future()
         self._waiting[caller] = None
@@ -78,13 +78,13 @@ class CircuitBreaker:
         """`answered`: True for any definite answer of a living provider, False for a failure, None if never known."""
         if answered:
             self._answered_at = asyncio.get_running_loop().time()
-        if answered and self.state is not State.CLOSED:
+        if answered and self.state is not BreakerState.CLOSED:
             self._close()
         elif permit != self._period:
             return
-        elif self.state is State.HALF_OPEN:
+        elif self.state is BreakerState.HALF_OPEN:
             self._probe_failed(answered)
-        elif self.state is State.CLOSED and answered is not None:
+        elif self.state is BreakerState.CLOSED and answered is not None:
             self._count(answered)
 
     def _count(self, answered: bool) -> None:
@@ -107,7 +107,7 @@ class CircuitBreaker:
             self._open()
 
     def _open(self) -> None:
-        self._begin(State.OPEN)
+        self._begin(BreakerState.OPEN)
         self.opened += 1
         _opened.inc()
         period, wait_s = self._period, self._open_s * random.uniform(0.75, 1.0)
@@ -116,17 +116,17 @@ class CircuitBreaker:
     def _half_open(self, period: int) -> None:
         if period != self._period:  # closed meanwhile by a late answer
             return
-        self._begin(State.HALF_OPEN)
+        self._begin(BreakerState.HALF_OPEN)
         self._probes_left, self._probes_out = PROBES, 0
         self._wake_probes()
 
     def _close(self) -> None:
-        self._begin(State.CLOSED)
+        self._begin(BreakerState.CLOSED)
         self._open_s = OPEN_MIN_S
         while caller := self._next_waiting():
             caller.set_result(self._period)
 
-    def _begin(self, state: State) -> None:
+    def _begin(self, state: BreakerState) -> None:
         self.state = state
         _state.set(state)
         self._period += 1

@@ -15,7 +15,7 @@ from pathlib import Path
 import asyncpg
 
 from infra.redis.client import connect_redis
-from infra.supervision.registry import Row as ProcessRow
+from infra.supervision.registry import ProcessRow as ProcessRow
 from sale.books.inventory import Inventory
 from sale.books.rebuild.rebuild import books_lock
 from schemas.ids import ProductId

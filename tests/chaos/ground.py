@@ -23,7 +23,7 @@ from infra.local.specs import process_env, stack_env
 from infra.settings import Settings
 from infra.supervision import registry
 from infra.supervision.ports import free_ports
-from infra.supervision.registry import Row
+from infra.supervision.registry import ProcessRow
 from tests.e2e.stack import THRONES, Stack
 
 from .clock import StackClock
@@ -90,7 +90,7 @@ class Ground(Stack):
         assert config is not None, "no stack is up"
         return process_env(config, self.state_dir)
 
-    async def all_of(self, *roles: str) -> list[Row]:
+    async def all_of(self, *roles: str) -> list[ProcessRow]:
         """The processes of these roles, once there is one of each: one that has just ended is about to be replaced."""
         until = time.monotonic() + REGISTER_TIMEOUT_S
         while missing := [role for role in roles if not self.rows(role)]:
@@ -98,10 +98,10 @@ class Ground(Stack):
             await asyncio.sleep(POLL_INTERVAL_S)
         return [row for role in roles for row in self.rows(role)]
 
-    async def pick(self, role: str, dice: random.Random) -> Row:
+    async def pick(self, role: str, dice: random.Random) -> ProcessRow:
         return dice.choice(await self.all_of(role))
 
-    async def replaced(self, row: Row) -> float:
+    async def replaced(self, row: ProcessRow) -> float:
         """Wait until another process has taken this one's place in the registry; seconds."""
         started = time.monotonic()
         while True:
@@ -120,7 +120,7 @@ class Ground(Stack):
         return time.monotonic() - started
 
     @contextlib.asynccontextmanager
-    async def paused(self, row: Row) -> AsyncIterator[None]:
+    async def paused(self, row: ProcessRow) -> AsyncIterator[None]:
         """SIGSTOP a process and all its children, SIGCONT at the end."""
         family = _family(row["pid"])
         try:
@@ -132,7 +132,7 @@ class Ground(Stack):
                 _send(process, signal.SIGCONT)
 
     @contextlib.asynccontextmanager
-    async def away(self, row: Row, how: signal.Signals = signal.SIGKILL) -> AsyncIterator[None]:
+    async def away(self, row: ProcessRow, how: signal.Signals = signal.SIGKILL) -> AsyncIterator[None]:
         """End a process and keep it away: its supervisor is held meanwhile. Inside, its data may be touched."""
         with self._supervisor_held():
             os.kill(row["pid"], how)

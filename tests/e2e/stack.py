@@ -20,7 +20,7 @@ from bench.plan import Plan
 from bench.tally import Result
 from infra.supervision.phase import read_phase
 from infra.supervision.process import tail
-from infra.supervision.registry import Row, live_rows, run_dir, started
+from infra.supervision.registry import ProcessRow, live_rows, run_dir, started
 
 THRONES = str(Path(sys.executable).with_name("thrones"))
 # Settings that a developer's shell may have from `thrones env`: they would send our stack to another one's servers.
@@ -162,7 +162,7 @@ class Stack:
         assert report["ok"] == (done.returncode == 0)
         return report
 
-    def rows(self, role: str | None = None) -> list[Row]:
+    def rows(self, role: str | None = None) -> list[ProcessRow]:
         """What `thrones status` says, without the cost of a command: it is asked many times a second."""
         return [row for row in live_rows(self.state_dir) if role in (None, row["role"])]
 

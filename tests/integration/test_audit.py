@@ -11,7 +11,7 @@ import pytest
 
 from consumers.analysis.proof import prove
 from consumers.audit.audit import audit
-from consumers.audit.books import AuditReport
+from consumers.audit.balance import AuditReport
 from consumers.incidents.incidents import acknowledge
 from infra.lifecycle import Stop
 from infra.local.charge_ledger import CAPTURE, ChargeLedger, LedgerEntry

@@ -15,7 +15,7 @@ import aiohttp
 import pytest
 
 from infra.settings import KNOWN_BAD_SECRETS, SigningSettings
-from infra.supervision.registry import Row, live_rows
+from infra.supervision.registry import ProcessRow, live_rows
 from tests.conftest import child_env
 
 from .gateway_fixtures import settings
@@ -61,7 +61,7 @@ async def cluster(settings: SigningSettings, state_dir: Path, command: str = "ga
         assert await asyncio.wait_for(process.wait(), 30) == 0
 
 
-def workers(state_dir: Path, role: str = "gateway") -> list[Row]:
+def workers(state_dir: Path, role: str = "gateway") -> list[ProcessRow]:
     return [row for row in live_rows(state_dir) if row["role"] == role]
 
 

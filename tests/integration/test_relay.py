@@ -23,7 +23,7 @@ from infra.leadership import RELAY_LOCK, WorkFailed, lead
 from infra.lifecycle import Stop
 from sale.books import keys
 from sale.books.rebuild.rebuild import books_lock
-from sale.openings import Log
+from sale.openings import EventLog
 from sale.tables.queries import SQL
 from schemas import topics
 from schemas.clock import since_boot_ms
@@ -339,7 +339,7 @@ async def test_a_hundred_thousand_entries_are_looked_through_within_a_turn() -> 
                 f"01a22ff4-db36-7006-8000-{chunk:04x}{n:08x}": "h 1 1 1 1 1 1 " + "x" * 300 for n in range(1_000)
             }
             await sale.redis.hset(keys.held(sale.product), mapping=entries)
-        keeper = Keeper(sale.settings, sale.redis, sale.pool, sale.publisher, Log(sale.settings))
+        keeper = Keeper(sale.settings, sale.redis, sale.pool, sale.publisher, EventLog(sale.settings))
         async with asyncio.timeout(relay.TURN_MAX_S):
             assert await keeper._owed_since(sale.product) is None
 
@@ -432,7 +432,7 @@ async def test_a_group_that_never_committed_is_at_the_beginning(group: str) -> N
 
 async def test_a_log_that_was_wiped_gets_its_topics_and_every_product_a_new_epoch() -> None:
     async with a_sale(10) as sale:
-        log = Log(sale.settings)
+        log = EventLog(sale.settings)
         opened_from = int((await sale.stock())["opened_from"])
         assert await log.has_opening(sale.product, 1, opened_from)
         assert not await log.has_opening(sale.product, 2, opened_from)

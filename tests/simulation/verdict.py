@@ -4,7 +4,7 @@ import re
 from collections import Counter, defaultdict
 from typing import Any
 
-from consumers.audit.books import AuditReport, balance
+from consumers.audit.balance import AuditReport, balance
 from consumers.audit.facts import Capture, ClientAnswers, OrderRow, PostgresBook, ProductFacts, RedisBook
 from consumers.audit.readers import read_log
 from sale.books import entry, keys

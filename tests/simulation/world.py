@@ -12,7 +12,7 @@ from datetime import timedelta
 from hashlib import blake2b
 from typing import Any
 
-from consumers.audit.books import AuditReport
+from consumers.audit.balance import AuditReport
 from schemas.ids import OrderId, ProductId
 
 from .actors import Actor, task_factory

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from sale.orders import OrderRow
-from sale.payments.breaker import MIN_CALLS, PROBES, CircuitBreaker, State
+from sale.payments.breaker import MIN_CALLS, PROBES, BreakerState, CircuitBreaker
 from sale.payments.charging import (
     BACKOFF_MAX_S,
     BUDGET_S,
@@ -155,7 +155,7 @@ def test_an_open_breaker_holds_a_fresh_charge_until_the_provider_lives(in_virtua
             pursuit.breaker.record(await pursuit.breaker.acquire(), False)
         charged = await pursuit.run()
         assert charged.outcome == Captured("ch_order-1")
-        assert pursuit.breaker.state is State.CLOSED
+        assert pursuit.breaker.state is BreakerState.CLOSED
         assert (charged.started_at_ms or 0) > 0
 
     in_virtual_time(scenario())
@@ -167,7 +167,7 @@ def test_an_open_breaker_does_not_stretch_the_budget_of_an_unknown_charge(in_vir
         for _ in range(MIN_CALLS - 1):
             pursuit.breaker.record(await pursuit.breaker.acquire(), False)
         assert (await pursuit.run()).outcome == Unsettled("timeout")
-        assert pursuit.breaker.state is not State.CLOSED
+        assert pursuit.breaker.state is not BreakerState.CLOSED
         assert now() == pytest.approx(BUDGET_S)
         assert pursuit.breaker.waiting == 0
 
@@ -222,7 +222,7 @@ def test_cancelling_a_charge_frees_its_place_in_the_breaker(in_virtual_time: Run
         task.cancel()
         await asyncio.wait([task])
         assert task.cancelled()
-        assert pursuit.breaker.state is State.CLOSED
+        assert pursuit.breaker.state is BreakerState.CLOSED
 
     in_virtual_time(scenario())
 

@@ -13,8 +13,8 @@ from sale.payments.breaker import (
     PROBES,
     SILENCE_S,
     WINDOW_CALLS,
+    BreakerState,
     CircuitBreaker,
-    State,
 )
 
 Run = Callable[[Coroutine[Any, Any, None]], None]
@@ -32,7 +32,7 @@ async def calls(breaker: CircuitBreaker, count: int, answered: bool) -> None:
 async def opened() -> CircuitBreaker:
     breaker = CircuitBreaker()
     await calls(breaker, MIN_CALLS, answered=False)
-    assert breaker.state is State.OPEN
+    assert breaker.state is BreakerState.OPEN
     return breaker
 
 
@@ -40,9 +40,9 @@ def test_a_dead_provider_opens_it_and_that_wait_is_declared(in_virtual_time: Run
     async def scenario() -> None:
         breaker = CircuitBreaker()
         await calls(breaker, MIN_CALLS - 1, answered=False)
-        assert (breaker.state, breaker.declared_wait) == (State.CLOSED, None)
+        assert (breaker.state, breaker.declared_wait) == (BreakerState.CLOSED, None)
         await calls(breaker, 1, answered=False)
-        assert breaker.state is State.OPEN
+        assert breaker.state is BreakerState.OPEN
         assert breaker.declared_wait
         assert breaker.opened == 1
 
@@ -55,7 +55,7 @@ def test_a_sick_provider_keeps_it_closed(in_virtual_time: Run, failures_in_ten: 
         breaker = CircuitBreaker()
         for call in range(10 * WINDOW_CALLS):
             await calls(breaker, 1, answered=call % 10 >= failures_in_ten)
-        assert breaker.state is State.CLOSED
+        assert breaker.state is BreakerState.CLOSED
 
     in_virtual_time(scenario())
 
@@ -81,12 +81,12 @@ def test_only_a_few_probes_pass_when_it_half_opens_and_the_rest_wait_without_fai
         await asyncio.sleep(OPEN_MIN_S * 0.7)
         assert not any(caller.done() for caller in callers)
         await asyncio.sleep(OPEN_MIN_S)
-        assert breaker.state is State.HALF_OPEN
+        assert breaker.state is BreakerState.HALF_OPEN
         assert [caller.done() for caller in callers] == [True] * PROBES + [False] * (100 - PROBES)
         assert breaker.waiting == 100 - PROBES
         breaker.record(callers[0].result(), True)
         await asyncio.gather(*callers)
-        assert (breaker.state, breaker.waiting) == (State.CLOSED, 0)
+        assert (breaker.state, breaker.waiting) == (BreakerState.CLOSED, 0)
 
     in_virtual_time(scenario())
 
@@ -119,11 +119,11 @@ def test_a_failure_from_before_it_closed_does_not_count_again(in_virtual_time: R
         late = [await breaker.acquire() for _ in range(1_000)]
         await calls(breaker, MIN_CALLS, answered=False)
         breaker.record(late.pop(), True)
-        assert breaker.state is State.CLOSED
+        assert breaker.state is BreakerState.CLOSED
         await asyncio.sleep(2 * SILENCE_S)
         for permit in late:
             breaker.record(permit, False)
-        assert breaker.state is State.CLOSED
+        assert breaker.state is BreakerState.CLOSED
 
     in_virtual_time(scenario())
 
@@ -136,7 +136,7 @@ def test_a_cancelled_probe_gives_its_place_to_the_next_caller(in_virtual_time: R
         breaker.record(callers[0].result(), None)
         await asyncio.sleep(0)
         assert callers[-1].done()
-        assert breaker.state is State.HALF_OPEN
+        assert breaker.state is BreakerState.HALF_OPEN
 
     in_virtual_time(scenario())
 

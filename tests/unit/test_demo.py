@@ -12,11 +12,11 @@ import stamina
 from aiohttp import web
 from aiohttp.test_utils import TestServer
 
-from consumers.audit.books import AuditReport
+from consumers.audit.balance import AuditReport
 from consumers.demo.buyers import Buyer, Crowd
 from consumers.demo.people import CLICKS_WITHIN_S, _register_and_log_in, timetable
+from consumers.demo.sale_tally import SaleTally, percentile, spread
 from consumers.demo.summary import figures, passed, summary
-from consumers.demo.tally import SaleTally, percentile, spread
 from schemas.order_state import Status
 
 ORDER = "01936f2e-7d1c-7a30-8000-0123456789ab"

@@ -6,7 +6,7 @@ import pytest
 from rich.console import Console
 
 from consumers.demo.progress import LiveView
-from consumers.demo.tally import SaleTally
+from consumers.demo.sale_tally import SaleTally
 from consumers.demo.view import SPARKS, RateSeries, screen, sparkline
 from schemas.order_state import Status
 

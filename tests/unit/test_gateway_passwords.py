@@ -7,14 +7,14 @@ from collections.abc import AsyncIterator
 import pytest
 
 from gateway.accounts import passwords
-from gateway.accounts.passwords import WAITING_MAX, Lane
+from gateway.accounts.passwords import WAITING_MAX, ThreadQueue
 from gateway.http.problems import Problem
 
 
 class Work:
     """Jobs that end when they are let go, and the addresses they were done for, in order."""
 
-    def __init__(self, lane: Lane) -> None:
+    def __init__(self, lane: ThreadQueue) -> None:
         self.lane = lane
         self.go = threading.Semaphore(0)
         self.done: list[str] = []
@@ -38,7 +38,7 @@ class Work:
 
 @pytest.fixture
 async def work() -> AsyncIterator[Work]:
-    work = Work(Lane(1))
+    work = Work(ThreadQueue(1))
     yield work
     work.go.release(100)
     work.lane.close()

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.http.shares import Full, Place, Shares
+from gateway.http.shares import Place, Shares, SharesFull
 
 
 def _nothing() -> None: ...
@@ -18,12 +18,12 @@ def test_who_is_alone_has_all_places_and_gives_up_the_oldest_to_who_has_none() -
     gone: list[int] = []
     for n in range(4):
         shares.take("flood", partial(gone.append, n))
-    with pytest.raises(Full):
+    with pytest.raises(SharesFull):
         shares.take("flood", _nothing)
     shares.take("buyer", _nothing)
     shares.take("buyer", _nothing)
     assert (gone, shares.count) == ([0, 1], 4)
-    with pytest.raises(Full):
+    with pytest.raises(SharesFull):
         shares.take("buyer", _nothing)
     shares.take("another", _nothing)
     assert shares.count == 4
@@ -67,7 +67,7 @@ def test_the_count_is_right_and_nobody_with_fewer_is_refused_for_one_with_many_m
         if take:
             try:
                 taken(who)
-            except Full:
+            except SharesFull:
                 assert sum(before.values()) == places
                 assert max(before.values()) <= before[who] + 1
         elif own := [place for place in held if place.who == who]:

@@ -12,7 +12,7 @@ from infra.metrics import definitions, page, serving
 from infra.metrics.definitions import ALL
 from infra.metrics.kinds import Definition, Delays, DelaysOf
 from infra.metrics.vitals import report_vitals, sampled
-from infra.supervision.registry import Row
+from infra.supervision.registry import ProcessRow
 
 ROOT = Path(__file__).parent.parent.parent
 ROOMS = [
@@ -91,8 +91,8 @@ def test_workers_cannot_begin_to_share_once_a_metric_was_made(tmp_path: Path) ->
 
 
 def test_prometheus_is_told_of_each_process_once_and_of_no_server() -> None:
-    def row(role: str, member: str, port: int | None) -> Row:
-        return Row(role=role, member=member, pid=1, port=port)
+    def row(role: str, member: str, port: int | None) -> ProcessRow:
+        return ProcessRow(role=role, member=member, pid=1, port=port)
 
     ours = [row("gateway", "1", 80), row("gateway", "2", 80), row("relay", "1", 81), row("supervisor", "1", None)]
     stages = [row("order-stage", "1", 82), row("order-stage", "2", 83)]

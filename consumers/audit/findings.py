@@ -10,7 +10,7 @@ from hashlib import sha256
 SHOWN_PER_KIND = 5
 
 
-class Problems:
+class Findings:
     """Collects texts under a kind ("version used twice"), so that ten thousand of one kind do not hide the other one."""
 
     def __init__(self, where: str = "") -> None:

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from consumers.audit.books import AuditReport, balance
+from consumers.audit.balance import AuditReport, balance
 from consumers.audit.facts import Capture, ClientAnswers, ProductFacts
 from consumers.audit.missing import last_version
 from consumers.audit.show import show

@@ -19,8 +19,8 @@ from schemas.money import to_decimal
 from schemas.order_state import RANK, STORED, TERMINAL, Entry, Status
 
 from .facts import Capture, ClientAnswers, OrderRow, PostgresBook, ProductFacts, RedisBook
+from .findings import Findings
 from .log_book import LogBook, Totals
-from .problems import Problems
 
 REBUILD_MS = 300_000  # it lasts no longer; what was given back meanwhile it may still have counted
 KEY_LIFETIME_MS = 24 * 3_600_000
@@ -120,7 +120,7 @@ def balance(
         report, found = _balance_product(facts)
         reports.append(report)
         problems += found
-    across = Problems()
+    across = Findings()
     _check_keys([order for facts in products for order in facts.postgres.orders], across)
     for capture in unknown_captures:
         across.add("charged without an order", f"{capture.order_id}, {to_decimal(capture.amount_cents)}")
@@ -142,7 +142,7 @@ def _remark(facts: ProductFacts) -> str:
 
 
 def _balance_product(facts: ProductFacts) -> tuple[ProductReport, list[str]]:
-    problems = Problems(f"product {facts.product_id}")
+    problems = Findings(f"product {facts.product_id}")
     rows = {order.id: order for order in facts.postgres.orders}
     totals, log_problems = facts.log.check(facts.redis.version if facts.redis else None)
     _check_postgres(facts.postgres, problems)
@@ -187,7 +187,7 @@ def _units_of(orders: Sequence[OrderRow], status: Status) -> OrderUnits:
     return OrderUnits(len(units), sum(units))
 
 
-def _check_postgres(book: PostgresBook, problems: Problems) -> None:
+def _check_postgres(book: PostgresBook, problems: Findings) -> None:
     live = sum(order.quantity for order in book.orders if order.status not in GIVEN_BACK)
     problems.expect("Postgres counts as taken", book.taken, live)
     for order in book.orders:
@@ -199,7 +199,7 @@ def _check_postgres(book: PostgresBook, problems: Problems) -> None:
                 problems.add("more than one buyer may have", f"user {user}: {units} of {book.per_user_limit}")
 
 
-def _check_redis(facts: ProductFacts, problems: Problems) -> None:
+def _check_redis(facts: ProductFacts, problems: Findings) -> None:
     book, postgres = facts.redis, facts.postgres
     if book is None:
         problems.add("not in Redis")
@@ -229,7 +229,7 @@ def _units_by_buyer(book: PostgresBook) -> Counter[int]:
     return units
 
 
-def _check_buyers(book: RedisBook, postgres: PostgresBook, problems: Problems) -> None:
+def _check_buyers(book: RedisBook, postgres: PostgresBook, problems: Findings) -> None:
     expected = _units_by_buyer(postgres)
     for user in expected.keys() | book.buyers.keys():
         if book.buyers.get(user, 0) != expected[user]:
@@ -238,7 +238,7 @@ def _check_buyers(book: RedisBook, postgres: PostgresBook, problems: Problems) -
             )
 
 
-def _check_log_against_rows(log: LogBook, rows: dict[str, OrderRow], problems: Problems) -> None:
+def _check_log_against_rows(log: LogBook, rows: dict[str, OrderRow], problems: Findings) -> None:
     for order_id, placed in log.placed.items():
         row = rows.get(order_id)
         if row is None:
@@ -266,7 +266,7 @@ def _check_log_against_rows(log: LogBook, rows: dict[str, OrderRow], problems: P
             _check_row_in_log(row, log, problems)
 
 
-def _check_row_in_log(row: OrderRow, log: LogBook, problems: Problems) -> None:
+def _check_row_in_log(row: OrderRow, log: LogBook, problems: Findings) -> None:
     if row.id not in log.placed and row.status is not Status.FAILED:
         # What a rebuild finds in Redis alone and cannot fit in is failed without ever having been on the log.
         problems.add("in Postgres, not in the log", f"order {row.id}")
@@ -274,7 +274,7 @@ def _check_row_in_log(row: OrderRow, log: LogBook, problems: Problems) -> None:
         problems.add("end not in the log", f"order {row.id} is {row.status}")
 
 
-def _check_failed(facts: ProductFacts, problems: Problems) -> None:
+def _check_failed(facts: ProductFacts, problems: Findings) -> None:
     lowest_after = cache(facts.log.lowest_after)  # all later versions are looked through for it
     for row in facts.postgres.orders:
         failed = row.status is Status.FAILED and row.id in facts.log.placed
@@ -330,7 +330,7 @@ def _stood_in_the_way(row: OrderRow, facts: ProductFacts) -> bool:
     return key_used_again or over_limit or (book.closes_at_ms is not None and end.at_ms >= book.closes_at_ms)
 
 
-def _check_charges(captures: Sequence[Capture], rows: dict[str, OrderRow], problems: Problems) -> ChargedUnits:
+def _check_charges(captures: Sequence[Capture], rows: dict[str, OrderRow], problems: Findings) -> ChargedUnits:
     by_order: defaultdict[str, list[Capture]] = defaultdict(list)
     for capture in captures:
         by_order[capture.order_id].append(capture)
@@ -349,7 +349,7 @@ def _check_charges(captures: Sequence[Capture], rows: dict[str, OrderRow], probl
     return ChargedUnits(captured, double)
 
 
-def _check_captures(row: OrderRow, taken: Sequence[Capture], problems: Problems) -> None:
+def _check_captures(row: OrderRow, taken: Sequence[Capture], problems: Findings) -> None:
     if len(taken) > 1:
         problems.add("charged twice", f"order {row.id}: {len(taken)} captures")
     if row.status in GIVEN_BACK:
@@ -378,7 +378,7 @@ def _oversold(facts: ProductFacts, totals: Totals, charges: ChargedUnits) -> int
     return max(0, max(live, charges.captured, totals.confirmed) - facts.postgres.initial)
 
 
-def _check_keys(orders: Sequence[OrderRow], problems: Problems) -> None:
+def _check_keys(orders: Sequence[OrderRow], problems: Findings) -> None:
     """One order for a user's key, for as long as keys are remembered; what failed has taken nothing, and holds no key."""
     by_key: defaultdict[tuple[int, str], list[OrderRow]] = defaultdict(list)
     for order in orders:
@@ -390,7 +390,7 @@ def _check_keys(orders: Sequence[OrderRow], problems: Problems) -> None:
                 problems.add("one key, two orders", f"user {user}: {first.id} and {second.id}")
 
 
-def _check_clients(client_log: ClientAnswers, products: Sequence[ProductFacts], problems: Problems) -> None:
+def _check_clients(client_log: ClientAnswers, products: Sequence[ProductFacts], problems: Findings) -> None:
     rows = {order.id: order for facts in products for order in facts.postgres.orders}
     for order_id in client_log.accepted:
         if order_id not in rows or rows[order_id].status not in TERMINAL:
