@@ -1,7 +1,7 @@
 # Backend of Thrones. `make help` lists the targets; sizes and ports are environment variables (see `make help`).
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: schemas help setup up down reset demo load bench bench-quick bench-full test check chaos
+.PHONY: docs schemas help setup up down reset demo load bench bench-quick bench-full test check chaos
 
 PYTHON ?= python3
 VENV := .venv
@@ -76,14 +76,19 @@ chaos-simulation: setup ## SEEDS=1000 simulated sales with every fault at once; 
 chaos-mutants: setup ## Every known bug planted, one at a time: which book caught it, at which seed
 	@$(BIN)/python -m tests.simulation.hunt
 
-check: setup ## Format, lint, types, import walls, dependencies, spelling, unit tests; under 2 minutes
+check: setup ## Format, lint, types, import walls, dependencies, spelling, the site, unit tests; under 2 minutes
 	@$(BIN)/ruff format --check .
 	@$(BIN)/ruff check .
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports
 	@$(BIN)/deptry .
 	@$(BIN)/codespell
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 	@$(BIN)/python -m pytest -q tests/unit
+
+docs: setup ## The pages as a searchable site in build/site, which works without a network
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	@echo "open build/site/index.html"
 
 schemas: setup ## schemas/*.schema.json anew from schemas/events.py
 	@$(BIN)/python -m schemas.generate

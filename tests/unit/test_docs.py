@@ -25,6 +25,7 @@ from streams import acks, dead_letters, order_stage
 
 ROOT = Path(__file__).parent.parent.parent
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")])
+STILL_TOO_LONG = {"architecture.md", "data.md", "operations.md", "performance.md", "runbook.md"}
 LINK = re.compile(r"\[[^]]*]\(([^)#\s]*)(#[^)\s]*)?\)")
 HEADING = re.compile(r"^#+ (.*)$", re.M)
 
@@ -48,6 +49,16 @@ def test_every_link_leads_somewhere(page: Path) -> None:
         assert file.exists(), f"{target} is not there"
         if heading:
             assert heading in map(anchor, HEADING.findall(file.read_text())), f"{target}{heading} is not there"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_a_page_is_short_enough_to_read(page: Path) -> None:
+    assert len(page.read_text().splitlines()) <= 250 or page.name in STILL_TOO_LONG
+
+
+def test_every_page_has_a_place_in_the_site() -> None:
+    places = set(re.findall(r"[ /]([\w/-]+\.md)$", read("mkdocs.yml"), re.M))
+    assert {page.name for page in PAGES if page.name != "README.md"} - {Path(place).name for place in places} == set()
 
 
 def test_every_promise_names_the_tests_that_would_break_it() -> None:
