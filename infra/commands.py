@@ -1,6 +1,6 @@
-"""What every command shares: run against the stack that is there or say plainly why not; print for people or machines.
+"""Shared by all commands: run against the stack that is there, print for people or machines, report errors in one line.
 
-What cannot be meant (a fault of usage) is one line on standard error and exit 2; what cannot be done is one line and exit 1.
+An error goes to standard error. A usage error exits with 2, a command that cannot be carried out with 1.
 """
 
 import asyncio
@@ -24,12 +24,12 @@ _before: list[Callable[[], object]] = []
 
 
 def before_each_command(prepare: Callable[[], object]) -> None:
-    """The command line names here what lets its commands find the local stack; in production there is none."""
+    """Register what runs before each command: it finds the local stack. In production nothing is registered."""
     _before.append(prepare)
 
 
 class Commands(TyperGroup):
-    """The root of the command line. Typer's own form of a fault is a box of several lines."""
+    """The root of the command line. It prints a usage error in one line; Typer would print a box of several lines."""
 
     def main(
         self,
@@ -62,10 +62,10 @@ def _say_fault(error: TyperException) -> None:
 def run_command(
     main: Callable[[], Coroutine[Any, Any, T]], *, asks: Collection[Server] = tuple(Server), busy: bool = False
 ) -> T:
-    """Run one command in the environment of the local stack, if there is one; what fails is said in one line, exit 1.
+    """Run one command in the environment of the local stack, if there is one. A failure is one line and exit 1.
 
-    Values of the real environment win over the stack's. `asks`: servers that must answer before it begins, so that one that
-    hangs is named after a few seconds, once. `busy`: worth uvloop.
+    The real environment wins over the stack's values. `asks`: servers that must answer before the command begins, so that
+    a server that hangs is named once, after a few seconds. `busy`: the command does enough work to use uvloop.
     """
     import asyncpg
     from aiokafka.errors import KafkaError
@@ -84,7 +84,7 @@ def run_command(
     except ServersUnreachable as error:
         fail(f"{error} - {STACK_UP}")
     except asyncpg.UndefinedTableError as error:
-        fail(f"{error}: `thrones deploy` makes what is missing of the schema")
+        fail(f"{error}: `thrones deploy` creates the missing parts of the schema")
     except (RedisError, KafkaError, asyncpg.PostgresError, asyncpg.InterfaceError, OSError) as error:
         fail(f"{type(error).__name__}: {error or 'no answer'} - {STACK_UP}")
     except KeyboardInterrupt:
@@ -107,7 +107,7 @@ def _uvloop() -> Callable[[], asyncio.AbstractEventLoop]:
 
 
 def _log_to_stderr() -> None:
-    """A command's output is its own: warnings go beside it, the rest nowhere."""
+    """Warnings go to standard error, all lower levels are dropped: standard output is for the command's result."""
     import logging
 
     import structlog
@@ -116,12 +116,12 @@ def _log_to_stderr() -> None:
         wrapper_class=structlog.make_filtering_bound_logger(logging.WARNING),
         logger_factory=structlog.PrintLoggerFactory(sys.stderr),
     )
-    logging.getLogger("pogo_core").setLevel(logging.ERROR)  # it warns of each migration that it applies
-    logging.getLogger("aiokafka").setLevel(logging.CRITICAL)  # it logs what it raises as well
+    logging.getLogger("pogo_core").setLevel(logging.ERROR)  # it warns about each migration that it applies
+    logging.getLogger("aiokafka").setLevel(logging.CRITICAL)  # it also logs each error that it raises
 
 
 def raise_file_limit() -> None:
-    """As many open files as the system allows this process."""
+    """Raise the soft limit of open files to the hard limit."""
     import resource
 
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -129,13 +129,13 @@ def raise_file_limit() -> None:
 
 
 def fail(text: str) -> NoReturn:
-    """Say why on stderr, in one line, and exit 1."""
+    """Print the reason on standard error, in one line, and exit with 1."""
     print(f"thrones: {' '.join(text.split())}", file=sys.stderr)
     raise SystemExit(1)
 
 
 def report(value: Any, text: str, as_json: bool) -> None:
-    """`value` as one JSON document, or `text`."""
+    """Print `value` as one JSON document, or `text`."""
     import msgspec
 
     typer.echo(msgspec.json.encode(value).decode() if as_json else text)

@@ -1,5 +1,5 @@
-"""The one error that a command tells its operator as a line of text."""
+"""The one error that a command shows to its operator as a line of text."""
 
 
 class CommandFailed(Exception):
-    """What was asked cannot be done. The text says why, and what to do if anything can be."""
+    """The command cannot be carried out. The text says why, and what to do about it if anything."""

@@ -1,7 +1,7 @@
-"""POST requests in, whole answers out, over kept connections: HTTP/1.1, one request at a time a connection (RFC 9112).
+"""An HTTP/1.1 client that POSTs to one URL over keep-alive connections, one request at a time per connection (RFC 9112).
 
-For one peer that is asked a thousand times a second, where a general client costs more than everything else an order
-takes (docs/decisions/0009-charging-client.md). httptools parses; no redirects, no decompression, answers are bounded.
+It is for one peer that gets a thousand requests a second: a general client costs more CPU than the rest of an order
+(docs/decisions/0009-charging-client.md). httptools parses; no redirects, no decompression, answers are bounded.
 """
 
 import asyncio
@@ -21,16 +21,16 @@ class NotConnected(Exception):
 
 
 class BrokenOff(Exception):
-    """The connection ended, or what came was not HTTP, before a whole answer was there."""
+    """The connection ended, or the peer sent something else than HTTP, before the answer was complete."""
 
 
 class TooLarge(Exception):
-    """The answer exceeds its bound; the rest was not read."""
+    """The answer exceeds the size limit; the rest was not read."""
 
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """`retry_after` is the header's text, if it came."""
+    """`retry_after` is the text of the header, if there was one."""
 
     status: int
     retry_after: str | None
@@ -38,7 +38,7 @@ class Answer:
 
 
 class KeepAlivePost:
-    """Requests to one URL. Connections are as many as requests at once; the one used last is used first."""
+    """Requests to one URL. There are as many connections as concurrent requests; the most recently used one goes first."""
 
     def __init__(
         self, url: URL, *, connect_timeout_s: float, idle_s: float, body_max_bytes: int, headers: dict[str, str]
@@ -50,7 +50,7 @@ class KeepAlivePost:
         self._connect_timeout_s = connect_timeout_s
         self._idle_s = idle_s
         self._body_max_bytes = body_max_bytes
-        self.host = url.host_port_subcomponent  # an IPv6 address in brackets; never the user of the URL
+        self.host = url.host_port_subcomponent  # an IPv6 address in brackets; never the user info of the URL
         lines = (
             f"POST {url.raw_path_qs} HTTP/1.1",
             f"Host: {self.host}",
@@ -61,9 +61,9 @@ class KeepAlivePost:
         self._open: set[_Connection] = set()
 
     async def ask(self, body: bytes, headers: str) -> Answer:
-        """`headers` are whole lines, each with its CRLF. Raises NotConnected, BrokenOff or TooLarge.
+        """`headers` are complete lines, each with its CRLF. Raises NotConnected, BrokenOff or TooLarge.
 
-        Cancelling it ends the connection: a late answer must not be taken for the next request's.
+        Cancelling it closes the connection: a late answer must not be taken for that of the next request.
         """
         connection = self._kept() or await self._connect()
         try:
@@ -100,7 +100,7 @@ class KeepAlivePost:
 
 
 class _Connection(asyncio.Protocol):
-    """The callbacks named on_... are httptools'."""
+    """httptools calls the methods named on_..."""
 
     def __init__(self, body_max_bytes: int, opened: "set[_Connection]") -> None:
         self._body_max_bytes = body_max_bytes
@@ -125,10 +125,8 @@ class _Connection(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         self._received += len(data)
         if self._answer is None:
-            self.abort()  # nobody asked
-        elif (
-            self._received > 2 * HEAD_MAX_BYTES + self._body_max_bytes
-        ):  # of which the exact bounds are in on_message_complete
+            self.abort()  # no request is open
+        elif self._received > 2 * HEAD_MAX_BYTES + self._body_max_bytes:  # on_message_complete checks the exact limits
             self._fail(TooLarge())
         else:
             try:
@@ -151,9 +149,9 @@ class _Connection(asyncio.Protocol):
 
     def on_message_complete(self) -> None:
         status = self._parser.get_status_code()
-        if status < 200:  # announces the answer
+        if status < 200:  # an interim answer; the final one follows
             return
-        if self._answer is None:  # a second one, which nobody asked for
+        if self._answer is None:  # a second answer to the same request
             self.abort()
             return
         if self._body_bytes > self._body_max_bytes or self._received - self._body_bytes > HEAD_MAX_BYTES:

@@ -1,7 +1,7 @@
-"""One of many does the work: the holder of a Postgres advisory lock, for as long as its connection lives.
+"""Leader election: the process that holds a Postgres advisory lock does the work, for as long as its connection lives.
 
-A leader whose connection is lost stops at once, but not before it notices (about 2 s): two may lead for a moment, so the
-work must be idempotent. Lock keys of this project start with 0x7412.
+A leader that has lost its connection stops as soon as it notices, which takes about 2 s. Two may lead for that moment, so
+the work must be idempotent. Lock keys of this project start with 0x7412.
 """
 
 import asyncio
@@ -26,7 +26,7 @@ log = get_logger()
 
 
 async def lead(settings: Settings, lock: int, stop: Stop, work: Callable[[], Awaitable[None]]) -> None:
-    """Run `work` whenever this process leads, until asked to stop. An error of the work is raised."""
+    """Run `work` while this process leads, until `stop` is set. Raises the work's own error."""
     while not stop.stopping:
         try:
             await _campaign(settings, lock, stop, work)
@@ -77,4 +77,4 @@ async def _until_lost(connection: Any) -> None:
 
 
 class WorkFailed(Exception):
-    """The leader's work ended with an error of its own; see the cause."""
+    """The leader's work itself failed; see the cause."""

@@ -1,4 +1,4 @@
-"""Signals in, one stop event out: everything a process runs ends by it, under one deadline."""
+"""Starting and stopping a process: SIGTERM and SIGINT set one stop event, and everything the process runs ends by it."""
 
 import asyncio
 import os
@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator, Coroutine, Iterator
 from contextlib import asynccontextmanager
 from typing import Any
 
-DRAIN_DEADLINE_S = 20.0  # the supervisor kills after 25 s; five are left for closing pools
+DRAIN_DEADLINE_S = 20.0  # the supervisor kills after 25 s: five remain to close the pools
 
 
 class Stop:
@@ -30,7 +30,7 @@ class Stop:
         await self._event.wait()
 
     async def sleep(self, seconds: float) -> bool:
-        """Sleep, or less if asked to stop; True when stopping."""
+        """Sleep, or wake early when `stop` is set. Returns True when stopping."""
         try:
             async with asyncio.timeout(seconds):
                 await self._event.wait()
@@ -50,13 +50,13 @@ def stop_on_signals() -> Stop:
 
 
 def dump_tasks() -> None:
-    """What every task of this process waits for, to standard error: `kill -USR2 PID` where one seems to hang."""
+    """Print what every task of this process waits for to standard error: `kill -USR2 PID` when one seems to hang."""
     for task in asyncio.all_tasks():
         print(task.get_name(), *_waits(task.get_coro()), sep="\n  ", file=sys.stderr, flush=True)
 
 
 def _waits(awaited: Any) -> Iterator[str]:
-    """Where a suspended coroutine stands, outermost first."""
+    """The stack of a suspended coroutine, outermost frame first."""
     while awaited is not None:
         frame = getattr(awaited, "cr_frame", None) or getattr(awaited, "gi_frame", None)
         yield f"{frame.f_code.co_filename}:{frame.f_lineno} {frame.f_code.co_qualname}" if frame else repr(awaited)
@@ -64,10 +64,10 @@ def _waits(awaited: Any) -> Iterator[str]:
 
 
 async def close_within(closing: Coroutine[Any, Any, object], seconds: float) -> None:
-    """Close something, within `seconds` or not at all; what goes wrong meanwhile goes with it.
+    """Wait at most `seconds` for `closing`, then cancel it and go on. Its errors are dropped.
 
-    Not `wait_for`: until Python 3.12 that waits for ever for what does not heed its cancellation, as aiokafka's `stop()`
-    may not while the broker is away. Being cancelled meanwhile is heeded at once.
+    `wait_for` would not do: before Python 3.12 it waits for ever for a task that ignores its cancellation, as aiokafka's
+    `stop()` may while the broker is away. This function itself can be cancelled at once.
     """
     task = asyncio.create_task(closing)
     try:
@@ -79,14 +79,14 @@ async def close_within(closing: Coroutine[Any, Any, object], seconds: float) -> 
 
 def _retrieve_exception(task: "asyncio.Task[object]") -> None:
     if not task.cancelled():
-        task.exception()  # asked for, so that asyncio does not report it as nobody's
+        task.exception()  # else asyncio reports that it was never retrieved
 
 
 def cancelled() -> bool:
-    """Whether this task was asked to end. Every loop that runs until it is cancelled asks this too.
+    """Whether this task was asked to end. Every loop that runs until it is cancelled checks this.
 
-    Being cancelled can go unnoticed below it: Python 3.11's `wait_for` drops a cancellation that comes in the same turn
-    as its result, aiokafka's `stop` one that comes while it waits for its own tasks.
+    A library below the loop can swallow a cancellation: Python 3.11's `wait_for` drops one that comes in the same loop
+    iteration as its result, aiokafka's `stop` one that comes while it waits for its own tasks.
     """
     task = asyncio.current_task()
     return task is not None and task.cancelling() > 0
@@ -94,7 +94,7 @@ def cancelled() -> bool:
 
 @asynccontextmanager
 async def background(*coroutines: Coroutine[Any, Any, None]) -> AsyncIterator[asyncio.TaskGroup]:
-    """Run coroutines beside the body; cancelled when the body ends, and an error in one ends the body."""
+    """Run coroutines beside the body. They are cancelled when the body ends; an error in one of them ends the body."""
     async with asyncio.TaskGroup() as group:
         tasks = [group.create_task(coroutine) for coroutine in coroutines]
         try:

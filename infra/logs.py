@@ -1,4 +1,4 @@
-"""Structured log lines: JSON where a machine reads, colours on a terminal; never a secret, never a line a request."""
+"""Structured logs: JSON for machines, colours on a terminal. No secret is ever logged, and no line per request."""
 
 import logging
 import sys
@@ -11,24 +11,22 @@ import structlog
 from infra import tracing
 
 SECRET_KEYS = frozenset({"password", "token", "authorization", "secret", "jwt", "ticket"})
-REQUEST_ID: ContextVar[str | None] = ContextVar(
-    "request_id", default=None
-)  # of the HTTP request that is being answered
+REQUEST_ID: ContextVar[str | None] = ContextVar("request_id", default=None)  # of the current HTTP request
 
 REPEAT_AFTER_S = 5.0
 REMEMBERED = 1_000  # lines
 
 
 class Repeats(logging.Filter):
-    """A line that a library repeats is told every few seconds, with how often: without a broker each of aiokafka's tasks
-    tells each of its attempts, megabytes a minute."""
+    """Logs a line that a library repeats once every few seconds, with a count. Without a broker each of aiokafka's tasks
+    would log each of its attempts: megabytes a minute."""
 
     def __init__(self) -> None:
         super().__init__()
-        self._told: dict[tuple[str, str], tuple[float, int]] = {}  # when, and how often since
+        self._told: dict[tuple[str, str], tuple[float, int]] = {}  # when it was logged, and the repeats since then
 
     def filter(self, record: logging.LogRecord) -> bool:
-        if not isinstance(record.msg, str):  # one of ours: an event dictionary
+        if not isinstance(record.msg, str):  # our own lines are event dictionaries
             return True
         line, now = (record.name, record.getMessage()), time.monotonic()
         told_at, left_out = self._told.get(line, (-REPEAT_AFTER_S, 0))
@@ -50,24 +48,28 @@ def _redact(_logger: Any, _method: str, event: structlog.types.EventDict) -> str
 
 
 def _trace_id(_logger: Any, _method: str, event: structlog.types.EventDict) -> structlog.types.EventDict:
-    """Of the order that is being worked on, if it is traced."""
+    """Add the trace id of the current order, if it is traced."""
     if (span := tracing.current()) is not None:
         event["trace_id"] = span.trace_id
     return event
 
 
 def add_request_id(_logger: Any, _method: str, event: structlog.types.EventDict) -> structlog.types.EventDict:
-    """Of the HTTP request that is being answered, if one is."""
+    """Add the id of the current HTTP request, if there is one."""
     if (request_id := REQUEST_ID.get()) is not None:
         event["request_id"] = request_id
     return event
 
 
 def configure(role: str, member: str = "1") -> None:
-    """Route structlog and stdlib logging to stdout for this process; `role` and `member` are on every line."""
+    """Send structlog and stdlib logging of this process to stdout, with `role` and `member` on every line."""
 
     def name_process(_logger: Any, _method: str, event: structlog.types.EventDict) -> structlog.types.EventDict:
-        return {**event, "role": role, "member": member}  # not bound to a context: libraries' threads have their own
+        return {
+            **event,
+            "role": role,
+            "member": member,
+        }  # not a bound context variable: the threads of libraries have contexts of their own
 
     shared: list[structlog.types.Processor] = [
         name_process,
@@ -79,7 +81,7 @@ def configure(role: str, member: str = "1") -> None:
         add_request_id,
     ]
     renderer: structlog.types.Processor = (
-        structlog.dev.ConsoleRenderer(exception_formatter=structlog.dev.plain_traceback)  # without local variables
+        structlog.dev.ConsoleRenderer(exception_formatter=structlog.dev.plain_traceback)  # prints no local variables
         if sys.stdout.isatty()
         else structlog.processors.JSONRenderer()
     )
@@ -101,7 +103,7 @@ def configure(role: str, member: str = "1") -> None:
 
 
 def _log_through(formatter: logging.Formatter) -> None:
-    """Libraries' own lines too; of the noisy ones only warnings."""
+    """Route the libraries' lines as well; of the noisy libraries only warnings."""
     handler = logging.StreamHandler(sys.stdout)
     handler.addFilter(Repeats())
     handler.setFormatter(formatter)

@@ -1,6 +1,6 @@
-"""What was typed after an option in, a value that every store can hold out; anything else is a fault of usage that names the option.
+"""Parsers of option values, for `typer.Option(parser=...)`: text in, a value that every store can hold out.
 
-For `typer.Option(parser=...)`. Numbers need none of this: typer's `min` and `max` are their range, and both are always given.
+Any other text is a usage error that names the option. Numbers need no parser: typer's `min` and `max` give their range.
 """
 
 from datetime import UTC, datetime
@@ -13,7 +13,7 @@ from .text import is_plain
 
 EARLIEST = datetime(1970, 1, 1, tzinfo=UTC)
 LATEST = datetime(9999, 12, 31, 23, 59, 59, tzinfo=UTC)
-LARGEST_INTEGER = 2**31 - 1  # of Postgres' integer: product ids, units
+LARGEST_INTEGER = 2**31 - 1  # the largest Postgres integer: product ids, units
 LONGEST_NAME = 200
 
 
@@ -43,7 +43,7 @@ def price(text: str) -> int:
 
 
 def currency(text: str) -> str:
-    """A code of ISO 4217 that money is counted in: metals and codes for tests have no minor unit."""
+    """An ISO 4217 code of real money: codes for metals and for tests have no minor unit."""
     from iso4217 import Currency
 
     try:
@@ -56,7 +56,7 @@ def currency(text: str) -> str:
 
 
 def moment(text: str) -> datetime:
-    """UTC where no zone is given."""
+    """A time without a zone is UTC."""
     try:
         at = datetime.fromisoformat(text)
         at = (at if at.tzinfo else at.replace(tzinfo=UTC)).astimezone(UTC)

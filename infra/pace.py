@@ -1,18 +1,18 @@
-"""How fast something comes: counts in, out whether waiting for more of it pays.
+"""Measures an arrival rate, and decides whether a batch should wait briefly for more records.
 
-A batch costs as much as some twenty of its records, so where much comes it is worth gathering, and where little comes
-nobody should wait for company that will not appear.
+A batch costs as much as some twenty of its records. At a high rate it pays to gather; at a low rate a record must not
+wait for others that will not come.
 """
 
 import math
 
-WINDOW_S = 0.1  # long enough to count in, short enough that a burst's first tenth of a second is all it costs
+WINDOW_S = 0.1  # long enough to count; a burst loses only its first tenth of a second
 
 
 class Pace:
-    """Busy when at least `busy_per_s` came in the last window that has ended; then it pays to wait `gather_s` for company.
+    """Busy when the last complete window had a rate of at least `busy_per_s`; then a batch waits `gather_s` for more.
 
-    Never busy unless told when. Times are an event loop's, in seconds.
+    Without a threshold it is never busy. Times are those of an event loop, in seconds.
     """
 
     def __init__(self, busy_per_s: float = math.inf, gather_s: float = 0.0) -> None:
@@ -24,11 +24,11 @@ class Pace:
 
     @property
     def wait_s(self) -> float:
-        """How long to wait for company now."""
+        """How long a batch should wait for more records now."""
         return self._gather_s if self.busy else 0.0
 
-    def note(self, count: int, now_s: float) -> None:
-        """So many have come since the last note."""
+    def add(self, count: int, now_s: float) -> None:
+        """Count the records that have arrived since the last call."""
         self._count += count
         took_s = now_s - self._since_s
         if took_s >= WINDOW_S:

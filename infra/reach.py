@@ -1,7 +1,7 @@
-"""Before a command begins: does each server that it asks answer at all?
+"""Checks, before a command begins, that each server it needs answers.
 
-A server that is away refuses at once; one that hangs (stopped, swapped out, cut off) answers nothing, and each client library
-waits for it in its own way and time. This asks all of them at once, for a few seconds, and names who was silent.
+A server that is down refuses at once. One that hangs (stopped, swapped out, cut off) does not answer at all, and each
+client library waits for it in its own way. This asks all servers at once, for a few seconds, and names the silent ones.
 """
 
 import asyncio
@@ -19,23 +19,23 @@ from infra.servers import Server
 from .lifecycle import close_within
 from .settings import Settings
 
-ANSWER_S = 3.0  # with its own start a command that asks a silent server takes less than 5 s
+ANSWER_S = 3.0  # with its own start-up, a command that needs a silent server takes less than 5 s
 CLOSE_S = 0.2
 
 
 class ServersUnreachable(Exception):
-    """Servers that did not answer; the text names each with its reason."""
+    """Some servers did not answer; the text names each of them with the reason."""
 
 
 async def require_reachable(settings: Settings, servers: Collection[Server]) -> None:
-    """Raises ServersUnreachable."""
+    """Raises ServersUnreachable unless all of them answer."""
     reasons = await asyncio.gather(*(_reason(settings, server) for server in servers))
     if told := [reason for reason in reasons if reason]:
         raise ServersUnreachable("; ".join(told))
 
 
 async def _reason(settings: Settings, server: Server) -> str | None:
-    """Why it does not answer; None where it does."""
+    """Why the server does not answer; None if it does."""
     try:
         async with asyncio.timeout(ANSWER_S):
             await _ASK[server](settings)
@@ -71,7 +71,7 @@ _ASK = {Server.KAFKA: _ask_kafka, Server.REDIS: _ask_redis, Server.POSTGRES: _as
 
 
 def _place(settings: Settings, server: Server) -> str:
-    """Without the password that an address may hold."""
+    """The server's address, without the password that a URL may hold."""
     if server is Server.KAFKA:
         return settings.kafka_bootstrap_servers
     if server is Server.POSTGRES:

@@ -1,6 +1,6 @@
-"""What the promises rest on, asked of the servers themselves: settings that would break them in, plain words out.
+"""Checks the server settings on which the guarantees depend, by asking the servers themselves.
 
-`provision` refuses to go on with such servers outside the development profile; `thrones doctor` shows every one.
+Outside the development profile `provision` refuses servers with wrong settings; `thrones doctor` shows every setting.
 """
 
 import asyncio
@@ -18,21 +18,21 @@ from .postgres.pool import CONNECT_TIMEOUT_S
 from .settings import Settings
 
 KAFKA_TIMEOUT_S = 15.0
-# appendfsync: a reservation that was answered is on disk. noeviction: a held entry is never dropped to make room.
+# appendfsync: an acknowledged reservation is on disk. noeviction: a held entry is never dropped to make room.
 REDIS = {"appendonly": "yes", "appendfsync": "always", "maxmemory-policy": "noeviction"}
 POSTGRES = {"fsync": "on", "synchronous_commit": "on", "full_page_writes": "on"}
-# Watermarks compare append times; an unclean leader forgets what was acknowledged; nothing is to be compacted away.
+# Watermarks compare append times. An unclean leader would lose acknowledged records; compaction would remove some.
 TOPIC = {
     "message.timestamp.type": "LogAppendTime",
     "unclean.leader.election.enable": "false",
     "cleanup.policy": "delete",
 }
-BROKER = {"auto.create.topics.enable": "false"}  # a misspelt topic, or one made with the wrong settings
+BROKER = {"auto.create.topics.enable": "false"}  # else a misspelt name makes a topic, and one with default settings
 STRONGER = {"synchronous_commit": {"remote_write", "remote_apply"}}
 
 
 class Setting(NamedTuple):
-    """One setting of one server. `value` is None where the server has no such setting (Redpanda: some of Kafka's)."""
+    """One setting of one server. `value` is None if the server has no such setting (Redpanda lacks some of Kafka's)."""
 
     server: str
     name: str
@@ -50,11 +50,11 @@ class Setting(NamedTuple):
 
 
 class WrongServerSettings(SystemExit):
-    """The servers would not keep the promises; the text names every such setting."""
+    """The servers would break the guarantees; the text names every wrong setting."""
 
 
 async def ask_all(settings: Settings) -> list[Setting]:
-    """Raises what the stores raise when they cannot be asked."""
+    """Raises the client's own error if a server does not answer."""
     answers = await asyncio.gather(ask_redis(settings), ask_postgres(settings), ask_kafka(settings))
     return [setting for answer in answers for setting in answer]
 
@@ -81,7 +81,7 @@ async def ask_postgres(settings: Settings) -> list[Setting]:
 
 
 async def ask_kafka(settings: Settings) -> list[Setting]:
-    """Of every topic of ours (they must exist), and of the broker that answers."""
+    """Settings of all our topics (which must exist), and of the broker that answers."""
     admin = AIOKafkaAdminClient(bootstrap_servers=settings.kafka_bootstrap_servers)
     try:
         async with asyncio.timeout(KAFKA_TIMEOUT_S):
@@ -102,7 +102,7 @@ async def ask_kafka(settings: Settings) -> list[Setting]:
 
 
 def _by_resource(replies: Sequence[Any]) -> Mapping[str, dict[str, str]]:
-    """Each resource's settings by name. The first fields of an entry are name and value in every version of the protocol."""
+    """The settings of each resource by name. In every protocol version an entry starts with name and value."""
     return {
         name: {entry[0]: entry[1] for entry in entries}
         for reply in replies
@@ -115,9 +115,9 @@ def _text(value: Any) -> str:
 
 
 async def assert_servers(settings: Settings) -> list[Setting]:
-    """The wrong settings, for the development profile to warn of. Raises WrongServerSettings in every other."""
+    """The wrong settings, for a warning in the development profile. Raises WrongServerSettings in any other profile."""
     wrong = [setting for setting in await ask_all(settings) if not setting.ok]
     if wrong and not settings.development:
         faults = "\n".join(f"  {setting}" for setting in wrong)
-        raise WrongServerSettings(f"these servers would break the promises:\n{faults}")
+        raise WrongServerSettings(f"these servers would break the guarantees:\n{faults}")
     return wrong

@@ -1,10 +1,10 @@
-"""The servers by name, for those who ask whether they answer."""
+"""The names of the servers."""
 
 from enum import StrEnum
 
 
 class Server(StrEnum):
-    """What a command asks."""
+    """A server that a command may need."""
 
     KAFKA = "Kafka"
     REDIS = "Redis"

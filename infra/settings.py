@@ -1,4 +1,4 @@
-"""Environment in, one frozen `Settings` out; a process with a bad setting refuses to start and names every fault at once."""
+"""Reads the environment into one frozen `Settings`. A process with a bad setting does not start, and names all of them."""
 
 import re
 from functools import lru_cache
@@ -10,18 +10,18 @@ from urllib.parse import quote
 from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
-JWT_SECRET_MIN_BYTES = 32  # RFC 7518 section 3.2: an HS256 key is at least as long as its hash
-# As browsers write it in the Origin header: lower case, no path, no slash at the end.
+JWT_SECRET_MIN_BYTES = 32  # RFC 7518 section 3.2: an HS256 key is at least as long as the hash
+# As browsers write the Origin header: lower case, no path, no trailing slash.
 ORIGIN = re.compile(r"https?://([a-z0-9.-]+|\[[0-9a-f:]+])(:[0-9]{1,5})?")
 KNOWN_BAD_SECRETS = frozenset({"your-secret-key-change-in-production", "changeme", "secret"})
 
 
 class SettingsError(SystemExit):
-    """The environment cannot be served with; carries the text for the operator and a non-zero exit code."""
+    """The environment has bad settings. Carries the text for the operator and a non-zero exit code."""
 
 
 class Settings(BaseSettings):
-    """Names are the environment's; units are in the names or said beside them."""
+    """Field names are those of the environment variables. Units are in the names or in a comment."""
 
     model_config = SettingsConfigDict(frozen=True, extra="ignore", case_sensitive=False)
 
@@ -35,7 +35,7 @@ class Settings(BaseSettings):
 
     redis_url: str = "redis://127.0.0.1:6379/0"
     redis_timeout_s: float = 0.5
-    redis_full_at_share: Annotated[float, Field(gt=0, le=1)] = 0.9  # of maxmemory: from there on purchases are refused
+    redis_full_at_share: Annotated[float, Field(gt=0, le=1)] = 0.9  # of maxmemory: above it purchases are refused
 
     db_host: str = "127.0.0.1"
     db_port: int = 5432
@@ -46,30 +46,30 @@ class Settings(BaseSettings):
     db_pool_max: Annotated[int, Field(ge=1)] = 8
 
     payment_gateway_url: str = "http://127.0.0.1:9090"
-    worker_concurrency: Annotated[int, Field(ge=1)] = 4_000  # charges in flight a payment-stage member
+    worker_concurrency: Annotated[int, Field(ge=1)] = 4_000  # charges in flight per payment-stage member
 
     port: Annotated[int, Field(ge=0, le=65535)] = 8080
-    listen_address: str = "127.0.0.1"  # of whatever serves HTTP, metrics too; 0.0.0.0 in a container
-    metrics_port: Annotated[int, Field(ge=0, le=65535)] = 0  # of every process but the gateway; 0: a free one
+    listen_address: str = "127.0.0.1"  # for all HTTP, metrics too; 0.0.0.0 in a container
+    metrics_port: Annotated[int, Field(ge=0, le=65535)] = 0  # of every process except the gateway; 0: any free port
     api_workers: Annotated[int, Field(ge=1, le=64)] = 2
     order_workers: Annotated[int, Field(ge=0, le=64)] = 1
     payment_workers: Annotated[int, Field(ge=0, le=64)] = 1
     trusted_proxies: Annotated[tuple[str, ...], NoDecode] = ()
-    cors_origins: Annotated[tuple[str, ...], NoDecode] = ()  # whose scripts may read our answers; `*`: everybody's
+    cors_origins: Annotated[tuple[str, ...], NoDecode] = ()  # origins whose scripts may read our answers; `*`: all
 
     jwt_secret: SecretStr = SecretStr("")
     bcrypt_cost: Annotated[int, Field(ge=10, le=16)] = 12
 
     max_held: Annotated[int, Field(ge=1)] = (
-        100_000  # orders of a product that may hold units before reserve answers `busy`
+        100_000  # orders per product that may hold units before reserve answers `busy`
     )
     buys_per_second_per_user: Annotated[int, Field(ge=1)] = 50
     buys_per_second_per_address: Annotated[int, Field(ge=0)] = 0  # 0: no limit; many buyers may share one address
     registrations_per_minute_per_address: Annotated[int, Field(ge=0)] = 60  # 0: no limit
     declines_per_hour_per_user: Annotated[int, Field(ge=0)] = 20  # orders of one product; 0: no limit
-    max_unpublished: Annotated[int, Field(ge=1)] = 10_000  # orders a gateway worker may owe Kafka
+    max_unpublished: Annotated[int, Field(ge=1)] = 10_000  # orders per gateway worker that Kafka has not acknowledged
 
-    otel_exporter_otlp_endpoint: str = ""  # of an OTLP collector over HTTP; none: nothing is traced
+    otel_exporter_otlp_endpoint: str = ""  # an OTLP collector over HTTP; empty: no tracing
     trace_sample_ratio: Annotated[float, Field(ge=0, le=1)] = 0.01  # of orders, decided by the gateway
 
     @model_validator(mode="before")
@@ -85,17 +85,17 @@ class Settings(BaseSettings):
     @classmethod
     def _refuse_no_network(cls, proxies: tuple[str, ...]) -> tuple[str, ...]:
         for proxy in proxies:
-            ip_network(proxy, strict=False)  # its ValueError names the fault
+            ip_network(proxy, strict=False)  # its ValueError says what is wrong
         return proxies
 
     @field_validator("cors_origins")
     @classmethod
     def _refuse_no_origin(cls, origins: tuple[str, ...]) -> tuple[str, ...]:
         if "*" in origins and len(origins) > 1:
-            raise ValueError("* allows every origin: it stands alone")
+            raise ValueError("* allows every origin: give no other one beside it")
         for origin in origins:
             if origin != "*" and not ORIGIN.fullmatch(origin):
-                raise ValueError(f"{origin} is no origin: https://shop.example, without a path, in lower case")
+                raise ValueError(f"{origin} is not an origin like https://shop.example (lower case, no path)")
         return origins
 
     @property
@@ -113,7 +113,7 @@ class Settings(BaseSettings):
 
 
 class SigningSettings(Settings):
-    """What a process that signs or checks tokens needs; only the development stack generates its secret."""
+    """For processes that sign or check tokens. Only the development stack generates its secret."""
 
     @model_validator(mode="after")
     def _refuse_weak_secret(self) -> Self:
@@ -140,11 +140,11 @@ def _load(kind: type[S]) -> S:
 
 @lru_cache(maxsize=1)
 def get_settings() -> Settings:
-    """The process' settings, read once. Raises SettingsError (exit 1) listing every fault."""
+    """The settings of this process, read once. Raises SettingsError (exit 1), which lists every fault."""
     return _load(Settings)
 
 
 @lru_cache(maxsize=1)
 def get_signing_settings() -> SigningSettings:
-    """As `get_settings`, and refuses a missing, short or published JWT_SECRET."""
+    """Like `get_settings`; it also refuses a missing, short or published JWT_SECRET."""
     return _load(SigningSettings)

@@ -1,7 +1,7 @@
-"""The way of one order through the processes: a W3C `traceparent` in, spans to an OTLP collector out. Off unless asked for.
+"""Traces one order through all processes: a W3C `traceparent` in, spans to an OTLP collector out. Off by default.
 
-`on` is None in a process that does not trace: whoever might trace asks that first, and nothing else is paid. Whether an
-order is traced is decided once, by the gateway (TRACE_SAMPLE_RATIO); all others follow the header that its records carry.
+`on` is None in a process that does not trace; callers check it first, and pay nothing else. The gateway decides once per
+order whether to trace it (TRACE_SAMPLE_RATIO); all other processes follow the header of its records.
 """
 
 import random
@@ -19,12 +19,12 @@ if TYPE_CHECKING:
     from infra.settings import Settings
 
 EXPORT_TIMEOUT_S = 2.0
-STOP_TIMEOUT_S = 3.0  # a collector that is away delays nobody's end by more
+STOP_TIMEOUT_S = 3.0  # the longest that an absent collector may delay the end of a process
 T = TypeVar("T")
 
 
 class Span:
-    """One step of one traced order: current within `with`, which also ends it; or ended by hand."""
+    """One step of one traced order. `with` makes it current and ends it; otherwise call `end`."""
 
     def __init__(self, tracing: "Tracing", span: "OtelSpan") -> None:
         self._tracing = tracing
@@ -36,16 +36,16 @@ class Span:
 
     @property
     def traceparent(self) -> str:
-        """What those who come next are told: this step is the parent of theirs."""
+        """The header for the next process: this step is the parent of its step."""
         context = self._span.get_span_context()
         return f"00-{context.trace_id:032x}-{context.span_id:016x}-{context.trace_flags:02x}"
 
     @property
     def headers(self) -> Headers:
-        """Of a record that this step writes."""
+        """The headers of a record that this step writes."""
         return (VERSION_HEADER, (TRACE_HEADER, self.traceparent.encode()))
 
-    def note(self, **attributes: str | int) -> None:
+    def set_attributes(self, **attributes: str | int) -> None:
         self._span.set_attributes(attributes)
 
     def child(self, name: str) -> "Span":
@@ -77,10 +77,10 @@ Traced = Mapping[str, Span]
 
 
 class Tracing:
-    """What a process that traces holds: one exporter, which sends in a thread of its own and drops what is too much."""
+    """The tracer of a process: one exporter, which sends in its own thread and drops spans when it has too many."""
 
     def __init__(self, settings: "Settings") -> None:
-        # Imported here: a process that does not trace does not load it.
+        # Imported here: a process that does not trace does not load OpenTelemetry.
         from opentelemetry import context, trace
         from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
         from opentelemetry.sdk.resources import Resource
@@ -100,14 +100,14 @@ class Tracing:
         self._tracer = self._provider.get_tracer("thrones")
 
     def sample(self, name: str, traceparent: str | None) -> Span | None:
-        """The first step of an order, or None where it is not chosen. A client's trace is continued, but what is chosen is
-        not the client's to say: anybody may send the header."""
+        """The first step of an order, or None if it is not sampled. A client's trace is continued, but the client does not
+        decide what is sampled: anybody may send the header."""
         if random.random() >= self._ratio:
             return None
         return self._begin(name, traceparent)
 
     def follow(self, name: str, headers: Iterable[tuple[str, bytes]]) -> Span | None:
-        """A step of an order whose record has these headers; None where the order is not traced."""
+        """A step of an order whose record has these headers; None if the order is not traced."""
         for header, value in headers:
             if header == TRACE_HEADER:
                 return self._begin(name, value.decode(errors="replace"))
@@ -118,7 +118,7 @@ class Tracing:
 
     @property
     def current(self) -> Span | None:
-        """The step that whoever asks is within."""
+        """The current step."""
         span = self._trace.get_current_span()
         return Span(self, span) if span.is_recording() else None
 
@@ -133,7 +133,7 @@ class Tracing:
         return Span(self, self._tracer.start_span(name, parent))
 
     def close(self) -> None:
-        """Sends what is left."""
+        """Send the remaining spans."""
         self._provider.shutdown()
 
 
@@ -141,13 +141,13 @@ on: Tracing | None = None
 
 
 def start(settings: "Settings") -> None:
-    """Once a process. Nothing is loaded where OTEL_EXPORTER_OTLP_ENDPOINT is not set."""
+    """Call it once per process. It loads nothing unless OTEL_EXPORTER_OTLP_ENDPOINT is set."""
     global on
     on = Tracing(settings) if settings.otel_exporter_otlp_endpoint else None
 
 
 def stop() -> None:
-    """The last thing that a process does."""
+    """Call it last in a process."""
     global on
     tracing, on = on, None
     if tracing is not None:
@@ -162,7 +162,7 @@ def current() -> Span | None:
 
 @contextmanager
 def step(name: str) -> Iterator[Span | None]:
-    """A part of the current step, if there is one."""
+    """A part of the current step, if there is a current step."""
     parent = current()
     if parent is None:
         yield None
@@ -172,7 +172,7 @@ def step(name: str) -> Iterator[Span | None]:
 
 
 def trace_id_of(headers: Iterable[tuple[str, bytes]]) -> str | None:
-    """For log lines about a record."""
+    """The trace id for log lines about a record."""
     found = next((value for name, value in headers if name == TRACE_HEADER), None)
     return None if found is None else found.decode(errors="replace")[3:35]
 
@@ -183,8 +183,8 @@ def headers_of(traced: Traced | None) -> dict[str | bytes, Headers] | None:
 
 
 @contextmanager
-def together(name: str, traced: Traced | None) -> Iterator[None]:
-    """A step that many orders take at once: a child of each."""
+def batch_step(name: str, traced: Traced | None) -> Iterator[None]:
+    """A step that a batch of orders takes at once: a child of each order's step."""
     steps = [span.child(name) for span in traced.values()] if traced else []
     error: BaseException | None = None
     try:

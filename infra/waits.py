@@ -1,6 +1,6 @@
-"""Trying again until it works, and saying so: a process that waits for a dependency is alive, not stuck.
+"""Retries until a dependency answers, and declares the wait: a process that waits for a dependency is not stuck.
 
-The watchdog asks `waiting_for()`; what it names is a declared wait.
+The watchdog reads the declared waits from `waiting_for()`.
 """
 
 import asyncio
@@ -25,7 +25,7 @@ _waiting = WAITING.make()
 
 
 def waiting_for() -> list[str]:
-    """What this process has declared to be waiting for now."""
+    """The names of the dependencies for which this process waits now."""
     return sorted(name for name, count in _waits.items() if count)
 
 
@@ -43,9 +43,9 @@ def declared_wait(name: str) -> Iterator[None]:
 async def retry_until_ok(
     what: str, on: tuple[type[Exception], ...], attempt: Callable[P, Awaitable[T]], *args: P.args, **kwargs: P.kwargs
 ) -> T:
-    """Repeat `attempt` through errors of the kinds `on`, with jittered pauses of at most 2 s; others are raised.
+    """Repeat `attempt` while it raises one of `on`, with jittered pauses of at most 2 s. Other errors are raised.
 
-    Only for what may be repeated without harm. Ends with the task: a stage that drains cancels it.
+    `attempt` must be idempotent. There is no limit of attempts: a stage that drains cancels the task.
     """
     try:
         return await attempt(*args, **kwargs)

@@ -1,9 +1,9 @@
-"""A consuming process that no longer consumes ends itself, loudly, and the supervisor starts a new one.
+"""Ends a process that has stopped consuming; the supervisor then starts a new one.
 
-Consumers can stay alive and never read again after a broker restart or a rebalance (faust-streaming 175, 523, 629; aiokafka
-1154). A process is stuck when its event loop does not turn, or when its own partitions lag and do not move while it has nothing
-in work and has declared no wait; without any partition it looks at those that nobody holds: what others hold is theirs.
-Waiting for Postgres, Redis, Kafka or the provider is not being stuck.
+After a broker restart or a rebalance a consumer can stay alive and never read again (faust-streaming 175, 523, 629; aiokafka
+1154). A process is stuck when its event loop does not run, or when its partitions lag and do not move while it has no record
+in work and has declared no wait. A member without partitions checks the partitions that no member holds.
+Waiting for Postgres, Redis, Kafka or the provider does not count as stuck.
 """
 
 import asyncio
@@ -19,8 +19,8 @@ from infra.settings import Settings
 from infra.waits import waiting_for
 
 LOOP_STALL_S = 30.0
-# Longer than a rebalance around a dead member (its session, 10 s, and a heartbeat of the others); within the 60 s in which a
-# system at rest must be quiet, a new process included. A member that is stopped wrongly costs a restart and no record.
+# Longer than a rebalance around a dead member (its session of 10 s and a heartbeat of the others). Short enough that an idle
+# system is quiet within 60 s, with a new process. A member that is ended by mistake costs a restart and no record.
 GROUP_STALL_S = 30.0
 CHECK_INTERVAL_S = 5.0
 EXIT_CODE = 70  # EX_SOFTWARE
@@ -29,7 +29,7 @@ log = get_logger()
 
 
 class Watchdog:
-    """`idle`: this member has no record in work. `partitions`: those it holds. Run it beside the consumer; it never returns."""
+    """`idle`: this member has no record in work. `partitions`: the ones it holds. Runs beside the consumer, for ever."""
 
     def __init__(
         self,
@@ -68,7 +68,7 @@ class Watchdog:
         try:
             lag = await self._watermarks.lag(self._group)
             own = self._partitions() or await self._watermarks.unassigned(self._group)
-        except KAFKA_ERRORS:  # nobody can read while Kafka cannot even say how far we are
+        except KAFKA_ERRORS:  # while Kafka does not report offsets, no member can read either
             self._moved_at = self._clock()
             return
         lag = {partition: records for partition, records in lag.items() if partition in own}
@@ -77,10 +77,10 @@ class Watchdog:
             self._end_process(EXIT_CODE)
 
     def is_stuck(self, lag: dict[int, int]) -> bool:
-        """Told the lag of what it should read, by partition: has nothing moved for too long, without a reason?
+        """Whether nothing has moved for too long, without a reason. `lag`: of the partitions it should read.
 
-        A partition that keeps getting records and processes none grows; one that is read shrinks or is empty. So a lag
-        that shrank anywhere is movement.
+        The lag of a partition that is not read grows; that of one that is read shrinks or is zero. So a smaller lag in any
+        partition counts as movement.
         """
         moved = any(lag.get(partition, 0) < before for partition, before in self._lag.items())
         self._lag = lag

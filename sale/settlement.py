@@ -93,7 +93,7 @@ class SettlementDesk:
             )
             return await store([unknown], self._record, self._leave)
 
-        with tracing.together("postgres settle_orders", traced):
+        with tracing.batch_step("postgres settle_orders", traced):
             rows = await store(verdicts, self._record, set_aside)
         _log_contradictions(verdicts, rows)
         return rows
@@ -126,7 +126,7 @@ class SettlementDesk:
 
     async def _announce(self, rows: Sequence[OrderRow], traced: Traced | None) -> None:
         traced = {row.id: traced[row.id] for row in rows if row.id in traced} if traced else None
-        with tracing.together("redis settle", traced):
+        with tracing.batch_step("redis settle", traced):
             try:
                 settlements = await retry_until_ok("redis", REDIS_ERRORS, self._move_units, rows)
             except NotVerified:

@@ -55,7 +55,7 @@ class _GatheringThread(AIOKafkaConsumerThread):
             committed = self.consumer._committed_offset.get(ensure_TP(tp))  # noqa: SLF001 - nothing public tells it
             if found and committed is not None and found[0].offset < committed:
                 _end_process(tp, found[0].offset, committed)
-        self._pace.note(sum(map(len, records.values())), asyncio.get_running_loop().time())
+        self._pace.add(sum(map(len, records.values())), asyncio.get_running_loop().time())
         gather(consumer, GATHERED if self._pace.busy else AT_ONCE)
         return records
 

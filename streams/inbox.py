@@ -35,7 +35,7 @@ class Inbox(Generic[T]):
         if self._pace.busy and len(self._items) < limit:
             await asyncio.sleep(self._pace.wait_s)
         taken = [self._items.popleft() for _ in range(min(limit, len(self._items)))]
-        self._pace.note(len(taken), asyncio.get_running_loop().time())
+        self._pace.add(len(taken), asyncio.get_running_loop().time())
         return taken
 
     def __len__(self) -> int:

@@ -91,7 +91,7 @@ class OrderStage:
 
     def _follow(self, record: Record, event: OrderPlaced) -> None:
         if tracing.on is not None and (span := tracing.on.follow("store order", headers_of(record))) is not None:
-            span.note(order_id=event.order_id)
+            span.set_attributes(order_id=event.order_id)
             self._traced[event.order_id] = span
 
     def _end_traces(self) -> None:
@@ -111,7 +111,7 @@ class OrderStage:
             await self._bury_and_fail(placement, f"postgres: {cleaned(str(error), REASON_MAX)}", vouched=vouched)
             return ()
 
-        with tracing.together("postgres place_orders", None if vouched else self._traced):
+        with tracing.batch_step("postgres place_orders", None if vouched else self._traced):
             outcomes = dict(await store(placements, insert, set_aside))
         by_outcome: dict[str, list[Placement]] = {"new": [], "known": [], "stale": [], "no_product": []}
         refused: set[int] = set()

@@ -7,7 +7,7 @@ and at the end the units opened with are on sale, held or sold.
 
 import msgspec
 
-from consumers.audit.balance import AcknowledgedFinding, without_acknowledged
+from consumers.audit.balance import AcknowledgedFinding, split_acknowledged
 from consumers.audit.log_book import WITHOUT_END, LogBook
 from consumers.audit.missing import ENDED
 from consumers.audit.readers import read_log
@@ -91,7 +91,7 @@ def proof_of(product: int, book: LogBook) -> Proof:
     initial = epochs[-1].initial if epochs else 0
     if totals.confirmed > initial:
         problems.append(f"{totals.confirmed} units were sold of {initial}")
-    problems, acknowledged = without_acknowledged(problems, [book])
+    problems, acknowledged = split_acknowledged(problems, [book])
     return Proof(
         proved=not problems,
         product_id=product,

@@ -77,9 +77,7 @@ class AcknowledgedFinding(msgspec.Struct, frozen=True):
     when: str
 
 
-def without_acknowledged(
-    problems: Sequence[str], logs: Sequence[LogBook]
-) -> tuple[list[str], list[AcknowledgedFinding]]:
+def split_acknowledged(problems: Sequence[str], logs: Sequence[LogBook]) -> tuple[list[str], list[AcknowledgedFinding]]:
     """What is left to fail for, and what an operator has acknowledged in these very words."""
     done = {text: taken for log in logs for text, taken in log.acknowledged.items()}
     noted = [
@@ -129,7 +127,7 @@ def balance(
         problems += client_log.complaints
     problems += across.texts()
     remarks = [*other_remarks, *(_remark(facts) for facts in products if facts.log.kept_from_ms)]
-    problems, acknowledged = without_acknowledged(problems, [facts.log for facts in products])
+    problems, acknowledged = split_acknowledged(problems, [facts.log for facts in products])
     return AuditReport(ok=not problems, products=reports, problems=problems, remarks=remarks, acknowledged=acknowledged)
 
 

@@ -23,13 +23,13 @@ class TracedPurchases(Purchases):
                 return await super().buy(request)
             except Problem as problem:
                 refused = problem  # an answer like any other, and no fault of this step
-            span.note(refused=refused.code)
+            span.set_attributes(refused=refused.code)
         raise refused
 
     async def _reserve(self, wish: Reservation) -> Held | Known | Refused:
         with tracing.step("reserve") as span:
             if span is not None:
-                span.note(order_id=wish.order_id)
+                span.set_attributes(order_id=wish.order_id)
             return await super()._reserve(wish)
 
     async def _publish(self, order_id: OrderId, held: Held, headers: Headers = HEADERS) -> None:

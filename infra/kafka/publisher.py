@@ -106,7 +106,7 @@ class Publisher:
             self._finish(record, MessageSizeTooLargeError(f"{len(value)} bytes of value"))
             return record.done
         self._queue.append(record)
-        self._pace.note(1, loop.time())
+        self._pace.add(1, loop.time())
         if self._linger is None:
             self._linger = loop.call_later(self._pace.wait_s, self._end_linger)
         return record.done

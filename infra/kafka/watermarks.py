@@ -46,7 +46,7 @@ class Samples:
     def __init__(self) -> None:
         self._ends: list[tuple[int, Mapping[int, int]]] = []  # moments (ms), oldest first
 
-    def note(self, moment_ms: int, ends: Mapping[int, int]) -> None:
+    def add(self, moment_ms: int, ends: Mapping[int, int]) -> None:
         """`moment_ms`: before it was asked for the ends. Beyond a bound every other sample goes: coarser, never wrong."""
         self._ends.append((moment_ms, ends))
         if len(self._ends) > MOST_SAMPLES:
@@ -129,7 +129,7 @@ class Watermarks:
     async def _ask(self, group: str) -> int | None:
         moment_ms = since_boot_ms()  # before the offsets: what is appended from here on is not known to us
         positions = await self._positions(group)
-        self._samples[group].note(moment_ms, {p: end for p, (_, end) in positions.items()})
+        self._samples[group].add(moment_ms, {p: end for p, (_, end) in positions.items()})
         return self._samples[group].passed_ms({p: at for p, (at, _) in positions.items()})
 
     async def _append_time(self, tp: TopicPartition, offset: int) -> int:

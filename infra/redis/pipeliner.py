@@ -48,7 +48,7 @@ class Pipeliner:
         loop = asyncio.get_running_loop()
         future: asyncio.Future[Any] = loop.create_future()
         self._waiting.append((command, future))
-        self._pace.note(1, loop.time())
+        self._pace.add(1, loop.time())
         if self._lanes_taken < LANES and not self._gathering:
             self._start_trip()
         return future

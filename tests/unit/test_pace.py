@@ -11,7 +11,7 @@ BUSY_PER_S = 100.0
 def _steady(per_s: float, seconds: float = 1.0, gather_s: float = 0.0) -> Pace:
     pace, step_s = Pace(BUSY_PER_S, gather_s), 1 / per_s
     for number in range(1, int(per_s * seconds) + 1):
-        pace.note(1, number * step_s)
+        pace.add(1, number * step_s)
     return pace
 
 
@@ -22,9 +22,9 @@ def test_a_pace_is_busy_from_its_rate_on() -> None:
 
 def test_a_burst_is_noticed_within_a_window_and_its_end_with_the_first_one_after_it() -> None:
     pace = _steady(BUSY_PER_S / 10, seconds=10)
-    pace.note(100, 10 + 2 * WINDOW_S)
+    pace.add(100, 10 + 2 * WINDOW_S)
     assert pace.busy
-    pace.note(1, 20.0)
+    pace.add(1, 20.0)
     assert not pace.busy
 
 

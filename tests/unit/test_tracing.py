@@ -103,7 +103,7 @@ async def test_a_dead_letters_log_line_names_order_and_trace() -> None:
 
 
 def test_what_goes_wrong_is_told_with_its_step(collector: Collector, traces: tracing.Tracing) -> None:
-    with pytest.raises(OSError), begun(traces, PARENT) as span, tracing.together("postgres", {"order": span}):
+    with pytest.raises(OSError), begun(traces, PARENT) as span, tracing.batch_step("postgres", {"order": span}):
         raise OSError
     traces.close()
     told = {seen.name: (seen.parent, seen.failed) for seen in collector.trace(TRACE, 2)}

@@ -10,7 +10,7 @@ from infra.kafka.watermarks import Samples
 def test_a_group_has_passed_the_last_moment_at_which_the_log_ended_where_it_is() -> None:
     samples = Samples()
     for moment, end in ((100, 5), (200, 7), (300, 9)):
-        samples.note(moment, {0: end, 1: 1})
+        samples.add(moment, {0: end, 1: 1})
     assert samples.passed_ms({0: 4, 1: 1}) is None
     assert samples.passed_ms({0: 8, 1: 1}) == 200
     assert samples.passed_ms({0: 9, 1: 0}) is None
@@ -19,15 +19,15 @@ def test_a_group_has_passed_the_last_moment_at_which_the_log_ended_where_it_is()
 
 def test_what_was_read_in_one_partition_says_nothing_of_another() -> None:
     samples = Samples()
-    samples.note(100, {0: 5, 1: 5})
+    samples.add(100, {0: 5, 1: 5})
     assert samples.passed_ms({0: 9, 1: 4}) is None
     assert samples.passed_ms({0: 9}) is None
 
 
 def test_a_log_that_was_wiped_is_told_of_from_its_new_beginning_on() -> None:
     samples = Samples()
-    samples.note(100, {0: 1_000})
-    samples.note(200, {0: 3})
+    samples.add(100, {0: 1_000})
+    samples.add(200, {0: 3})
     assert samples.passed_ms({0: 3}) == 200
 
 
@@ -38,7 +38,7 @@ def test_the_answer_is_never_newer_than_the_truth_however_long_a_backlog_lasts(s
     for passed, appended in steps:
         moment, end = moment + passed, end + appended
         ends[moment] = end
-        samples.note(moment, {0: end})
+        samples.add(moment, {0: end})
         assert len(samples._ends) <= watermarks.MOST_SAMPLES
     read = end // 2
     answer = samples.passed_ms({0: read})
