@@ -58,7 +58,7 @@ def test_off_is_the_default_and_loads_no_exporter() -> None:
     assert tracing.current() is None
     code = "import sys, gateway.app, streams.payment_stage, consumers.projector; print(*sys.modules)"
     loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
-    assert "gateway.buying.traced_orders" in loaded
+    assert "gateway.buying.traced_purchases" in loaded
     assert "opentelemetry.exporter" not in loaded
 
 
