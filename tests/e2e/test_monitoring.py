@@ -45,7 +45,7 @@ def prometheus(debian: Path, tmp_path: Path, stack: Stack) -> Iterator[str]:
     """The URL of one that scrapes the stack every second, on the local configuration."""
     config = (PROMETHEUS / "local.yml").read_text()
     for ours, here in (
-        ("../../.thrones/prometheus/targets.json", str(targets_file(stack.state_dir))),
+        ("../../../.thrones/prometheus/targets.json", str(targets_file(stack.state_dir))),
         ("rules.yml", str(PROMETHEUS / "rules.yml")),
         ("interval: 5s", "interval: 1s"),
     ):

@@ -239,7 +239,7 @@ async def test_a_request_s_id_is_handed_on_where_it_is_sane_and_made_where_it_is
 
 
 def test_what_nginx_says_are_the_gateways_own_words() -> None:
-    """Code, status, title and whether to repeat are one table: gateway/problems.py."""
+    """Code, status, title and whether to repeat are one table: gateway/http/problems.py."""
     said = [orjson.loads(text) for text in re.findall(r"return \d+ '(.*)';", TEMPLATE.read_text())]
     assert len(said) >= 8
     for problem in said:
