@@ -1,7 +1,7 @@
 """An HTTP/1.1 client that POSTs to one URL over keep-alive connections, one request at a time per connection (RFC 9112).
 
 It is for one peer that gets a thousand requests a second: a general client costs more CPU than the rest of an order
-(docs/decisions/0009-charging-client.md). httptools parses; no redirects, no decompression, answers are bounded.
+(docs/decisions/0008-charging-client.md). httptools parses; no redirects, no decompression, answers are bounded.
 """
 
 import asyncio
