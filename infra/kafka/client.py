@@ -1,4 +1,7 @@
-"""Kafka as we read and ask it: consumers that commit only by hand, offsets and topics by admin. Writing is publisher.py's."""
+"""The Kafka client for reading and administration: consumers without auto-commit, group offsets, topics.
+
+publisher.py writes.
+"""
 
 import asyncio
 from collections.abc import Mapping
@@ -29,24 +32,27 @@ NO_COORDINATOR = (GroupCoordinatorNotAvailableError, CoordinatorLoadInProgressEr
 
 @dataclass(frozen=True, slots=True)
 class Gathering:
-    """What a broker waits for before it answers a fetch: so many bytes, or so long."""
+    """How long a broker delays the answer to a fetch: until it has `min_bytes`, at most `max_wait_ms`."""
 
     min_bytes: int
     max_wait_ms: int
 
 
-AT_ONCE = Gathering(1, 500)  # the first record after a silence is not kept waiting
+AT_ONCE = Gathering(1, 500)  # the first record after a pause is answered at once
 
 
 def gather(consumer: Any, how: Gathering) -> None:
-    """Applies from the consumer's next fetch on. A fetch costs as much as some twenty records, for us and for the broker;
-    so where much comes the broker gathers, and where little comes nobody waits. aiokafka offers no public way to change this."""
+    """Change it from the consumer's next fetch on; aiokafka has no public way to do so.
+
+    A fetch costs us and the broker as much as some twenty records. So at a high rate the broker gathers records, and at
+    a low rate it answers at once.
+    """
     fetcher = consumer._fetcher  # noqa: SLF001
     fetcher._fetch_min_bytes, fetcher._fetch_max_wait_ms = how.min_bytes, how.max_wait_ms  # noqa: SLF001
 
 
 def make_consumer(settings: Settings, *names: str, group: str | None = None, **overrides: Any) -> AIOKafkaConsumer:
-    """A consumer that is not started yet, reads raw bytes and never commits by itself."""
+    """A consumer of raw bytes that never commits by itself. It is not started yet."""
     options: dict[str, Any] = {
         "bootstrap_servers": settings.kafka_bootstrap_servers,
         "client_id": f"{settings.thrones_role}-{settings.thrones_member}",
@@ -64,7 +70,8 @@ def make_consumer(settings: Settings, *names: str, group: str | None = None, **o
 
 
 class Offsets:
-    """What groups have committed and where logs begin and end. One admin and one group-less consumer, lazily connected."""
+    """Reads committed offsets and the first and last offsets of topics, with one admin client and one consumer without a
+    group. Both connect on first use."""
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
@@ -73,10 +80,10 @@ class Offsets:
         self._connecting = asyncio.Lock()
 
     async def committed(self, group: str, topic: Topic) -> dict[int, int]:
-        """Next offset to process by partition; 0 where the group has not committed yet. Raises KafkaError or OSError."""
+        """The next offset to process, by partition; 0 if the group has not committed. Raises KafkaError or OSError."""
         await self._connect()
         assert self._admin is not None
-        # The first question ever makes the broker create its offsets topic, and it answers "not available" meanwhile.
+        # The first request ever makes the broker create its offsets topic; until then it answers "not available".
         async for attempt in stamina.retry_context(on=NO_COORDINATOR, attempts=None, timeout=10.0, wait_max=0.5):
             with attempt:
                 known = await self._admin.list_consumer_group_offsets(group)
@@ -84,7 +91,7 @@ class Offsets:
         return {p: max(by_partition.get(p, 0), 0) for p in await self.partitions(topic)}
 
     async def held(self, group: str, topic: Topic) -> set[int]:
-        """The partitions that some member of a group holds. Raises KafkaError or OSError."""
+        """The partitions that the members of a group hold. Raises KafkaError or OSError."""
         await self._connect()
         assert self._admin is not None
         async for attempt in stamina.retry_context(on=NO_COORDINATOR, attempts=None, timeout=10.0, wait_max=0.5):
@@ -100,7 +107,7 @@ class Offsets:
         return _by_partition(await consumer.end_offsets(await self._of(topic)))
 
     async def begins(self, topic: Topic) -> dict[int, int]:
-        """The first offset still kept, by partition."""
+        """The first offset that is still stored, by partition."""
         consumer = await self._connect()
         return _by_partition(await consumer.beginning_offsets(await self._of(topic)))
 
@@ -130,10 +137,10 @@ class Offsets:
                 try:
                     await admin.start()
                     await consumer.start()
-                except BaseException:  # also when the asker has given up: both may hold connections already
+                except BaseException:  # also when cancelled: both may hold connections already
                     await _close(admin, consumer)
                     raise
-                consumer.pause(*consumer.assignment())  # a fetch that waits for data would hold up every question
+                consumer.pause(*consumer.assignment())  # a fetch that waits for data would delay every request
                 self._admin, self._consumer = admin, consumer
             return self._consumer
 
@@ -148,7 +155,7 @@ def _by_partition(offsets: Mapping[TopicPartition, int]) -> dict[int, int]:
 
 
 async def create_topics(settings: Settings) -> None:
-    """Create what is missing of `topics.ALL`; what exists is left as it is. Raises KafkaError."""
+    """Create the missing topics of `topics.ALL`; existing ones are not changed. Raises KafkaError."""
     admin = AIOKafkaAdminClient(bootstrap_servers=settings.kafka_bootstrap_servers)
     try:
         await admin.start()

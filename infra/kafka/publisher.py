@@ -1,7 +1,7 @@
-"""Records in, their acknowledgement out: one idempotent producer (acks=all) a process, one batch in flight a partition.
+"""Publishes records with one idempotent producer (acks=all) per process and one batch in flight per partition.
 
-`publish` hands a record over at once; its future ends when the broker has acknowledged it on all in-sync replicas.
-Whatever arrives for a partition while its last batch is under way is the next batch.
+`publish` queues a record at once; its future is done when all in-sync replicas have acknowledged the record.
+Records that arrive for a partition while its batch is in flight form the next batch.
 """
 
 import asyncio
@@ -26,12 +26,12 @@ from infra.settings import Settings
 from schemas.codec import VERSION_HEADER, Headers
 from schemas.topics import Topic
 
-LINGER_S = 0.004  # while busy: produce requests cost more than records
-BUSY_PER_S = 150.0  # records: below it the linger of one would end before the next one comes
+LINGER_S = 0.004  # while busy: a produce request costs more than a record
+BUSY_PER_S = 150.0  # records: at a lower rate a linger ends before the next record comes
 BATCH_MAX_BYTES = 256 * 1024
-RECORD_MAX_BYTES = 1_000_000  # a broker takes 1 MiB, with what it wraps around a record
+RECORD_MAX_BYTES = 1_000_000  # a broker takes 1 MiB, including its own overhead per record
 REQUEST_TIMEOUT_S = 15.0
-DELIVERY_TIMEOUT_S = 30.0  # aiokafka's idempotent producer retries for ever, also what a wiped broker can never take
+DELIVERY_TIMEOUT_S = 30.0  # aiokafka's idempotent producer retries for ever, even what a wiped broker can never take
 POLL_INTERVAL_S = 5.0
 STOP_TIMEOUT_S = 10.0  # aiokafka's own stop() never ends while the broker is down
 HEADERS = (VERSION_HEADER,)
@@ -42,7 +42,7 @@ log = get_logger()
 
 
 def partition_of(key: bytes, partitions: int) -> int:
-    """The partition of a key: CRC-32, as librdkafka's `consistent` partitioner (in C, where murmur2 would be Python)."""
+    """The partition of a key: CRC-32, like librdkafka's `consistent` partitioner (CRC-32 is C; murmur2 would be Python)."""
     return crc32(key) % partitions
 
 
@@ -57,7 +57,7 @@ class _Record:
 
 @dataclass(slots=True, eq=False)
 class _PartitionQueue:
-    """One partition: at most one batch under way, so its records stay in order whatever happens to that batch."""
+    """One partition has at most one batch in flight, so its records stay in order even if that batch fails."""
 
     topic: str
     partition: int
@@ -69,9 +69,9 @@ class _PartitionQueue:
 class Publisher:
     """Records of one key stay in order; each is written at least once.
 
-    While the broker is away records wait here, `unpublished` of them; a producer that the broker fences off or that lost
-    its sequence is replaced, and what it had not delivered is sent again. A future fails only for a record that can never
-    be written (too large) or when the publisher stops first.
+    While the broker is down, records wait here (`unpublished` counts them). A producer that the broker fences off, or that
+    has lost its sequence, is replaced, and its undelivered records are sent again. A future fails only for a record that
+    is too large, or when the publisher stops first.
     """
 
     def __init__(self, settings: Settings, busy_per_s: float = BUSY_PER_S) -> None:
@@ -88,7 +88,8 @@ class Publisher:
 
     @classmethod
     async def start(cls, settings: Settings, busy_per_s: float = BUSY_PER_S) -> "Publisher":
-        """A publisher that connects in the background: a process may start while Kafka is away. It lingers while so much comes."""
+        """A publisher that connects in the background, so a process can start while Kafka is down. From `busy_per_s` on it
+        lingers."""
         publisher = cls(settings, busy_per_s)
         publisher._pump = asyncio.create_task(publisher._run(), name="publisher")
         publisher._pump.add_done_callback(_end_process)
@@ -114,19 +115,19 @@ class Publisher:
     async def publish_all(
         self, records: Iterable[tuple[Topic, str | bytes, bytes]], headers: Mapping[str | bytes, Headers] | None = None
     ) -> None:
-        """Publish and wait for every acknowledgement, however long that takes. `headers`: of the keys that have others."""
+        """Publish and wait for every acknowledgement, without a time limit. `headers`: for keys with headers of their own."""
         own = headers or {}
         waiting = [
             self.publish(topic, key, value, own.get(key, HEADERS) if own else HEADERS) for topic, key, value in records
         ]
-        for delivered in waiting:  # cheaper than gather: most are done when they are looked at
+        for delivered in waiting:  # cheaper than gather: most are done already
             await delivered
 
     async def stop(self) -> None:
-        """Deliver what is waiting, for at most STOP_TIMEOUT_S; the rest fails and is the relay's to finish."""
+        """Deliver the waiting records for at most STOP_TIMEOUT_S; the rest fails, and the relay publishes it later."""
         with suppress(TimeoutError):
             async with asyncio.timeout(STOP_TIMEOUT_S):
-                while self.unpublished:  # noqa: ASYNC110 - once in a process' life, at its end
+                while self.unpublished:  # noqa: ASYNC110 - once, when the process ends
                     await asyncio.sleep(0.01)
         if self._pump is not None:
             self._pump.cancel()
@@ -170,7 +171,7 @@ class Publisher:
             self._break(KafkaTimeoutError(f"no answer within {DELIVERY_TIMEOUT_S:.0f} s"))
 
     async def _sort(self, producer: AIOKafkaProducer) -> None:
-        """What waits, into the queues of its partitions."""
+        """Move the waiting records into the queues of their partitions."""
         counts: dict[str, int] = {}
         while self._queue:
             record = self._queue[0]
@@ -197,9 +198,9 @@ class Publisher:
     def _delivered(self, queue: _PartitionQueue, delivery: "asyncio.Future[Any]") -> None:
         error = asyncio.CancelledError() if delivery.cancelled() else delivery.exception()
         if self._partitions.get((queue.topic, queue.partition)) is not queue:
-            return  # its producer was replaced, and its records are sent again
+            return  # its producer was replaced, and the records are sent again
         if error is not None and not isinstance(error, MessageSizeTooLargeError):
-            self._break(error)  # they stay in flight: sent again by the next producer (readers drop the copy)
+            self._break(error)  # they stay in flight: the next producer sends them again, and readers drop the copy
             return
         delivered, queue.in_flight = queue.in_flight, []
         for record in delivered:
@@ -239,7 +240,7 @@ class Publisher:
         producer, self._producer = self._producer, None
         if producer is not None:
             await close_within(producer.stop(), 5.0)
-        # What it never told us about is unknown, not failed: its successor sends it again, before anything newer.
+        # Without an acknowledgement the outcome is unknown: the next producer sends these again, before newer records.
         for queue in self._partitions.values():
             self._queue.extendleft(reversed([*queue.in_flight, *queue.waiting]))
         self._partitions.clear()
@@ -259,11 +260,11 @@ class Publisher:
             record.done.set_result(None)
         else:
             record.done.set_exception(error)
-            record.done.exception()  # whoever still waits is told; nobody has to
+            record.done.exception()  # marks it as retrieved: the caller may have gone
 
 
 def _end_process(pump: "asyncio.Task[None]") -> None:
-    """Nobody awaits the pump, and without it every publish would wait for ever: an error of its own ends the process."""
+    """No task awaits the pump, and without it every publish would wait for ever. So its own error ends the process."""
     if not pump.cancelled() and (error := pump.exception()) is not None:
         log.error("the publisher broke down", error=repr(error))
         os._exit(os.EX_SOFTWARE)

@@ -1,9 +1,8 @@
-"""Groups in; out how far each has come: its lag by partition, its delay, and its watermark.
+"""Measures the progress of consumer groups: lag by partition, delay, and watermark.
 
-A group's watermark is a moment (milliseconds since this machine's boot): whatever was appended before it has been processed
-and committed. Nothing can be stranded that is newer than the watermark of who should move it. The answer may be older than
-the truth, never newer. No wall clock has a say in it: it is the last moment at which the log was seen to end where the
-group has come to by now.
+A group's watermark is a time (milliseconds since this machine's boot). Every record appended before it has been processed
+and committed, so an order newer than the watermark of its next group is not stranded. The answer may be too old, never too
+new. It uses no wall clock: it is the last time at which the log was seen to end at an offset that the group has now passed.
 """
 
 import asyncio
@@ -30,10 +29,10 @@ log = get_logger()
 
 
 async def unprocessed_from(offsets: Offsets, group: str, topic: Topic) -> dict[int, int]:
-    """Where the group goes on, by partition.
+    """The offset at which the group continues, by partition.
 
-    A position outside of the log means its beginning: the group resets to it, and one that is ahead of its log belonged
-    to a log that was wiped.
+    A position outside of the log counts as its beginning, to which the group resets. A position ahead of the log comes
+    from a log that was wiped since.
     """
     committed = await offsets.committed(group, topic)
     begins, ends = await offsets.begins(topic), await offsets.ends(topic)
@@ -41,19 +40,19 @@ async def unprocessed_from(offsets: Offsets, group: str, topic: Topic) -> dict[i
 
 
 class Samples:
-    """Where a topic ended, and when that was asked: enough to tell up to which moment a group has read it."""
+    """End offsets of a topic and when they were read. They tell up to which time a group has read the topic."""
 
     def __init__(self) -> None:
-        self._ends: list[tuple[int, Mapping[int, int]]] = []  # moments (ms), oldest first
+        self._ends: list[tuple[int, Mapping[int, int]]] = []  # times (ms), oldest first
 
     def add(self, moment_ms: int, ends: Mapping[int, int]) -> None:
-        """`moment_ms`: before it was asked for the ends. Beyond a bound every other sample goes: coarser, never wrong."""
+        """`moment_ms`: a time before the ends were read. Above the limit every second sample goes: coarser, never wrong."""
         self._ends.append((moment_ms, ends))
         if len(self._ends) > MOST_SAMPLES:
             del self._ends[1:-1:2]
 
     def passed_ms(self, positions: Mapping[int, int]) -> int | None:
-        """The last moment at which the topic ended where the group has been since; what is older is forgotten."""
+        """The last time at which the topic ended at offsets that the group has passed. Older samples are dropped."""
         for place in reversed(range(len(self._ends))):
             moment_ms, ends = self._ends[place]
             if all(positions.get(partition, -1) >= end for partition, end in ends.items()):
@@ -63,7 +62,7 @@ class Samples:
 
 
 class Watermarks:
-    """Asked often: answers are cached for 0.2 s, and an append time is fetched again only when the group has moved."""
+    """It is asked often: answers are cached for 0.2 s, and an append time is read again only when the group has moved."""
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
@@ -75,19 +74,19 @@ class Watermarks:
         self._appended: dict[TopicPartition, tuple[int, int]] = {}  # offset, append time of the record there
 
     async def lag(self, group: str) -> dict[int, int]:
-        """Records not processed yet, by partition. Raises KafkaError, OSError or TimeoutError when Kafka cannot say."""
+        """Unprocessed records by partition. Raises KafkaError, OSError or TimeoutError if Kafka does not answer."""
         async with asyncio.timeout(ANSWER_TIMEOUT_S):
             return {p: end - at for p, (at, end) in (await self._positions(group)).items()}
 
     async def unassigned(self, group: str) -> set[int]:
-        """The partitions that no member of the group holds. Raises like `lag`."""
+        """The partitions that no member of the group holds. Raises the errors of `lag`."""
         topic = CONSUMED_BY[group]
         async with asyncio.timeout(ANSWER_TIMEOUT_S):
             return set(await self._offsets.partitions(topic)) - await self._offsets.held(group, topic)
 
     async def watermark(self, group: str) -> int | None:
-        """None when Kafka cannot say, or the group has not come to where its log was first seen to end: then nothing
-        counts as stranded."""
+        """None if Kafka does not answer, or if the group has not passed the first end offsets that were seen. Without a
+        watermark no order counts as stranded."""
         async with self._asking:
             asked_at, answer = self._answers.get(group, (-CACHED_S, None))
             if time.monotonic() - asked_at < CACHED_S:
@@ -103,9 +102,9 @@ class Watermarks:
             return answer
 
     async def delay_s(self, group: str) -> float:
-        """How old the oldest record is that is not processed. To be shown: the broker's clock and ours may differ.
+        """The age of the oldest unprocessed record. Only for display: the broker's clock and ours may differ.
 
-        Raises KafkaError, OSError or TimeoutError when Kafka cannot say.
+        Raises KafkaError, OSError or TimeoutError if Kafka does not answer.
         """
         try:
             async with self._asking, asyncio.timeout(ANSWER_TIMEOUT_S):
@@ -127,7 +126,7 @@ class Watermarks:
         return {p: (at, max(ends[p], at)) for p, at in starts.items()}
 
     async def _ask(self, group: str) -> int | None:
-        moment_ms = since_boot_ms()  # before the offsets: what is appended from here on is not known to us
+        moment_ms = since_boot_ms()  # before reading the offsets: they do not cover later records
         positions = await self._positions(group)
         self._samples[group].add(moment_ms, {p: end for p, (_, end) in positions.items()})
         return self._samples[group].passed_ms({p: at for p, (at, _) in positions.items()})
@@ -157,7 +156,7 @@ class Watermarks:
                     for topic in CONSUMED_BY.values()
                     for p in await self._offsets.partitions(topic)
                 ]
-            except BaseException:  # also when the asker has given up: it may hold connections already
+            except BaseException:  # also when cancelled: it may hold connections already
                 await close_within(consumer.stop(), CLOSE_TIMEOUT_S)
                 raise
             consumer.assign(every)
@@ -166,7 +165,7 @@ class Watermarks:
         return self._consumer
 
     async def _reset(self) -> None:
-        """New connections next time; a wiped log must not be answered for from memory either."""
+        """Connect anew next time, and forget the cached answers: the log may have been wiped."""
         consumer, self._consumer = self._consumer, None
         self._appended.clear()
         if consumer is not None:
@@ -175,5 +174,5 @@ class Watermarks:
 
 
 async def lags(watermarks: Watermarks) -> Mapping[str, dict[int, int]]:
-    """The lag of every group of ours, by partition."""
+    """The lag of each of our groups, by partition."""
     return {group: await watermarks.lag(group) for group in CONSUMED_BY}

@@ -125,16 +125,16 @@ def scale(
 
     Example: thrones scale payment-stage 4
     """
-    from infra.supervision.scaling import remark
+    from infra.supervision.scaling import scaling_warning
     from infra.supervision.scaling import scale as resize
 
     try:
         rows = resize(default_state_dir(), stage, members)
     except StackError as error:
         fail(str(error))
-    told = remark(stage, members)
+    told = scaling_warning(stage, members)
     if as_json:
-        typer.echo(json.dumps({"stage": stage, "members": rows, "remark": told or None}))
+        typer.echo(json.dumps({"stage": stage, "members": rows, "scaling_warning": told or None}))
         return
     typer.echo(f"{stage}: {len(rows)} member(s) run" + (f"; {told}" if told else ""))
 

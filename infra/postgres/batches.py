@@ -1,4 +1,4 @@
-"""A batch that Postgres refuses for one record's values is halved, down to that record: the others are stored all the same."""
+"""Stores a batch although Postgres rejects some of its records: the batch is halved down to each rejected record."""
 
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from typing import TypeVar
@@ -16,9 +16,9 @@ async def store(
     write: Callable[[Sequence[Record]], Awaitable[Iterable[Stored]]],
     set_aside: Callable[[Record, Exception], Awaitable[Iterable[Stored]]],
 ) -> list[Stored]:
-    """What `write` makes of all of them; waits through every passing state of Postgres.
+    """The results of `write` for all records. While Postgres is unavailable it waits.
 
-    A record that can never be stored goes to `set_aside`, alone, with what Postgres says of it.
+    A record that can never be stored goes to `set_aside`, alone, with the error of Postgres.
     """
     if not records:
         return []

@@ -1,4 +1,4 @@
-"""Postgres connections with a deadline on everything: acquiring, a command, a lock, an idle transaction."""
+"""Postgres connection pools, with a time limit on everything: acquiring, a command, a lock, an idle transaction."""
 
 import time
 from typing import Any
@@ -14,17 +14,17 @@ CONNECT_TIMEOUT_S = 5.0
 ACQUIRE_TIMEOUT_S = 2.0
 
 RECORDS_FAULT: tuple[type[Exception], ...] = (asyncpg.DataError, asyncpg.IntegrityConstraintViolationError)
-"""SQLSTATE classes 22 and 23, and values that asyncpg cannot send: these very values can never be stored."""
+"""SQLSTATE classes 22 and 23, and values that asyncpg cannot send: the record itself can never be stored."""
 
 UNAVAILABLE: tuple[type[Exception], ...] = (
     OSError,
     TimeoutError,
     asyncpg.InterfaceError,
-    asyncpg.InternalClientError,  # a connection that was ended in the very moment in which it was used
+    asyncpg.InternalClientError,  # a connection that ended just as it was used
     *(kind for kind in asyncpg.PostgresError.__subclasses__() if kind not in RECORDS_FAULT),
 )
-"""Everything else, also what nobody has thought of: a server that is read-only, full, starting, failing over or without a
-table of ours says nothing about the record. Try the same again later (all our writes are guarded); no record is buried for it."""
+"""All other errors. A server that is read-only, full, starting, failing over or without our tables says nothing about the
+record. The write is retried (all our writes are guarded), and no record goes to the dead letters for it."""
 
 REPEAT_AFTER_S = 5.0
 _refused, _told_at = POSTGRES_REFUSALS.make(), dict[str, float]()
@@ -32,7 +32,7 @@ log = get_logger()
 
 
 async def connect_postgres(settings: Settings, *, maximum: int | None = None) -> asyncpg.Pool:
-    """A pool that opens lazily, so that a process starts (and says so in its health) while Postgres is away."""
+    """A pool that connects on first use, so that a process can start while Postgres is down; its health shows that."""
     pool = asyncpg.create_pool(
         settings.postgres_dsn,
         min_size=0,
@@ -53,12 +53,12 @@ async def connect_postgres(settings: Settings, *, maximum: int | None = None) ->
 
 
 async def _nothing_to_reset(_: asyncpg.Connection) -> None:
-    """asyncpg's own reset is a query after every use. Nobody changes the session of a pool's connection: no SET, no lock that
-    outlives its transaction; an open transaction is rolled back all the same."""
+    """Replaces asyncpg's reset, which is a query after every use. Our code never changes the session: no SET, and no lock
+    that outlives its transaction. An open transaction is still rolled back."""
 
 
 async def _connect(*args: Any, **kwargs: Any) -> asyncpg.Connection:
-    """A connection whose failures, its making included, are counted and told."""
+    """A connection whose errors are counted and logged, including that of connecting."""
     try:
         connection: asyncpg.Connection = await asyncpg.connect(*args, **kwargs)
     except Exception as error:
@@ -69,7 +69,7 @@ async def _connect(*args: Any, **kwargs: Any) -> asyncpg.Connection:
 
 
 def count_refusal(error: BaseException | None) -> None:
-    """Count what Postgres did not do, by SQLSTATE; a log line for each of them every few seconds."""
+    """Count an error of Postgres by SQLSTATE, and log each SQLSTATE at most once every few seconds."""
     if not isinstance(error, (*UNAVAILABLE, *RECORDS_FAULT)):
         return
     state = getattr(error, "sqlstate", None) or "none"

@@ -1,4 +1,4 @@
-"""Redis connections as we want them: bounded, timed, and never retried behind our back."""
+"""The Redis client: a bounded pool, a timeout on every command, and no hidden retries."""
 
 from collections.abc import Sequence
 from typing import Any, cast
@@ -19,16 +19,16 @@ __all__ = ["UNREACHABLE", "Redis", "RedisError", "clock_ms", "connect_redis"]
 
 
 class Redis(RedisPy):
-    """redis-py's client, and beside it `round_trip` for the paths where a command's CPU counts."""
+    """redis-py's client, with `round_trip` added for the paths where the CPU time of a command matters."""
 
     trips: Trips  # set by connect_redis
 
     async def round_trip(self, commands: Sequence[Command]) -> list[Any]:
-        """See Trips.run: error replies are values."""
+        """Like `Trips.run`: error replies are values."""
         return await self.trips.run(commands)
 
     async def replies(self, commands: Sequence[Command]) -> list[Any]:
-        """The same, raising the first error reply."""
+        """Like `round_trip`, but raises the first error reply."""
         answered = await self.round_trip(commands) if commands else []
         raise_first_error(answered)
         return answered
@@ -39,15 +39,15 @@ class Redis(RedisPy):
 
 
 async def clock_ms(redis: Redis) -> int:
-    """The present by Redis' clock: what it has dated is compared with nothing else."""
+    """The time by Redis' clock. Times that Redis has written are compared with this clock only."""
     [(seconds, microseconds)] = await redis.replies([("TIME",)])
     return int(seconds) * 1000 + int(microseconds) // 1000
 
 
 def connect_redis(settings: Settings, *, connections: int = 8, timeout_s: float | None = None) -> Redis:
-    """A client whose pool waits for a free connection (then raises ConnectionError) and whose commands run at most once.
+    """A client whose commands run at most once. Its pool waits for a free connection, then raises ConnectionError.
 
-    Library retries are off: a hidden second run of `reserve` would turn a lost acceptance into a definite refusal.
+    The library's retries are off: a hidden second run of `reserve` could turn a lost acceptance into a definite refusal.
     """
     limit = settings.redis_timeout_s if timeout_s is None else timeout_s
     pool = BlockingConnectionPool.from_url(

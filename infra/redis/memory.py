@@ -1,4 +1,4 @@
-"""How full Redis is, as it judges itself before it refuses a write."""
+"""Redis' memory use, by the same measure by which Redis refuses writes."""
 
 from dataclasses import dataclass
 
@@ -7,7 +7,7 @@ from infra.redis.client import Redis
 
 @dataclass(frozen=True, slots=True)
 class RedisMemory:
-    """`used_bytes` are those that count against `max_bytes` (maxmemory; 0: no limit)."""
+    """`used_bytes` is what counts against `max_bytes` (maxmemory; 0: no limit)."""
 
     used_bytes: int
     max_bytes: int
@@ -19,6 +19,6 @@ class RedisMemory:
 
 async def read_memory(redis: Redis) -> RedisMemory:
     told = await redis.info("memory")
-    # Buffers of the append-only file and of replicas come and go: Redis leaves them out when it decides.
+    # Redis does not count the buffers of the append-only file and of replicas against maxmemory.
     uncounted = int(told.get("mem_not_counted_for_evict", 0))
     return RedisMemory(int(told["used_memory"]) - uncounted, int(told["maxmemory"]))

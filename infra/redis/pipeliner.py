@@ -1,6 +1,6 @@
-"""Script calls of many tasks in, few round trips out: whatever was asked while the last trip was under way is the next one.
+"""Batches the script calls of many tasks into few round trips: the calls made during one trip form the next one.
 
-Small when idle, large when busy. A caller that goes away does not cancel the trip of the others.
+Trips are small when idle and large when busy. A cancelled caller does not cancel the calls of the others.
 """
 
 import asyncio
@@ -15,50 +15,50 @@ from infra.redis.client import Redis
 from infra.redis.trips import Argument, Command, NotSent
 
 MAX_TRIP = 512  # calls in one round trip: bounds how long Redis is held by one client
-LANES = 2  # trips under way at once
+CONCURRENT_TRIPS = 2
 
 
 def digest(script: str) -> str:
-    """The name by which EVALSHA knows a script."""
+    """The SHA-1 by which EVALSHA names a script."""
     return sha1(script.encode(), usedforsecurity=False).hexdigest()
 
 
 class Pipeliner:
-    """`call` a script by name; the reply is the script's, or the RedisError it ended with is raised.
+    """`call` a script by name; it returns the script's reply, or raises the RedisError with which the script ended.
 
-    While as many calls come as `pace` calls busy, a trip waits for more; otherwise none waits for company.
+    While `pace` is busy, a trip waits briefly for more calls; otherwise it starts at once.
     """
 
     def __init__(self, redis: Redis, scripts: Mapping[str, str] | None = None, pace: Pace | None = None) -> None:
-        """`scripts`: Lua bodies by name. Redis is given them when it does not know one."""
+        """`scripts`: Lua sources by name. A script that Redis does not know is loaded first."""
         self._redis = redis
         self._scripts = scripts or {}
         self._digests = {name: digest(body) for name, body in self._scripts.items()}
         self._pace = pace or Pace()
         self._gathering = False
         self._waiting: list[tuple[Command, asyncio.Future[Any]]] = []
-        self._trips: set[asyncio.Task[None]] = set()  # kept so that none is collected while it runs
+        self._trips: set[asyncio.Task[None]] = set()  # a reference, so that no running task is garbage collected
         self._lanes_taken = 0
 
     def call(self, script: str, keys: Sequence[str], *args: Argument) -> asyncio.Future[Any]:
         return self.command("EVALSHA", self._digests[script], len(keys), *keys, *args)
 
     def command(self, *command: Argument) -> asyncio.Future[Any]:
-        """Any other command, in the same trips."""
+        """Send any other command in the same trips."""
         loop = asyncio.get_running_loop()
         future: asyncio.Future[Any] = loop.create_future()
         self._waiting.append((command, future))
         self._pace.add(1, loop.time())
-        if self._lanes_taken < LANES and not self._gathering:
+        if self._lanes_taken < CONCURRENT_TRIPS and not self._gathering:
             self._start_trip()
         return future
 
     async def call_many(self, script: str, calls: Sequence[tuple[Sequence[str], Sequence[Argument]]]) -> list[Any]:
-        """Replies in order; raises the first error, after all have been answered."""
+        """Replies in order. If any call failed, raises the first error once all are answered."""
         replies: list[Any] = []
         errors: list[RedisError] = []
         for reply in [self.call(script, keys, *args) for keys, args in calls]:
-            try:  # cheaper than gather: most are there when they are looked at
+            try:  # cheaper than gather: most are done already
                 replies.append(await reply)
             except RedisError as error:
                 errors.append(error)
@@ -74,41 +74,41 @@ class Pipeliner:
         trip.add_done_callback(self._trips.discard)
 
     async def _run_trips(self) -> None:
-        await asyncio.sleep(self._pace.wait_s)  # at least the tasks of this turn of the loop ask first
+        await asyncio.sleep(self._pace.wait_s)  # sleep(0) at least: the other tasks of this loop iteration call first
         self._gathering = False
-        while self._waiting and not self._gathering:  # else they are the next lane's
+        while self._waiting and not self._gathering:  # else the next trip takes them
             batch, self._waiting = self._waiting[:MAX_TRIP], self._waiting[MAX_TRIP:]
             await self._answer(batch)
-        # In the same step as the look at `_waiting`: a call made after it finds the lane free and starts a trip.
+        # Without an await since the check of `_waiting`: a later call sees that a trip has ended and starts one.
         self._lanes_taken -= 1
 
     async def _answer(self, batch: list[tuple[Command, asyncio.Future[Any]]]) -> None:
-        """Give every caller its reply or an error: whatever happens to the trip, nobody is left waiting."""
+        """Give every caller its reply or an error, also when the trip fails: no caller is left waiting."""
         try:
             replies = await self._send([command for command, _ in batch])
         except RedisError as error:
             replies = [error] * len(batch)
-        except Exception as error:  # the callers' to judge: an unknown outcome
+        except Exception as error:  # the outcome is unknown: the callers decide
             replies = [RedisError(repr(error))] * len(batch)
         for (_, future), reply in zip(batch, replies, strict=True):
             if future.done():
                 continue
             if isinstance(reply, Exception):
                 future.set_exception(reply)
-                future.exception()  # whoever still waits is told; nobody has to
+                future.exception()  # marks it as retrieved: the caller may have gone
             else:
                 future.set_result(reply)
 
     async def _send(self, commands: list[Command]) -> list[Any]:
         replies = await self._redis.round_trip(commands)
         unknown = [i for i, reply in enumerate(replies) if isinstance(reply, NoScriptError)]
-        if unknown:  # a new Redis run: these definitely did not execute
+        if unknown:  # Redis has restarted: these calls definitely did not run
             for i, reply in zip(unknown, await self._load_and_repeat([commands[i] for i in unknown]), strict=True):
                 replies[i] = reply
         return replies
 
     async def _load_and_repeat(self, commands: list[Command]) -> list[Any]:
-        # Errors stay with these commands: the others of the trip have their replies already.
+        # Errors concern these commands only: the others of the trip have their replies.
         try:
             for body in self._scripts.values():
                 await self._redis.script_load(body)

@@ -1,8 +1,8 @@
-"""Commands in, replies out: one write and one read for many commands (RESP2 pipelining), with hiredis packing and parsing.
+"""Round trips to Redis: many commands in one write and one read (RESP2 pipelining), with hiredis packing and parsing.
 
-Beside redis-py, whose pipelines cost more CPU than the reservations they carry (docs/decisions/0006-script-pipelining.md).
-One trip a connection at a time; a connection of which a reply is missing is never used again, so no reply can reach the
-next caller. Nothing is ever sent twice.
+It stands beside redis-py, whose pipelines cost more CPU than the reservations in them
+(docs/decisions/0006-script-pipelining.md). A connection has one trip at a time. A connection with a missing reply is never
+used again, so a reply cannot reach the wrong caller. No command is sent twice.
 """
 
 import asyncio
@@ -35,11 +35,11 @@ ERRORS: dict[str, type[RedisError]] = {
 
 
 class NotSent(RedisConnectionError):
-    """There was no connection to be had, so the commands definitely did not run."""
+    """No connection could be made, so the commands definitely did not run."""
 
 
 class Trips:
-    """Round trips to the server of a redis:// or rediss:// URL. Connections are made as trips overlap, and kept."""
+    """Round trips to the server of a redis:// or rediss:// URL. Overlapping trips open new connections, which are kept."""
 
     def __init__(self, url: str, timeout_s: float) -> None:
         self._at = parse_url(url)
@@ -49,10 +49,10 @@ class Trips:
         self._open: set[_Connection] = set()
 
     async def run(self, commands: Sequence[Command]) -> list[Any]:
-        """Replies in order; an error reply is a value of its RedisError. Raises NotSent, else RedisError: unknown."""
+        """Replies in order; an error reply is a RedisError as a value. Raises NotSent, or RedisError: outcome unknown."""
         connection = self._idle.pop() if self._idle else await self._connect()
         replies = await connection.ask(commands, self._timeout_s)
-        if connection in self._open:  # else it was lost right behind its replies
+        if connection in self._open:  # else it was lost right after its replies
             self._idle.append(connection)
         return replies
 
@@ -75,7 +75,7 @@ class Trips:
         return connection
 
     async def _greet(self, connection: "_Connection") -> None:
-        """Log in and select the database; a server that refuses is not left with an open connection."""
+        """Log in and select the database. If the server refuses, the connection is closed."""
         greetings = self._greetings()
         try:
             if greetings:
@@ -105,7 +105,7 @@ def _error(text: str) -> RedisError:
 
 
 class _Connection(asyncio.Protocol):
-    """`idle` is the list it is taken from; it leaves that and `opened` when it is lost."""
+    """`idle` is the list from which it is taken. A lost connection removes itself from `idle` and `opened`."""
 
     def __init__(self, idle: "list[_Connection]", opened: "set[_Connection]") -> None:
         self._idle = idle
@@ -120,7 +120,7 @@ class _Connection(asyncio.Protocol):
         self._replies, self._expected = [], len(commands)
         self._answer = loop.create_future()
         deadline = loop.call_later(timeout_s, self._fail, RedisTimeoutError(f"no reply within {timeout_s} s"))
-        # its stubs take a tuple of one for a tuple of many
+        # the stubs annotate a tuple of one where any length is accepted
         packed = [hiredis.pack_command(command) for command in commands]  # type: ignore[arg-type]
         self._transport.write(b"".join(packed))
         try:
@@ -144,7 +144,7 @@ class _Connection(asyncio.Protocol):
             self._fail(error)
             return
         if self._answer is None:
-            self.abort()  # nobody asked
+            self.abort()  # no request is open
         elif len(self._replies) > self._expected:
             self._fail(InvalidResponse("more replies than commands"))
         elif len(self._replies) == self._expected:

@@ -1,4 +1,4 @@
-"""Our own processes as specs: settings in, what a supervisor runs out. Needs none of the local servers' packages."""
+"""The process specs of our own processes. Needs none of the packages of the local servers."""
 
 import os
 
@@ -8,12 +8,12 @@ from infra.supervision.process import ProcessSpec, python
 
 
 def worker_specs(role: str, workers: int, fd: int, port: int) -> list[ProcessSpec]:
-    """Workers (`gateway` or `sse`) that share one listening socket, which their parent holds: a restart resets nobody."""
+    """Workers (`gateway` or `sse`) that share one listening socket. The parent holds it, so a restart resets no client."""
     return [_app(role, n, role, "--fd", str(fd), fds=(fd,), port=port) for n in range(1, workers + 1)]
 
 
 def application_specs(settings: Settings) -> list[ProcessSpec]:
-    """Everything but the servers and the gateway."""
+    """All our processes except the gateway."""
     return [
         _app("payment-gateway", 1, "payment-gateway"),
         *(stage_spec("order-stage", n) for n in range(1, settings.order_workers + 1)),

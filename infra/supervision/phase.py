@@ -1,4 +1,4 @@
-"""What `thrones up` and the supervisor say to each other: arguments one way, how far it has come the other way."""
+"""How `thrones up` and the supervisor communicate: arguments in one direction, the start-up phase in the other."""
 
 import json
 from pathlib import Path
@@ -10,7 +10,7 @@ TIED = "--tied"  # end when the process that launched it ends
 
 class Phase(NamedTuple):
     name: str
-    """What it is doing, for people; `running` and `failed` are the two that mean something."""
+    """What it is doing, as text for people; code tests only for `running` and `failed`."""
     detail: str = ""
 
 

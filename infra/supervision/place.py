@@ -1,4 +1,4 @@
-"""Where things are: the repository, and the state directory of the stack that commands mean."""
+"""Paths: the repository, and the state directory of the current stack."""
 
 import os
 from pathlib import Path
@@ -9,5 +9,5 @@ REPOSITORY = Path(infra.__file__).resolve().parent.parent
 
 
 def default_state_dir() -> Path:
-    """`THRONES_STATE_DIR`, else `.thrones` in the repository, whatever the working directory is."""
+    """`THRONES_STATE_DIR`, else `.thrones` in the repository; it does not depend on the working directory."""
     return Path(os.environ.get("THRONES_STATE_DIR") or REPOSITORY / ".thrones").absolute()

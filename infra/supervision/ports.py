@@ -8,16 +8,16 @@ import psutil
 from infra.errors import CommandFailed
 
 LOOPBACK = "127.0.0.1"
-# Below Linux's ephemeral range (32768 up): a server that is restarting cannot lose its port to an outgoing connection.
+# Below Linux's ephemeral range (from 32768): an outgoing connection cannot take the port of a server that restarts.
 SERVER_PORTS = range(20_000, 32_000)
 
 
 class StackError(CommandFailed):
-    """The stack cannot go on; the text says why and what to do."""
+    """The stack cannot continue; the text says why and what to do."""
 
 
 def free_ports(count: int) -> list[int]:
-    """Distinct loopback ports that nobody listens on now."""
+    """Distinct loopback ports without a listener."""
     chosen: list[int] = []
     for port in random.sample(SERVER_PORTS, len(SERVER_PORTS)):
         if is_free(port):
@@ -29,7 +29,9 @@ def free_ports(count: int) -> list[int]:
 
 def is_free(port: int, host: str = LOOPBACK) -> bool:
     with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # TIME_WAIT is free; a listener is not
+        probe.setsockopt(
+            socket.SOL_SOCKET, socket.SO_REUSEADDR, 1
+        )  # a port in TIME_WAIT is free, one with a listener is not
         try:
             probe.bind((host, port))
         except OSError:
@@ -38,26 +40,26 @@ def is_free(port: int, host: str = LOOPBACK) -> bool:
 
 
 def owner_of(port: int) -> str:
-    """Who listens on a port, as text for people; other users' processes cannot always be seen."""
+    """The process that listens on a port, as text for people. Other users' processes are not always visible."""
     try:
         for connection in psutil.net_connections(kind="tcp"):
             listens = connection.status == psutil.CONN_LISTEN and connection.laddr[1:2] == (port,)
             if listens and connection.pid:
                 return f"{psutil.Process(connection.pid).name()} (pid {connection.pid})"
     except psutil.Error:
-        pass  # not permitted to look, or just gone: the answer below says as much
+        pass  # no permission, or it has just ended
     return "a process that cannot be seen from here"
 
 
 def listen(port: int, host: str = LOOPBACK, backlog: int = 4_096) -> socket.socket:
-    """A listening socket to hand down to gateway workers. Raises StackError naming who has the port, and a free one."""
+    """A listening socket for the gateway workers. Raises StackError, which names the port's owner and a free port."""
     listener = bind(port, host)
     listener.listen(backlog)
     return listener
 
 
 def bind(port: int, host: str = LOOPBACK) -> socket.socket:
-    """As `listen`, but whoever connects is refused until the first worker listens on it."""
+    """Like `listen`, but connections are refused until the first worker listens on the socket."""
     listener = socket.socket()
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:

@@ -1,4 +1,4 @@
-"""One child process: a `ProcessSpec` in, a running process out that dies with its parent and logs to its own file."""
+"""Starts child processes from a `ProcessSpec`. A child ends when its parent dies, and logs to its own file."""
 
 import asyncio
 import contextlib
@@ -19,7 +19,7 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 @dataclass(frozen=True, slots=True)
 class ProcessSpec:
-    """What to run and how to end it. `env` is added to the parent's; `fds` are inherited listening sockets."""
+    """What to run and how to end it. `env` is added to the parent's environment; `fds` are inherited listening sockets."""
 
     role: str
     member: str
@@ -31,13 +31,13 @@ class ProcessSpec:
     stop_signal: signal.Signals = signal.SIGTERM
     stop_timeout_s: float = 25.0
     registers_itself: bool = True
-    """False for the servers: the supervisor writes their rows."""
+    """False for servers: the supervisor writes their rows."""
     prepare: Callable[[], Awaitable[None]] | None = None
     """Awaited before every start; idempotent."""
     healthy: Callable[[], Awaitable[bool]] | None = None
-    """One look; the supervisor repeats it."""
+    """One check; the supervisor repeats it."""
     before_exec: Callable[[], None] | None = None
-    """Runs in the child between fork and exec (dropping privileges); must not take locks."""
+    """Runs in the child between fork and exec, to drop privileges. It must not take locks."""
 
     @property
     def name(self) -> str:
@@ -45,16 +45,16 @@ class ProcessSpec:
 
 
 async def spawn(spec: ProcessSpec, log: Path | None) -> asyncio.subprocess.Process:
-    """Start it, its output appended to `log` (None: to our own output).
+    """Start it, and append its output to `log` (None: to our own output).
 
-    It gets its stop signal when this process dies, however it dies.
+    The kernel sends the child its stop signal when this process dies for any reason.
     """
     parent = os.getpid()
 
     def in_child() -> None:
         if spec.before_exec:
             spec.before_exec()
-        # After the change of user, which would clear it.
+        # After the change of user, because that would clear it.
         _libc.prctl(PR_SET_PDEATHSIG, int(spec.stop_signal), 0, 0, 0)
         if os.getppid() != parent:
             os._exit(1)  # the parent died before the line above
@@ -73,7 +73,7 @@ async def spawn(spec: ProcessSpec, log: Path | None) -> asyncio.subprocess.Proce
                 "THRONES_MEMBER": spec.member,
             },
             pass_fds=spec.fds,
-            start_new_session=True,  # Ctrl-C in the terminal reaches the supervisor only, which ends them in order
+            start_new_session=True,  # Ctrl-C reaches the supervisor only, which then stops them in order
             preexec_fn=in_child,
         )
 
@@ -89,7 +89,7 @@ def _output(log: Path | None) -> Iterator[IO[bytes] | None]:
 
 
 async def run(*argv: str, log: Path, before_exec: Callable[[], None] | None = None) -> int:
-    """Run a short-lived program to its end, its output in `log`; returns its exit code."""
+    """Run a short program with its output in `log`; returns its exit code."""
     with log.open("wb") as output:
         process = await asyncio.create_subprocess_exec(
             *argv, stdin=asyncio.subprocess.DEVNULL, stdout=output, stderr=output, cwd="/", preexec_fn=before_exec
@@ -98,7 +98,7 @@ async def run(*argv: str, log: Path, before_exec: Callable[[], None] | None = No
 
 
 def rotate(log: Path) -> None:
-    """Copy a log that grew too large aside and empty it in place: its writer appends, so it needs no signal."""
+    """Copy a log that is too large, and truncate it in place. Its writer appends, so it needs no signal."""
     if not log.exists() or log.stat().st_size < LOG_LIMIT_BYTES:
         return
     for n in range(LOGS_KEPT - 1, 0, -1):
@@ -110,7 +110,7 @@ def rotate(log: Path) -> None:
 
 
 def tail(log: Path, lines: int = 15) -> str:
-    """The last lines of a log, for a person; empty when there is none."""
+    """The last lines of a log, for people; empty if there is no log."""
     try:
         with log.open("rb") as file:
             file.seek(max(0, log.stat().st_size - 65_536))
@@ -120,5 +120,5 @@ def tail(log: Path, lines: int = 15) -> str:
 
 
 def python(*arguments: str) -> tuple[str, ...]:
-    """A command line of this interpreter."""
+    """A command line for this interpreter."""
     return (sys.executable, *arguments)

@@ -1,7 +1,7 @@
-"""Process rows in the state directory: a long-running process writes its own at start, readers get the live ones.
+"""The process registry, in the state directory: each long-running process writes its row at start; readers get live rows.
 
-A process is known by its pid, the kernel's ticks since boot at which it started, and the boot: a clock that is set moves
-none of them. Its start in seconds since the epoch would move with every step of the clock.
+A process is identified by its pid, its start in the kernel's ticks since boot, and the boot. Setting the clock changes
+none of these; a start time in seconds since the epoch would change.
 """
 
 import json
@@ -12,7 +12,7 @@ from typing import TypedDict
 
 PROC = Path("/proc")
 STATE, START_TICKS = 0, 19  # in /proc/PID/stat, counted from the field after the name
-ENDED = frozenset("ZXx")  # zombies, and what is being removed
+ENDED = frozenset("ZXx")  # zombies and dead processes
 
 
 class ProcessRow(TypedDict):
@@ -24,7 +24,7 @@ class ProcessRow(TypedDict):
 
 def run_dir(state_dir: Path | None = None) -> Path:
     if state_dir is None:
-        from infra.settings import get_settings  # the command line starts without it
+        from infra.settings import get_settings  # imported late: the command line starts without it
 
         state_dir = get_settings().thrones_state_dir
     return state_dir / "run"
@@ -38,9 +38,9 @@ def register(
     pid: int | None = None,
     state_dir: Path | None = None,
 ) -> Path:
-    """Write this process' row (port: its metrics or HTTP port); a second call replaces it. Returns the row's file.
+    """Write the row of this process (`port`: metrics or HTTP); a second call replaces it. Returns the row's file.
 
-    Where another live process has the name, one that was started by hand beside it, its pid is the member's name.
+    If another live process has the name already, this one was started by hand beside it: its member name is its pid.
     """
     pid = pid or os.getpid()
     folder = run_dir(state_dir)
@@ -57,7 +57,7 @@ def register(
     }
     draft = path.with_name(f".{path.name}.{os.getpid()}")
     draft.write_text(json.dumps(row))
-    draft.replace(path)  # a reader sees the old row or the new one, never half of one
+    draft.replace(path)  # atomic: a reader sees the old row or the new one
     return path
 
 
@@ -70,7 +70,7 @@ def _taken(path: Path, pid: int) -> bool:
 
 
 def live_rows(state_dir: Path | None = None) -> list[ProcessRow]:
-    """Rows whose process lives, by role and member. A reused pid does not count: its start must agree."""
+    """Rows of live processes, sorted by role and member. The start must match too, since pids are reused."""
     rows: list[ProcessRow] = []
     for path in sorted(run_dir(state_dir).glob("*.json")):
         try:
@@ -85,14 +85,14 @@ def live_rows(state_dir: Path | None = None) -> list[ProcessRow]:
                     )
                 )
         except (OSError, ValueError, KeyError):
-            continue  # removed, or written by something else: not a live process of ours
+            continue  # removed, or written by another program: not a live process of ours
     return rows
 
 
 def started(pid: int) -> str | None:
-    """What tells this process from every other one that has or had its pid; None when none runs (a zombie does not)."""
+    """What distinguishes this process from all others with its pid; None if none runs (a zombie does not run)."""
     try:
-        # The name, in parentheses, may hold spaces and parentheses of its own.
+        # The name is in parentheses, and may contain spaces and parentheses.
         fields = (PROC / str(pid) / "stat").read_text(errors="replace").rpartition(")")[2].split()
     except (FileNotFoundError, ProcessLookupError):
         return None
@@ -100,13 +100,13 @@ def started(pid: int) -> str | None:
 
 
 def alive(pid: int, started_as: str | None) -> bool:
-    """True while the process runs that was `started_as` (a zombie does not)."""
+    """Whether the process that was `started_as` still runs (a zombie does not run)."""
     return started_as is not None and started(pid) == started_as
 
 
 @cache
 def _boot() -> str:
-    """Which boot of which machine; empty where the kernel does not say: then pid and ticks must do."""
+    """The id of this boot; empty if the kernel has none: then pid and ticks have to suffice."""
     try:
         return (PROC / "sys/kernel/random/boot_id").read_text().strip()
     except OSError:

@@ -1,6 +1,6 @@
-"""`thrones scale`: a wished number of members in, the supervisor's members changed out. The wish is a file that it reads.
+"""`thrones scale`: writes the wanted number of members to a file; the supervisor reads it and adds or removes members.
 
-It holds until the stack stops: the next `make up` has ORDER_WORKERS and PAYMENT_WORKERS members again.
+The number holds until the stack stops: the next `make up` has ORDER_WORKERS and PAYMENT_WORKERS members again.
 """
 
 import asyncio
@@ -20,7 +20,7 @@ POLL_INTERVAL_S = 0.25
 
 
 async def keep_sizes(supervisor: Supervisor, state_dir: Path) -> None:
-    """Beside a supervisor: add and remove members as asked, which is only once all runs. Never returns."""
+    """Runs beside a supervisor, for ever: adds and removes members. Requests come only when the whole stack runs."""
     _file(state_dir).unlink(missing_ok=True)
     while True:
         for role, members in _wishes(state_dir).items():
@@ -29,7 +29,7 @@ async def keep_sizes(supervisor: Supervisor, state_dir: Path) -> None:
 
 
 def scale(state_dir: Path, role: str, members: int, deadline_s: float = 60.0) -> list[registry.ProcessRow]:
-    """Ask for `members` of a stage and wait until they run. Raises StackError."""
+    """Request `members` of a stage and wait until they run. Raises StackError."""
     require_running_stack(state_dir)
     draft = _file(state_dir).with_suffix(".draft")
     draft.write_text(json.dumps(_wishes(state_dir) | {role: members}))
@@ -45,18 +45,18 @@ def scale(state_dir: Path, role: str, members: int, deadline_s: float = 60.0) ->
 
 
 def require_running_stack(state_dir: Path) -> None:
-    """Raises StackError where no whole stack runs."""
+    """Raises StackError unless the whole stack runs."""
     supervised = any(row["role"] == "supervisor" for row in registry.live_rows(state_dir))
     if not supervised or read_phase(state_dir) != Phase("running"):
         raise StackError("no stack runs here, or not all of it; `make up` starts one")
 
 
-def remark(role: str, members: int) -> str:
-    """What an operator should know of that number; empty where it is a good one."""
+def scaling_warning(role: str, members: int) -> str:
+    """A warning about this number of members for the operator; empty if there is none."""
     topic = CONSUMED_BY[role]
     idle = members - topic.partitions
     if members == 0:
-        return f"nobody works on {topic.name} now: orders wait"
+        return f"no member processes {topic.name} now: orders wait"
     return f"{idle} of them have nothing to do: {topic.name} has {topic.partitions} partitions" if idle > 0 else ""
 
 
@@ -76,7 +76,7 @@ def _wishes(state_dir: Path) -> dict[str, int]:
             role: n for role, n in wishes.items() if role in tuple(StageName) and isinstance(n, int) and 0 <= n <= MOST
         }
     except (OSError, ValueError, AttributeError):
-        return {}  # nothing was asked for
+        return {}  # no request yet
 
 
 def _file(state_dir: Path) -> Path:

@@ -1,7 +1,7 @@
-"""Process specs in, processes kept alive out: whatever dies is started again until `stop` is asked for.
+"""Runs process specs and keeps them alive: a process that ends is started again until `stop` is called.
 
-A first death is answered within half a second; deaths in quick succession back off. Children get their stop signal
-when the supervisor dies, however it dies, and are recorded so that the next start can wait for them to be gone.
+After a first death the restart comes within half a second; after further deaths it backs off. The kernel sends the children
+their stop signal when the supervisor dies. They are recorded, so that the next start can wait for them to end.
 """
 
 import asyncio
@@ -24,7 +24,7 @@ from infra.supervision.process import ProcessSpec, rotate, spawn, tail
 
 FIRST_DELAY_S = 0.5
 LONGEST_DELAY_S = 15.0
-STEADY_AFTER_S = 10.0  # lived this long: the next death counts as a first one
+STEADY_AFTER_S = 10.0  # after this long the next death counts as a first one
 HEALTH_EVERY_S = 0.15
 ROTATE_EVERY_S = 5.0
 LEFTOVERS_S = 15.0
@@ -48,10 +48,10 @@ class Child:
 
 
 class Supervisor:
-    """Keeps specs running. `start` and `stop` may be called for groups, in any order."""
+    """Keeps specs running. `start` and `stop` take groups of them, in any order."""
 
     def __init__(self, state_dir: Path | None) -> None:
-        """`state_dir` gets a log a child and a record of who runs; None: children write where this process writes."""
+        """`state_dir` holds a log per child and a record of the children; None: they write to our own output."""
         self._state_dir = state_dir
         self._children: dict[str, Child] = {}
         self._log = get_logger()
@@ -70,17 +70,17 @@ class Supervisor:
             child.keeper = asyncio.create_task(self._keep(child), name=spec.name)
 
     async def wait_healthy(self, specs: Iterable[ProcessSpec], deadline_s: float) -> None:
-        """Return when each has answered its health look. Raises StackError with the log's end of one that does not."""
+        """Return when all are healthy. Raises StackError with the end of the log of one that is not."""
         await asyncio.gather(*(self._wait_one(self._children[spec.name], deadline_s) for spec in specs))
 
     async def stop(self, specs: Iterable[ProcessSpec] | None = None) -> None:
-        """Signal all of them at once, wait for each up to its own limit, then kill. No spec: everything."""
+        """Signal all of them at once, wait for each up to its own limit, then kill it. Without specs: stop everything."""
         names = [spec.name for spec in specs] if specs is not None else list(self._children)
         await asyncio.gather(*(self._stop_one(self._children.pop(name)) for name in names if name in self._children))
         self._record()
 
     async def housekeeping(self) -> None:
-        """Rotate logs; run it beside everything else."""
+        """Rotate the logs, for ever."""
         while self._state_dir:
             for log in (self._state_dir / "logs").glob("*.log"):
                 rotate(log)
@@ -105,13 +105,13 @@ class Supervisor:
             if child.spec.prepare:
                 await child.spec.prepare()
             child.process = await spawn(child.spec, self.log_of(child.spec))
-        except Exception as error:  # a supervisor that gave up would be worse: said, and tried again
+        except Exception as error:  # a supervisor must not give up: it logs the error and retries
             child.error = str(error)
             return f"not started: {type(error).__name__}: {error}"
         self._note_start(child.spec, child.process.pid)
         child.started = registry.started(child.process.pid)
         self._record()
-        if child.stopping.is_set():  # asked to stop while it was being started
+        if child.stopping.is_set():  # stopped while it was starting
             _signal(child.process, child.spec.stop_signal)
         return await child.process.wait()
 
@@ -167,20 +167,20 @@ class Supervisor:
 
 
 def leftovers(state_dir: Path) -> list[int]:
-    """Pids of live processes that an earlier supervisor of this state started, or that registered themselves here."""
+    """Pids of live processes that an earlier supervisor of this state started, or that are in its registry."""
     found = {row["pid"] for row in registry.live_rows(state_dir) if row["role"] != "supervisor"}
     try:
         rows = json.loads(_children_file(state_dir).read_text())
         found |= {row["pid"] for row in rows if registry.alive(row["pid"], row["started"])}
     except (OSError, ValueError, KeyError, TypeError):
-        pass  # no record, or half of one: the rows above are what is known
+        pass  # no record, or an incomplete one: only the registry is left
     return sorted(found - {os.getpid()})
 
 
 def end_leftovers(state_dir: Path, ask: bool) -> int:
-    """Wait until none is left: they were told to stop when their supervisor died (`ask`: tell them here).
+    """Wait until all have ended; the death of their supervisor has signalled them (`ask`: signal them here).
 
-    Those that take longer than 15 s are killed. Returns how many there were.
+    Kills those that take longer than 15 s. Returns how many there were.
     """
     processes = [process for process in map(_process, leftovers(state_dir)) if process]
     if ask:
@@ -202,12 +202,12 @@ def _process(pid: int) -> psutil.Process | None:
 
 
 def _end(process: psutil.Process) -> None:
-    with contextlib.suppress(psutil.Error):  # gone already is what was wanted; another user's is not ours to end
+    with contextlib.suppress(psutil.Error):  # it has ended already, or belongs to another user
         process.send_signal(signal.SIGINT if process.name() == "postgres" else signal.SIGTERM)
 
 
 def _signal(process: asyncio.subprocess.Process, number: signal.Signals) -> None:
-    with contextlib.suppress(ProcessLookupError):  # it ended between the look and the signal
+    with contextlib.suppress(ProcessLookupError):  # it has ended since
         process.send_signal(number)
 
 

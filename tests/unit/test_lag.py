@@ -3,7 +3,7 @@
 import pytest
 
 from consumers.lag import GroupLag, drain_s, show_live
-from infra.supervision.scaling import remark
+from infra.supervision.scaling import scaling_warning
 
 
 @pytest.mark.parametrize(
@@ -22,6 +22,6 @@ def test_a_member_without_partitions_is_told_so() -> None:
 
 
 def test_a_number_of_members_that_is_no_use_is_remarked_on() -> None:
-    assert remark("order-stage", 6) == ""
-    assert "1 of them have nothing to do" in remark("order-stage", 7)
-    assert "orders wait" in remark("payment-stage", 0)
+    assert scaling_warning("order-stage", 6) == ""
+    assert "1 of them have nothing to do" in scaling_warning("order-stage", 7)
+    assert "orders wait" in scaling_warning("payment-stage", 0)

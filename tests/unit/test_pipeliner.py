@@ -8,7 +8,7 @@ import pytest
 from redis.exceptions import RedisError
 
 from infra.pace import Pace
-from infra.redis.pipeliner import LANES, Pipeliner
+from infra.redis.pipeliner import CONCURRENT_TRIPS, Pipeliner
 
 
 class Trips(Pipeliner):
@@ -24,7 +24,7 @@ class Trips(Pipeliner):
     async def _send(self, commands: list[tuple[Any, ...]]) -> list[Any]:
         self.sizes.append(len(commands))
         self.under_way += 1
-        assert self.under_way <= LANES
+        assert self.under_way <= CONCURRENT_TRIPS
         await asyncio.sleep(self._takes_s)
         self.under_way -= 1
         if self._fails is not None:
