@@ -125,8 +125,8 @@ def scale(
 
     Example: thrones scale payment-stage 4
     """
-    from infra.supervision.scaling import scaling_warning
     from infra.supervision.scaling import scale as resize
+    from infra.supervision.scaling import scaling_warning
 
     try:
         rows = resize(default_state_dir(), stage, members)
