@@ -1,1 +1,1 @@
-"""What every process counts of itself (`definitions`), and how that is told to Prometheus (`serving`, `vitals`)."""
+"""Metrics: their `definitions`, and how Prometheus gets them (`serving`, `vitals`)."""

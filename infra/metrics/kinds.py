@@ -1,4 +1,4 @@
-"""A metric's definition in, the metric of this process out: made where it is used, so that a process tells only what is its own."""
+"""Makes metrics from their definitions. A metric is made where it is used, so a process exports only its own metrics."""
 
 from bisect import bisect_left
 from collections.abc import Iterable, Iterator
@@ -16,7 +16,7 @@ Bounds = tuple[float, ...]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Definition:
-    """`name` as it is queried; `unit` of its value, of what is counted, or of what is measured; labels have few values."""
+    """`name` as in queries; `unit` of the value or of what is counted. Labels must have few values."""
 
     name: str
     unit: str
@@ -28,7 +28,7 @@ class Definition:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CounterOf(Definition):
-    """Only grows; ask for its `rate` or `increase`."""
+    """A value that only grows; query its `rate` or `increase`."""
 
     kind: ClassVar[str] = "counter"
 
@@ -38,7 +38,7 @@ class CounterOf(Definition):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GaugeOf(Definition):
-    """A value now. Of several workers that answer as one process, the living ones' are added."""
+    """A current value. For workers that share one endpoint, the values of the living ones are added."""
 
     kind: ClassVar[str] = "gauge"
 
@@ -48,7 +48,7 @@ class GaugeOf(Definition):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HistogramOf(Definition):
-    """A distribution, observed one by one."""
+    """A distribution, observed value by value."""
 
     kind: ClassVar[str] = "histogram"
     bounds: Bounds
@@ -59,7 +59,7 @@ class HistogramOf(Definition):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DelaysOf(Definition):
-    """A distribution of delays, observed a whole batch at a time."""
+    """A distribution of delays, observed batch by batch."""
 
     kind: ClassVar[str] = "histogram"
     bounds: Bounds
@@ -69,7 +69,7 @@ class DelaysOf(Definition):
 
 
 class Delays(Collector):
-    """A third of the cost of a Histogram's observations, each of which takes locks: 0.3 µs a record. One thread observes."""
+    """Costs 0.3 µs a record, a third of a Histogram, which takes locks per observation. Only one thread may observe."""
 
     def __init__(self, definition: DelaysOf) -> None:
         self._definition = definition
@@ -77,7 +77,7 @@ class Delays(Collector):
         self._sum_s = 0.0
 
     def observe(self, now_ms: int, since_ms: Iterable[int]) -> None:
-        """How long ago each of these moments is (milliseconds); clocks that differ give no negative delays."""
+        """Observe the age of each of these times (milliseconds). Different clocks give no negative delays."""
         bounds, counts = self._definition.bounds, self._counts
         for at_ms in since_ms:
             delay_s = max(0.0, (now_ms - at_ms) / 1000)

@@ -1,4 +1,4 @@
-"""The definitions in, docs/metrics.md out: `python -m infra.metrics.page`. A test says when to run it."""
+"""Writes docs/metrics.md from the definitions: `python -m infra.metrics.page`. A test fails when the page is stale."""
 
 from pathlib import Path
 
@@ -8,10 +8,11 @@ from infra.metrics.kinds import Definition
 PAGE = Path(__file__).parents[2] / "docs" / "metrics.md"
 HEAD = """# Metrics
 
-Written by `python -m infra.metrics.page` from [`definitions.py`](../infra/metrics/definitions.py); where they are served and
-how Prometheus finds them is in [operations](operations.md#metrics), the alerts on them in the [runbook](runbook.md#alerts).
+`python -m infra.metrics.page` writes this page from [`definitions.py`](../infra/metrics/definitions.py).
+[Operations](operations.md#metrics) says where metrics are served and how Prometheus finds them; the
+[runbook](runbook.md#alerts) has the alerts.
 
-| Metric | Kind | Unit | Means | Do |
+| Metric | Kind | Unit | Meaning | What to do |
 |---|---|---|---|---|
 """
 

@@ -1,6 +1,6 @@
-"""This process' metrics in, Prometheus' text out: on a loopback port, or for workers that share one, through files.
+"""Serves the metrics of this process to Prometheus: on a loopback port, or, for workers that share a port, through files.
 
-`share` must run before the first metric of the process is made: that is when prometheus-client chooses where values live.
+Call `share` before the process makes its first metric: prometheus-client then decides where it stores values.
 """
 
 import os
@@ -10,11 +10,11 @@ from pathlib import Path
 from infra.settings import Settings
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
-FILES = "PROMETHEUS_MULTIPROC_DIR"  # prometheus-client's own name
+FILES = "PROMETHEUS_MULTIPROC_DIR"  # read by prometheus-client
 
 
 def serve(settings: Settings) -> int:
-    """Serve them on METRICS_PORT, or a free port, in a thread of its own; returns the port."""
+    """Serve the metrics on METRICS_PORT, or on a free port, in a thread. Returns the port."""
     from prometheus_client import start_http_server
 
     server, _ = start_http_server(settings.metrics_port, addr=settings.listen_address)
@@ -22,9 +22,9 @@ def serve(settings: Settings) -> int:
 
 
 def share(state_dir: Path, role: str) -> None:
-    """Keep this process' values in files that all workers of `role` add up."""
+    """Keep the values of this process in files, over which all workers of `role` sum."""
     if "prometheus_client.values" in sys.modules:
-        raise RuntimeError("metrics were made already: this process would not tell its own")
+        raise RuntimeError("metrics were made already: this process would not export its own")
     folder = state_dir / "metrics" / role
     folder.mkdir(parents=True, exist_ok=True)
     _start_afresh(folder)
@@ -32,7 +32,7 @@ def share(state_dir: Path, role: str) -> None:
 
 
 def exposed() -> bytes:
-    """The text: over all workers that share files, dead ones' counters included, or of this process alone."""
+    """The metrics as text: of all workers that share files (with the counters of dead ones), or of this process alone."""
     from prometheus_client import REGISTRY, CollectorRegistry, generate_latest, multiprocess
 
     if FILES not in os.environ:
@@ -43,7 +43,7 @@ def exposed() -> bytes:
 
 
 def unshare() -> None:
-    """This process ends: its gauges no longer count."""
+    """Call it when the process ends: its gauges no longer count."""
     from prometheus_client import multiprocess
 
     if FILES in os.environ:
@@ -51,7 +51,7 @@ def unshare() -> None:
 
 
 def _start_afresh(folder: Path) -> None:
-    """Remove what workers before left when none of them lives; the gauges of single dead ones otherwise."""
+    """Remove the files of earlier workers if none of them lives; otherwise only the gauges of dead ones."""
     pids = {path: int(path.stem.rpartition("_")[2]) for path in folder.glob("*.db")}
     living = {pid for pid in pids.values() if Path(f"/proc/{pid}").exists()}
     for path, pid in pids.items():

@@ -1,6 +1,6 @@
-"""What a process tells of itself twice a second: how late its loop turns, and whatever its parts have asked to be sampled.
+"""Reports the vitals of a process twice a second: the delay of its event loop, and the registered samples.
 
-Parts that are busy count in plain integers and report them here, so that counting costs the hot path next to nothing.
+A busy component counts in plain integers and copies them into metrics here, so counting costs the hot path almost nothing.
 """
 
 import asyncio
@@ -17,7 +17,7 @@ _samples: list[Callable[[], None]] = []
 
 @contextmanager
 def sampled(report: Callable[[], None]) -> Iterator[None]:
-    """Have `report` called at every tick, and once more at the end."""
+    """Call `report` at every tick, and once more at the end."""
     _samples.append(report)
     try:
         yield
@@ -27,7 +27,7 @@ def sampled(report: Callable[[], None]) -> Iterator[None]:
 
 
 async def report_vitals() -> None:
-    """Run it beside everything else; it never returns."""
+    """Run it as a background task; it never returns."""
     loop = asyncio.get_running_loop()
     while not cancelled():
         due = loop.time() + TICK_S
