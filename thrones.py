@@ -1,6 +1,6 @@
-"""The command line: one command in, a room's function called. The only module that knows every room; decides nothing.
+"""The command line: each command calls a function of one room. Only this module knows all rooms; it has no logic.
 
-Rooms are imported inside their commands, so that `thrones --help` and every process load only what they use.
+Commands import their rooms inside the function, so that `thrones --help` and every process load only what they use.
 """
 
 import asyncio
@@ -23,7 +23,7 @@ app = typer.Typer(
     cls=Commands,
     no_args_is_help=True,
     add_completion=False,
-    pretty_exceptions_enable=False,  # its tracebacks print local variables, secrets among them
+    pretty_exceptions_enable=False,  # its tracebacks print local variables, including secrets
     help="Backend of Thrones: a flash sale that never oversells, loses nothing it accepted and charges nobody twice."
     "\n\nExample: thrones status",
 )
@@ -68,18 +68,16 @@ def options(
     pass
 
 
-Inherited = Annotated[int | None, typer.Option("--fd", help="Be one worker on this inherited listening socket.")]
+Inherited = Annotated[int | None, typer.Option("--fd", help="Run one worker on this inherited listening socket.")]
 
 
 @app.command()
 def demo(
     down: Annotated[bool, typer.Option("--down", help="Stop the stack afterwards.")] = False,
-    picture: Annotated[
-        Path | None, typer.Option("--picture", help="Keep the live view as it stood in mid-sale, as SVG.")
-    ] = None,
+    picture: Annotated[Path | None, typer.Option("--picture", help="Save the live view at mid-sale as SVG.")] = None,
     as_json: Json = False,
 ) -> None:
-    """A whole sale on the running stack: 3,000 buyers, 1,000 units; then the audit. Exit 0 only if the books balance.
+    """Run a whole sale on the running stack: 3,000 buyers, 1,000 units, then the audit. Exit 0 only if the books balance.
 
     Example: thrones demo --down
     """
@@ -117,7 +115,7 @@ def gateway(fd: Inherited = None) -> None:
 
 @app.command(rich_help_panel="Processes")
 def sse(fd: Inherited = None) -> None:
-    """Serve the event streams only, on PORT with API_WORKERS processes: a pool of its own behind nginx.
+    """Serve only the event streams, on PORT with API_WORKERS processes: a separate pool behind nginx.
 
     Example: PORT=8081 API_WORKERS=1 thrones sse
     """
@@ -126,7 +124,7 @@ def sse(fd: Inherited = None) -> None:
 
 @app.command(rich_help_panel="Processes")
 def stage(name: StageArgument) -> None:
-    """One member of a stage: `order` (orders into Postgres) or `payment` (charges). Start as many as there is work for.
+    """Run one member of a stage: `order` (orders into Postgres) or `payment` (charges). More members share the work.
 
     Example: THRONES_MEMBER=2 thrones stage payment
     """
@@ -142,7 +140,7 @@ def stage(name: StageArgument) -> None:
 
 @app.command(rich_help_panel="Processes")
 def relay() -> None:
-    """Push stranded orders on, publish stock changes, rebuild after a new Redis run; one leads, others stand by.
+    """Push stranded orders, publish stock changes, rebuild after a new Redis run. One relay leads, others stand by.
 
     Example: thrones relay
     """
@@ -154,7 +152,7 @@ def relay() -> None:
 
 @app.command(rich_help_panel="Processes")
 def projector() -> None:
-    """Write order statuses into the read model.
+    """Write the statuses of orders into the read model.
 
     Example: thrones projector
     """
@@ -166,7 +164,7 @@ def projector() -> None:
 
 @app.command(rich_help_panel="Processes")
 def reconciler() -> None:
-    """Keep asking the provider about payments whose outcome is unknown.
+    """Ask the provider repeatedly about payments with an unknown outcome.
 
     Example: thrones reconciler
     """
@@ -178,7 +176,7 @@ def reconciler() -> None:
 
 @app.command(rich_help_panel="Processes")
 def payment_gateway() -> None:
-    """The mock payment provider, on the port of PAYMENT_GATEWAY_URL.
+    """Run the mock payment provider on the port of PAYMENT_GATEWAY_URL.
 
     Example: PAYMENT_GATEWAY_URL=http://127.0.0.1:9090 thrones payment-gateway
     """
@@ -198,7 +196,7 @@ def supervise(
     servers_only: Annotated[bool, typer.Option("--servers-only")] = False,
     tied: Annotated[bool, typer.Option("--tied", help="End when the process that launched it ends.")] = False,
 ) -> None:
-    """The local stack's supervisor, as `thrones up` launches it.
+    """Run the supervisor of the local stack; `thrones up` launches it.
 
     Example: thrones supervise --servers-only
     """
@@ -206,7 +204,9 @@ def supervise(
 
     async def provision() -> None:
         from infra.settings import get_settings
-        from sale.operations.provision import provision as provision_servers  # the servers alone need none of it
+        from sale.operations.provision import (
+            provision as provision_servers,
+        )  # imported late: with --servers-only it is not needed
 
         await provision_servers(get_settings())
 
@@ -215,7 +215,7 @@ def supervise(
 
 
 def _set_role(role: str) -> Any:
-    """This process' settings, under its role. The environment alone counts here: no local stack's is borrowed."""
+    """Set the role of this process and return its settings, from the real environment only (not a local stack's)."""
     os.environ["THRONES_ROLE"] = role
     from infra.settings import get_settings
 
@@ -223,12 +223,12 @@ def _set_role(role: str) -> Any:
 
 
 def _serve_http(role: str, fd: int | None) -> None:
-    """The parent of a gateway's workers, or one worker of them."""
+    """Run the parent of the gateway's workers, or one worker."""
     _set_role(role)
     from infra.metrics.serving import share
     from infra.settings import get_signing_settings
 
-    settings = get_signing_settings()  # refuses to start without a secret worth the name
+    settings = get_signing_settings()  # refuses a weak secret
     share(settings.thrones_state_dir, role)
     if fd is None:
         from gateway.cluster import run as run_cluster
@@ -244,11 +244,11 @@ def _serve_http(role: str, fd: int | None) -> None:
         await run_worker(settings, sock, stop, role=role)
 
     _prepare(role, settings.thrones_member)
-    _run(settings, serve)  # a worker enters itself in the registry once it listens
+    _run(settings, serve)  # a worker registers itself once it listens
 
 
 def _serve(role: str, settings: Any, run: Runner) -> None:
-    """Be one registered process of `role` until a signal."""
+    """Run one registered process of `role` until a signal."""
     from infra.metrics.serving import serve
     from infra.supervision.registry import register
 
@@ -258,7 +258,7 @@ def _serve(role: str, settings: Any, run: Runner) -> None:
 
 
 def _run(settings: Any, run: Runner) -> None:
-    """Any error ends the process loudly: the supervisor starts it again."""
+    """Run until a signal. Any error ends the process, and the supervisor starts it again."""
     import uvloop
 
     from infra.lifecycle import background, stop_on_signals

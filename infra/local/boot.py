@@ -1,4 +1,4 @@
-"""The supervisor process of a local stack: it starts the servers, the schema and topics, then the applications, and keeps them."""
+"""The supervisor process of a local stack: starts the servers, makes the schema and topics, then runs the applications."""
 
 import asyncio
 import os
@@ -33,7 +33,7 @@ Provision = Callable[[], Awaitable[None]]
 
 
 def run(provision: Provision, *, servers_only: bool, tied: bool) -> NoReturn:
-    """Until a signal; `tied`: or until the process that launched it ends. `provision` makes the schema and the topics."""
+    """Run until a signal, or with `tied` until the launching process ends. `provision` makes the schema and the topics."""
     configure("supervisor")
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
@@ -103,7 +103,7 @@ async def _boot(
     write_phase(state_dir, Phase("applying migrations, creating topics"))
     await _provision(provision)
     await note_former_members(config, state_dir)
-    listener = bind(config.port)  # the first worker listens: until then clients are refused, not kept waiting
+    listener = bind(config.port)  # the first worker listens on it: until then clients are refused at once
     settings = get_settings()
     supervisor.start(application_specs(settings))
     supervisor.start(worker_specs("gateway", settings.api_workers, listener.detach(), config.port))
@@ -113,6 +113,6 @@ async def _boot(
 async def _provision(provision: Provision) -> None:
     try:
         await provision()
-    except Exception as error:  # whatever it is, the stack cannot run; the text goes to whoever waits
+    except Exception as error:  # after any error the stack cannot run; `thrones up` shows the text
         get_logger().exception("provisioning failed")
         raise StackError(f"migrations or topics failed: {type(error).__name__}: {error}") from error

@@ -1,6 +1,6 @@
-"""Decisions of the mock payment gateway in, JSON lines on disk out; one line is one movement of money, written once.
+"""The ledger of the mock payment gateway: JSON lines on disk, one line per decision, each written once.
 
-Lines go to the page cache with one unbuffered write and no fsync: they survive kill -9 of the process, not power loss.
+A line is one unbuffered write without fsync: it survives kill -9 of the process, but not a power loss.
 """
 
 import fcntl
@@ -14,11 +14,11 @@ DECLINE = "decline"
 
 
 class LedgerFull(Exception):
-    """The line could not be written whole; nothing was decided."""
+    """The line could not be written completely; nothing was decided."""
 
 
 class LedgerEntry(msgspec.Struct, frozen=True, rename="camel"):
-    """One decision as it lies on disk; `charge_id` is None for a decline."""
+    """One decision as stored on disk; `charge_id` is None for a decline."""
 
     kind: str
     key: str
@@ -35,7 +35,7 @@ _CAPTURE_PREFIX = b'{"kind":"' + CAPTURE.encode() + b'"'
 
 
 class ChargeLedger:
-    """The append-only file and its index by idempotency key and by order. One process at a time holds the file."""
+    """The append-only file, indexed by idempotency key and by order. Only one process at a time may use the file."""
 
     def __init__(self, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -49,7 +49,7 @@ class ChargeLedger:
         self._size = self._load()
 
     def record(self, entry: LedgerEntry) -> None:
-        """Put one decision on disk, then in the index. Raises LedgerFull, leaving neither."""
+        """Write one decision to disk, then to the index. After LedgerFull it is in neither."""
         line = _encoder.encode(entry) + b"\n"
         try:
             written = os.write(self._file, line)
@@ -65,7 +65,7 @@ class ChargeLedger:
         return self._by_order.get(order_id, [])
 
     def captures_json(self) -> bytes:
-        """Every capture line as physically on disk, as one JSON array; reads the file, so call it in a thread."""
+        """All capture lines on disk as one JSON array. It reads the file, so call it in a thread."""
         lines = self.path.read_bytes().split(b"\n")[:-1]
         return b"[" + b",".join(line for line in lines if line.startswith(_CAPTURE_PREFIX)) + b"]"
 
@@ -74,7 +74,7 @@ class ChargeLedger:
 
     def _load(self) -> int:
         content = self.path.read_bytes()
-        whole = content.rfind(b"\n") + 1  # a kill can tear the last line only; what is torn was never answered
+        whole = content.rfind(b"\n") + 1  # a kill can tear only the last line, and its charge was never answered
         if whole != len(content):
             os.ftruncate(self._file, whole)
         for line in content[:whole].splitlines():

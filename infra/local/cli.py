@@ -1,6 +1,6 @@
 """The local stack's commands: `setup`, `up`, `down`, `reset`, `status`, `env`, `logs`, `doctor`.
 
-Every process passes here as it starts, so what only a command needs is imported inside it.
+Every process imports this module when it starts, so each command imports what it needs inside its function.
 """
 
 import asyncio
@@ -23,7 +23,7 @@ app = typer.Typer(no_args_is_help=True, help="The local stack: real servers and 
 
 @app.command(rich_help_panel="Local stack")
 def setup() -> None:
-    """Fetch what the Python packages do not bring (Kafka's jars) and prepare its fast start. Does nothing when done.
+    """Download Kafka's jars and prepare its fast start. Does nothing if both are there.
 
     Example: thrones setup
     """
@@ -44,7 +44,7 @@ def setup() -> None:
 def up(
     servers_only: Annotated[bool, typer.Option("--servers-only", help="Kafka, Redis and Postgres only.")] = False,
 ) -> None:
-    """Start everything in the background; returns when it is ready. Running already: only checks that.
+    """Start everything in the background; returns when it is ready. On a running stack it only checks that.
 
     Sizes and ports come from the environment: API_WORKERS ORDER_WORKERS PAYMENT_WORKERS BROKERS PORT (0: a free one).
 
@@ -66,14 +66,14 @@ def up(
             asyncio.run(wait_ready(config, state_dir, say))
             say(f"ready: http://127.0.0.1:{config.port}  (`thrones status`, `thrones env`, `thrones logs -f`)")
         else:
-            say("the servers are up: `thrones env` says where")
+            say("the servers are up: `thrones env` shows their addresses")
     except StackError as error:
         fail(str(error))
 
 
 @app.command(rich_help_panel="Local stack")
 def down() -> None:
-    """Stop everything; the state stays. Nothing running is fine.
+    """Stop everything and keep the state. Succeeds if nothing runs.
 
     Example: thrones down
     """
@@ -84,7 +84,7 @@ def down() -> None:
 
 @app.command(rich_help_panel="Local stack")
 def reset() -> None:
-    """Stop everything and delete all state (orders, stock, logs). Downloads are kept. Asks nothing.
+    """Stop everything and delete all state (orders, stock, logs) without asking. Downloads are kept.
 
     Example: thrones reset
     """
@@ -95,7 +95,7 @@ def reset() -> None:
 
 @app.command(rich_help_panel="Local stack")
 def status(as_json: Json = False) -> None:
-    """The running processes: role, member, pid and port.
+    """Show the running processes: role, member, pid and port.
 
     Example: thrones status --json
     """
@@ -107,7 +107,7 @@ def status(as_json: Json = False) -> None:
         typer.echo(json.dumps(rows))
         return
     if not rows:
-        typer.echo("nothing runs; start with `make up`")
+        typer.echo("nothing runs; start it with `make up`")
         return
     table = Table("role", "member", "pid", "port", box=None)
     for row in rows:
@@ -118,10 +118,10 @@ def status(as_json: Json = False) -> None:
 @app.command(rich_help_panel="Local stack")
 def scale(
     stage: Annotated[StageName, typer.Argument(metavar="STAGE", help="order-stage or payment-stage.")],
-    members: Annotated[int, typer.Argument(metavar="N", min=0, max=32, help="How many members it shall have.")],
+    members: Annotated[int, typer.Argument(metavar="N", min=0, max=32, help="The wanted number of members.")],
     as_json: Json = False,
 ) -> None:
-    """Add or remove members of a stage while everything runs; returns when they do. Lasts until `make down`.
+    """Add or remove members of a stage while the stack runs; returns when they run. Lasts until `make down`.
 
     Example: thrones scale payment-stage 4
     """
@@ -141,7 +141,7 @@ def scale(
 
 @app.command(rich_help_panel="Local stack")
 def env(as_json: Json = False) -> None:
-    """Where the stack's servers are, as KEY=value lines for outside tools.
+    """Print the addresses of the stack's servers as KEY=value lines for outside tools.
 
     Example: set -a; eval "$(thrones env)"; set +a
     """
@@ -157,12 +157,12 @@ def env(as_json: Json = False) -> None:
 @app.command(rich_help_panel="Local stack")
 def logs(
     role: Annotated[str | None, typer.Argument(help="A role or one member: kafka, order-stage, gateway-2.")] = None,
-    following: Annotated[bool, typer.Option("--follow", "-f", help="Go on with what is written.")] = False,
+    following: Annotated[bool, typer.Option("--follow", "-f", help="Continue with new lines.")] = False,
     lines: Annotated[
-        int, typer.Option("--lines", "-n", min=0, max=100_000, help="Lines of each log to begin with.")
+        int, typer.Option("--lines", "-n", min=0, max=100_000, help="Lines of each log to show first.")
     ] = 20,
 ) -> None:
-    """The processes' logs.
+    """Show the logs of the processes.
 
     Example: thrones logs order-stage -f
     """

@@ -1,4 +1,4 @@
-"""What a local stack remembers between runs: its ports, passwords and ids, in `stack.json`."""
+"""What a local stack keeps between runs: its ports, passwords and ids, in `stack.json`."""
 
 import os
 import secrets
@@ -15,7 +15,7 @@ LARGEST_PORT = 65_535
 
 
 class StackConfig(msgspec.Struct, kw_only=True):
-    """One local stack's memory. Ports are loopback ports."""
+    """The contents of `stack.json`. All ports are loopback ports."""
 
     brokers: int
     port: int
@@ -40,7 +40,7 @@ class StackConfig(msgspec.Struct, kw_only=True):
 
 
 def load_config(state_dir: Path) -> StackConfig | None:
-    """The remembered stack, or None when there is none yet."""
+    """The stored configuration, or None if there is none yet."""
     try:
         return msgspec.json.decode((state_dir / "stack.json").read_bytes(), type=StackConfig)
     except FileNotFoundError:
@@ -50,7 +50,7 @@ def load_config(state_dir: Path) -> StackConfig | None:
 
 
 def make_config(brokers: int) -> StackConfig:
-    """A new stack: ports named by the environment (DB_PORT, REDIS_URL, ...) or free ones; fresh secrets."""
+    """A new configuration: ports from the environment (DB_PORT, REDIS_URL, ...) or free ones, and new secrets."""
     named = named_ports(brokers)
     free = iter(free_ports(2 * brokers + 3))
     return StackConfig(
@@ -70,17 +70,17 @@ def make_config(brokers: int) -> StackConfig:
 
 
 def number_from_env(name: str, most: int) -> int | None:
-    """None where it is not set. Raises StackError."""
+    """The number in this variable, or None if it is not set. Raises StackError."""
     text = os.environ.get(name, "")
     if not text:
         return None
     if not (text.isascii() and text.isdecimal() and int(text) <= most):
-        raise StackError(f"{name}={text!r} is no number of 0 to {most}")
+        raise StackError(f"{name}={text!r} is not a number from 0 to {most}")
     return int(text)
 
 
 def named_ports(brokers: int) -> dict[str, int]:
-    """Ports that the environment asks for by the settings' own names."""
+    """The ports that environment variables ask for."""
     named: dict[str, int] = {}
     if port := number_from_env("DB_PORT", LARGEST_PORT):
         named["postgres"] = port
@@ -98,7 +98,7 @@ def named_ports(brokers: int) -> dict[str, int]:
 
 
 def _cluster_id() -> str:
-    """Kafka's form of a UUID: 22 characters of URL-safe base64, not starting with a dash (an option, to its tools)."""
+    """A UUID in Kafka's form: 22 characters of URL-safe base64. A leading dash would be an option to Kafka's tools."""
     while True:
         candidate = secrets.token_urlsafe(16)
         if not candidate.startswith("-"):

@@ -1,4 +1,4 @@
-"""Looks at the machine and the running stack and says what to do about what is wrong; changes nothing."""
+"""Checks the machine and the running stack, and says how to repair what is wrong. Changes nothing."""
 
 import asyncio
 import os
@@ -47,7 +47,7 @@ ServerCheck = Callable[[StackConfig], AsyncIterator[CheckResult]]
 
 
 def examine(state_dir: Path) -> list[CheckResult]:
-    """Every finding; the stack's own only while it runs."""
+    """All results; those of the servers only while the stack runs."""
     findings = [*_machine(state_dir), *_downloads()]
     try:
         config = load_config(state_dir)
@@ -100,7 +100,7 @@ async def _collect(config: StackConfig) -> list[CheckResult]:
 
 
 async def _check(server: Server, check: ServerCheck, config: StackConfig) -> list[CheckResult]:
-    """What there is to say of one server; of one that hangs, after a few seconds, that it does."""
+    """The results for one server. A server that hangs is reported after a few seconds."""
     try:
         await require_reachable(_settings(config), [server])
     except ServersUnreachable as error:

@@ -1,4 +1,4 @@
-"""Log files in, lines out: the end of each, then what is appended, across rotation."""
+"""Follows log files: the last lines of each, then new lines, across rotation."""
 
 import time
 from collections.abc import Iterator
@@ -22,7 +22,7 @@ def last_lines(logs: list[Path], lines: int) -> Iterator[str]:
 
 
 def follow(logs: list[Path]) -> Iterator[str]:
-    """What is appended from now on, for ever. A file that became shorter was rotated: read from its start."""
+    """All lines appended from now on, for ever. A file that became shorter was rotated and is read from its start."""
     offsets = {log: log.stat().st_size for log in logs}
     while True:
         for log in logs:
@@ -33,7 +33,7 @@ def follow(logs: list[Path]) -> Iterator[str]:
                 with log.open("rb") as file:
                     file.seek(offsets[log])
                     block = file.read()
-                whole = block[: block.rfind(b"\n") + 1]  # the rest of a line comes with the next look
+                whole = block[: block.rfind(b"\n") + 1]  # the next read brings the rest of the line
                 offsets[log] += len(whole)
                 for line in whole.decode(errors="replace").splitlines():
                     yield _labelled(log, line, logs)

@@ -1,4 +1,4 @@
-"""Kafka's jars: one pinned Maven coordinate in, a folder of jars in a cache that outlives `make reset` out."""
+"""Downloads Kafka's jars, from one pinned Maven coordinate into a cache that `make reset` keeps."""
 
 import os
 from collections.abc import Callable
@@ -8,19 +8,19 @@ from typing import Any
 from infra.supervision.ports import StackError
 
 KAFKA = "org.apache.kafka:kafka_2.13:4.4.0"
-LOGGING = "org.slf4j:slf4j-jdk14:1.7.36"  # Kafka speaks slf4j 1.7; java.util.logging needs no further jar
+LOGGING = "org.slf4j:slf4j-jdk14:1.7.36"  # Kafka uses slf4j 1.7; java.util.logging needs no further jar
 DOWNLOAD_TIMEOUT_S = 60
 
 
 def cache_dir() -> Path:
-    """`THRONES_CACHE_DIR`, else the user's cache: shared by all clones, deleted by nobody."""
+    """`THRONES_CACHE_DIR`, else the user's cache directory. All clones share it, and no command deletes it."""
     named = os.environ.get("THRONES_CACHE_DIR")
     base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     return Path(named) if named else base / "backend-of-thrones"
 
 
 def kafka_jars() -> list[Path] | None:
-    """The jars if a former `fetch_kafka` finished, else None."""
+    """The jars, or None if no `fetch_kafka` has finished yet."""
     try:
         jars = [Path(line) for line in _manifest().read_text().splitlines()]
     except FileNotFoundError:
@@ -29,19 +29,19 @@ def kafka_jars() -> list[Path] | None:
 
 
 def fetch_kafka(say: Callable[[str], None] = print) -> list[Path]:
-    """Download what is missing (about 45 MB the first time). Raises StackError saying what to do."""
+    """Download the missing jars (about 45 MB the first time). Raises StackError, which says what to do."""
     present = kafka_jars()
     if present:
         return present
     say(f"fetching {KAFKA} (about 45 MB, once) into {cache_dir()}")
     try:
         jars = _resolve(say)
-    except Exception as error:  # jgo lets HTTP, XML and file errors through; each has the same remedy
+    except Exception as error:  # jgo raises HTTP, XML and file errors; all have the same remedy
         raise StackError(
             f"Kafka's jars could not be fetched: {type(error).__name__}: {error}\n"
             "  Check that this machine reaches Maven Central (a proxy: set https_proxy; a certificate of its own:\n"
             "  REQUESTS_CA_BUNDLE), then run `make setup` again;\n"
-            f"  what was downloaded is kept. Offline: copy {cache_dir()} from a machine that has it."
+            f"  finished downloads are kept. Offline: copy {cache_dir()} from a machine that has it."
         ) from error
     _manifest().write_text("\n".join(map(str, jars)))
     say(f"{len(jars)} jars ready")
@@ -51,7 +51,7 @@ def fetch_kafka(say: Callable[[str], None] = print) -> list[Path]:
 def _resolve(say: Callable[[str], None]) -> list[Path]:
     from jgo.env import (
         EnvironmentBuilder,
-    )  # a second of imports that only `setup` needs
+    )  # a second of imports, needed by `setup` only
     from jgo.maven import MavenContext, PythonResolver
 
     class Telling(PythonResolver):

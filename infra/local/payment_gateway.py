@@ -1,7 +1,7 @@
-"""HTTP charges in, captures and declines out, in bad weather: the stand-in for the payment provider, a real process.
+"""The mock payment gateway: a real process that answers charges over HTTP, with delays and errors ("weather").
 
-Guarantees a client may rely on: the outcome of an idempotency key is fixed when first drawn and on disk before it is
-answered, one capture a key at most; asked again it answers the same. All else is weather, settable while it runs.
+Clients may rely on this: the outcome of an idempotency key is fixed when first drawn, and on disk before it is answered.
+A key is captured at most once, and asked again it gets the same answer. All else is weather, which can change at run time.
 """
 
 import asyncio
@@ -27,12 +27,12 @@ from infra.settings import Settings, get_settings
 from infra.supervision.registry import register
 from schemas.money import to_cents, to_decimal
 
-HANG_MAX_S = 60  # a client that has not gone away by then is cut off
+HANG_MAX_S = 60  # then the connection is reset
 LATENCY_MAX_S = 30.0
 RETRY_AFTER_S = 1
 BODY_MAX_BYTES = 16 * 1024
 KEY_MAX_CHARS = 255
-IN_FLIGHT_MAX = 50_000  # beyond it 503: the gateway stays bounded whatever is thrown at it
+IN_FLIGHT_MAX = 50_000  # above it 503: memory stays bounded under any load
 BACKLOG = 4_096  # a payment stage member opens its thousands of connections at once
 
 _charges = MOCK_CHARGES.make()
@@ -40,7 +40,7 @@ Probability = Annotated[float, msgspec.Meta(ge=0, le=1)]
 
 
 class Weather(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Latency is log-normal; `declined` is drawn once a key, all else an attempt; half of the hangs decide first."""
+    """Latency is log-normal. `declined` is drawn once per key, all others per attempt. Half of the hangs decide first."""
 
     median_ms: Annotated[float, msgspec.Meta(ge=0, le=30_000)] = 665
     sigma: Annotated[float, msgspec.Meta(ge=0, le=5)] = 0.75
@@ -66,7 +66,7 @@ _charge_request = msgspec.json.Decoder(ChargeRequest)
 
 
 class MockGateway:
-    """Weather and ledger. Nothing is awaited between looking a key up and deciding it: that serialises the key."""
+    """Weather and ledger. There is no await between looking up a key and deciding it, which serialises the key."""
 
     def __init__(self, ledger: ChargeLedger) -> None:
         self.ledger = ledger
@@ -75,7 +75,7 @@ class MockGateway:
         self._in_flight = 0
 
     def change_weather(self, changes: dict[str, object]) -> Weather:
-        """Merge `changes` into the weather. Raises msgspec.ValidationError. A seed in it starts the dice anew."""
+        """Merge `changes` into the weather; a seed restarts the random numbers. Raises msgspec.ValidationError."""
         self.weather = msgspec.convert(msgspec.to_builtins(self.weather) | changes, Weather)
         if "seed" in changes:
             self._random = random.Random(self.weather.seed)
@@ -127,7 +127,9 @@ class MockGateway:
             kind=DECLINE if declined else CAPTURE,
             key=key,
             order_id=asked.order_id,
-            charge_id=None if declined else f"ch_{random.getrandbits(96):024x}",  # never from the seeded dice: unique
+            charge_id=None
+            if declined
+            else f"ch_{random.getrandbits(96):024x}",  # not from the seeded generator: it must be unique
             amount=amount,
             currency=asked.currency,
             at_ms=time.time_ns() // 1_000_000,
@@ -207,7 +209,7 @@ def _reset(request: web.Request) -> web.StreamResponse:
         peer: socket.socket = request.transport.get_extra_info("socket")
         peer.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))  # close with RST, not FIN
         request.transport.abort()
-    return web.Response(status=503)  # goes nowhere: the connection is gone
+    return web.Response(status=503)  # never sent: the connection is closed
 
 
 def make_app(gateway: MockGateway) -> web.Application:
@@ -223,7 +225,7 @@ def make_app(gateway: MockGateway) -> web.Application:
 
 
 async def serve(port: int, ledger_path: Path, stop: Stop, address: str = "127.0.0.1") -> None:
-    """Serve `address`:`port` until `stop`; the ledger is read again first, so a restart remembers every decision."""
+    """Serve `address`:`port` until `stop`. It reads the ledger first, so a restart keeps all decisions."""
     ledger = ChargeLedger(ledger_path)
     runner = web.AppRunner(make_app(MockGateway(ledger)), access_log=None, shutdown_timeout=2, keepalive_timeout=30)
     await runner.setup()
@@ -237,7 +239,7 @@ async def serve(port: int, ledger_path: Path, stop: Stop, address: str = "127.0.
 
 
 def run(settings: Settings) -> None:
-    """`thrones payment-gateway`, until a signal: port of PAYMENT_GATEWAY_URL, ledger under THRONES_STATE_DIR."""
+    """Run `thrones payment-gateway` until a signal: port of PAYMENT_GATEWAY_URL, ledger under THRONES_STATE_DIR."""
     configure("payment-gateway", settings.thrones_member)
     port = URL(settings.payment_gateway_url).port
     if port is None:

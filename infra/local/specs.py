@@ -1,4 +1,4 @@
-"""A local stack's servers as specs, and the environment that reaches them: a stack's memory in."""
+"""The process specs of a local stack's servers, and the environment with their addresses."""
 
 from pathlib import Path
 
@@ -10,7 +10,7 @@ from infra.supervision.process import ProcessSpec
 
 
 def stack_env(config: StackConfig) -> dict[str, str]:
-    """What outside tools need to speak to this stack, and its processes to each other."""
+    """The addresses and passwords that outside tools and our own processes need."""
     return {
         "KAFKA_BOOTSTRAP_SERVERS": bootstrap(config),
         "REDIS_URL": redis_url(config),
@@ -27,7 +27,7 @@ def stack_env(config: StackConfig) -> dict[str, str]:
 
 
 def process_env(config: StackConfig, state_dir: Path) -> dict[str, str]:
-    """`stack_env` and what only our own processes read."""
+    """`stack_env`, and the variables that only our own processes read."""
     return {
         **stack_env(config),
         "BROKERS": str(config.brokers),

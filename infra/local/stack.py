@@ -1,4 +1,4 @@
-"""A local stack as a whole: up, down, reset and its environment. Every function is safe to repeat in any state."""
+"""The whole local stack: up, down, reset and its environment. Every function may be repeated in any state."""
 
 import contextlib
 import os
@@ -31,35 +31,33 @@ from infra.supervision.process import python, tail
 from infra.supervision.supervisor import end_leftovers
 
 Say = Callable[[str], None]
-SUPERVISOR_S = (
-    60.0  # to say that it runs: a second, or many where the machine is busy; one that dies is noticed at once
-)
+SUPERVISOR_S = 60.0  # until it reports that it runs: a second, or many on a busy machine; its death is noticed at once
 BOOT_DEADLINE_S = 90.0
 STOP_DEADLINE_S = 60.0  # applications 25 s, then servers 25 s
 POLL_S = 0.1
 
 
 def start_servers(state_dir: Path, *, tied: bool = False, say: Say = lambda _: None) -> dict[str, str]:
-    """Kafka, Redis and Postgres under a supervisor; returns the environment that reaches them.
+    """Start Kafka, Redis and Postgres under a supervisor; returns the environment with their addresses.
 
-    `tied` ends them when the calling process ends (for test fixtures). Already running: only the environment.
+    `tied` ends them when the calling process ends (for test fixtures). If they run already, it only returns the environment.
     """
     return start(state_dir, servers_only=True, tied=tied, say=say)
 
 
 def start(state_dir: Path, *, servers_only: bool = False, tied: bool = False, say: Say = print) -> dict[str, str]:
-    """Launch the supervisor and wait until everything is started. Raises StackError with the reason if it cannot be.
+    """Launch the supervisor and wait until everything is started. Raises StackError with the reason if that fails.
 
-    Started is not ready: see `readiness.wait_ready`.
+    Started does not mean ready: see `readiness.wait_ready`.
     """
     state_dir = state_dir.absolute()
     state_dir.mkdir(parents=True, exist_ok=True)
     if not servers_only and read_phase(state_dir).detail == SERVERS_ONLY:
-        stop(state_dir, say)  # only servers run: a supervisor for everything takes their place
+        stop(state_dir, say)  # only the servers run: replace their supervisor by one for everything
     if supervisor_pid(state_dir) is None:
         fetch_kafka(say)
         if end_leftovers(state_dir, ask=False):
-            say("waited for processes of a former supervisor to end")
+            say("waited for the processes of an earlier supervisor to end")
         config = _settle_config(state_dir, servers_only, say)
         write_phase(state_dir, Phase("starting"))
         _launch(config, state_dir, servers_only, tied)
@@ -70,7 +68,7 @@ def start(state_dir: Path, *, servers_only: bool = False, tied: bool = False, sa
 
 
 def stop(state_dir: Path, say: Say = print) -> None:
-    """End everything that belongs to this state, in order where a supervisor lives, else all at once."""
+    """End all processes of this state: in order if a supervisor lives, else all at once."""
     state_dir = state_dir.absolute()
     pid = supervisor_pid(state_dir)
     if pid is not None:
@@ -80,7 +78,7 @@ def stop(state_dir: Path, say: Say = print) -> None:
 
 
 def reset(state_dir: Path, say: Say = print) -> None:
-    """Stop and delete the state. Caches (Kafka's jars) are elsewhere and stay."""
+    """Stop, and delete the state. The cache with Kafka's jars is elsewhere and stays."""
     stop(state_dir, say)
     if state_dir.exists():
         shutil.rmtree(state_dir, ignore_errors=True)
@@ -88,7 +86,7 @@ def reset(state_dir: Path, say: Say = print) -> None:
 
 
 def use_stack_env(state_dir: Path | None = None) -> bool:
-    """Let this process speak to the local stack, if there is one: its environment becomes the default of ours."""
+    """Connect this process to the local stack, if there is one: the stack's environment becomes our default."""
     state_dir = state_dir or default_state_dir()
     os.environ.setdefault("THRONES_STATE_DIR", str(state_dir))
     config = load_config(state_dir)
@@ -100,7 +98,7 @@ def use_stack_env(state_dir: Path | None = None) -> bool:
 
 
 def supervisor_pid(state_dir: Path) -> int | None:
-    """The supervisor in the registry; else, should its row be lost, whoever holds the state's lock."""
+    """The supervisor in the registry; if its row is lost, the process that holds the lock of the state."""
     rows = (row["pid"] for row in registry.live_rows(state_dir) if row["role"] == "supervisor")
     return next(rows, None) or lock_holder(state_dir)
 
@@ -119,7 +117,7 @@ def _settle_config(state_dir: Path, servers_only: bool, say: Say) -> StackConfig
 
 
 def _settle_server_ports(config: StackConfig, say: Say) -> None:
-    """Remembered ports are kept; one that somebody took meanwhile is named, and replaced unless it was asked for."""
+    """Keep the stored ports. One that another process took is named, and replaced unless the user asked for it."""
     asked = set(named_ports(config.brokers).values())
     for field in ("redis_port", "postgres_port", "payment_gateway_port"):
         port = getattr(config, field)
@@ -138,7 +136,7 @@ def _replacement(port: int, asked_for: bool, say: Say) -> int:
 
 
 def _settle_port(config: StackConfig) -> None:
-    """PORT if given (0: a free one), else the remembered one. Raises StackError naming who has it."""
+    """PORT if given (0: a free one), else the stored one. Raises StackError, which names the port's owner."""
     asked = number_from_env("PORT", LARGEST_PORT)
     if asked == 0:
         config.port = config.port if config.port >= 20_000 and is_free(config.port) else free_ports(1)[0]
@@ -187,7 +185,7 @@ def _wait_started(state_dir: Path, say: Say) -> None:
 
 def _stop_supervisor(pid: int, say: Say) -> None:
     say("stopping")
-    with contextlib.suppress(psutil.NoSuchProcess):  # it ended by itself
+    with contextlib.suppress(psutil.NoSuchProcess):  # it has ended by itself
         process = psutil.Process(pid)
         process.send_signal(signal.SIGTERM)
         try:

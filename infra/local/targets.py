@@ -1,4 +1,4 @@
-"""The registry's rows in; out, for Prometheus to find: a file of the processes that serve metrics, which it watches by itself."""
+"""Writes the file of Prometheus' targets (file_sd) from the process registry. Prometheus watches the file."""
 
 import asyncio
 from pathlib import Path
@@ -9,12 +9,12 @@ from infra.supervision import registry
 from infra.supervision.ports import LOOPBACK
 
 WRITE_INTERVAL_S = 1.0
-SERVERS = ("kafka", "redis", "postgres")  # they speak their own protocols
-SHARED = ("gateway", "sse")  # any worker answers for all of them
+SERVERS = ("kafka", "redis", "postgres")  # they do not serve HTTP
+SHARED = ("gateway", "sse")  # any worker answers for all workers
 
 
 async def keep_targets(state_dir: Path) -> None:
-    """Beside a supervisor: keep the file as the registry is. Never returns."""
+    """Runs beside a supervisor, for ever: keeps the file up to date."""
     told: list[dict[str, object]] | None = None
     while True:
         found = targets(registry.live_rows(state_dir))
@@ -28,7 +28,7 @@ async def keep_targets(state_dir: Path) -> None:
 
 
 def targets(rows: list[registry.ProcessRow]) -> list[dict[str, object]]:
-    """Prometheus' file_sd: a target a process, one for all workers of a gateway; `role` and `member` are its labels."""
+    """One target per process, and one for all workers of a gateway, with the labels `role` and `member`."""
     named = {(row["role"], "all" if row["role"] in SHARED else row["member"]): row["port"] for row in rows}
     return [
         {"targets": [f"{LOOPBACK}:{port}"], "labels": {"role": role, "member": member}}

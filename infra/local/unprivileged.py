@@ -1,7 +1,7 @@
-"""Root in, another user out: what PostgreSQL needs, which refuses to run as root (Linux only).
+"""Runs a server as another user than root, because PostgreSQL refuses to run as root (Linux only).
 
-The one thing kept, and only where it is needed, is reading directories: a clone under /root or a test's private
-temporary directory is closed to every other user, and the server's files are below it.
+The child keeps one capability, and only if it needs it: to search directories. A clone under /root or the private temporary
+directory of a test is closed to other users, and the server's files are below it.
 """
 
 import ctypes
@@ -14,24 +14,24 @@ from pathlib import Path
 CANDIDATES = ("thrones", "postgres", "nobody")
 PR_SET_KEEPCAPS, PR_CAP_AMBIENT, PR_CAP_AMBIENT_RAISE = 8, 47, 2
 CAPABILITY_VERSION_3 = 0x20080522
-CAP_DAC_OVERRIDE, CAP_DAC_READ_SEARCH = 1, 2  # containers often have the first only
+CAP_DAC_OVERRIDE, CAP_DAC_READ_SEARCH = 1, 2  # containers often have only the first
 SYS_CAPGET_CAPSET = {"x86_64": (125, 126), "aarch64": (90, 91)}
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
 def unprivileged_user(data: Path) -> pwd.struct_passwd:
-    """Who runs the server: the owner of its data if there is any, else the first candidate that exists."""
+    """The user for the server: the owner of its data if there is data, else the first candidate that exists."""
     if data.exists() and data.stat().st_uid != 0:
         return pwd.getpwuid(data.stat().st_uid)
     known = {entry.pw_name: entry for entry in pwd.getpwall()}
     return next(known[name] for name in CANDIDATES if name in known)
 
 
-def becoming(user: pwd.struct_passwd, *paths: Path) -> Callable[[], None]:
-    """What the child runs before exec to become `user`, still able to reach `paths`."""
+def run_as(user: pwd.struct_passwd, *paths: Path) -> Callable[[], None]:
+    """What the child runs before exec: it switches to `user`, who can still reach `paths`."""
     searching = not all(_open_to_all(path) for path in paths)
 
-    def become() -> None:
+    def switch_user() -> None:
         if searching:
             _libc.prctl(PR_SET_KEEPCAPS, 1, 0, 0, 0)
         os.setgroups([])
@@ -41,18 +41,18 @@ def becoming(user: pwd.struct_passwd, *paths: Path) -> Callable[[], None]:
         if searching:
             _keep_searching()
 
-    return become
+    return switch_user
 
 
 def _open_to_all(path: Path) -> bool:
-    """Whether anyone can walk down to `path` (not into it)."""
+    """Whether every user can reach `path` (but perhaps not read it)."""
     return all(parent.stat().st_mode & 0o001 for parent in path.resolve().parents if parent.exists())
 
 
 def _keep_searching() -> None:
     get, put = SYS_CAPGET_CAPSET[os.uname().machine]
     header = struct.pack("=Ii", CAPABILITY_VERSION_3, 0)
-    sets = ctypes.create_string_buffer(24)  # two times (effective, permitted, inheritable), 32 bits each
+    sets = ctypes.create_string_buffer(24)  # twice (effective, permitted, inheritable), 32 bits each
     _libc.syscall(get, header, sets)
     permitted = struct.unpack("=6I", sets.raw)[1]
     wanted = CAP_DAC_READ_SEARCH if permitted & (1 << CAP_DAC_READ_SEARCH) else CAP_DAC_OVERRIDE

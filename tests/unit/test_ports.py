@@ -53,5 +53,5 @@ def test_an_unreadable_memory_is_said_not_guessed(tmp_path: Path) -> None:
 @pytest.mark.parametrize("text", ["x", "-1", "65536", "٨٠٨٠", "1e3"])
 def test_a_port_that_is_none_is_named(monkeypatch: pytest.MonkeyPatch, text: str) -> None:
     monkeypatch.setenv("DB_PORT", text)
-    with pytest.raises(StackError, match=r"DB_PORT=.* is no number of 0 to 65535"):
+    with pytest.raises(StackError, match=r"DB_PORT=.* is not a number from 0 to 65535"):
         make_config(brokers=1)
