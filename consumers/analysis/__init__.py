@@ -1,1 +1,1 @@
-"""Questions to the log: SQL, proofs, the database made again, the sale in pictures."""
+"""Analysis of the log: SQL, the proof of a product, the rebuilt database, a report with pictures."""

@@ -1,4 +1,4 @@
-"""SQL statements in, their rows out: as a table for people, JSON or CSV for machines."""
+"""Runs SQL statements and renders their rows: a table for people, JSON or CSV for machines."""
 
 import csv
 import io
@@ -14,18 +14,18 @@ WIDEST = 60  # characters of one cell
 
 
 class QueryError(Exception):
-    """The statement cannot be answered; the text is DuckDB's."""
+    """DuckDB rejected the statement; the text is DuckDB's."""
 
 
 class QueryResult(msgspec.Struct, frozen=True):
-    """`rows` are all rows of the answer."""
+    """All rows of one statement."""
 
     columns: list[str]
     rows: list[tuple[Any, ...]]
 
 
 def ask(lake: duckdb.DuckDBPyConnection, text: str) -> Iterator[QueryResult]:
-    """One answer a statement. Raises QueryError."""
+    """Yields one result per statement. Raises QueryError."""
     try:
         for statement in lake.extract_statements(text):
             asked = lake.execute(statement)

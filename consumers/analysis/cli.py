@@ -1,4 +1,4 @@
-"""The commands of analysts that ask the log: `sql`, `prove`, `rewind`, `report`."""
+"""The commands `sql`, `prove`, `rewind` and `report`, which analyse the log."""
 
 import sys
 from collections.abc import Iterator
@@ -22,26 +22,24 @@ app = typer.Typer(no_args_is_help=True)
 
 Data = Annotated[
     list[Path] | None,
-    typer.Option("--data", help="Files or directories of `thrones replay`; without it the topics are read."),
+    typer.Option("--data", help="Files or directories that `thrones replay` wrote. Default: read the topics."),
 ]
 OneProduct = Annotated[
     int | None,
-    typer.Option("--product", min=1, max=options.LARGEST_INTEGER, metavar="ID", help="Only this one."),
+    typer.Option("--product", min=1, max=options.LARGEST_INTEGER, metavar="ID", help="Only this product."),
 ]
 
 
 @app.command()
 def sql(
-    query: Annotated[
-        str | None, typer.Argument(help="Statements; without them they are read from standard input.")
-    ] = None,
+    query: Annotated[str | None, typer.Argument(help="SQL statements. Default: read them from standard input.")] = None,
     data: Data = None,
     start: From = None,
     end: To = None,
-    as_csv: Annotated[bool, typer.Option("--csv", help="All rows as CSV.")] = False,
+    as_csv: Annotated[bool, typer.Option("--csv", help="Print all rows as CSV.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Ask the log in SQL (DuckDB). Views: orders, payments, order_history, products, stock_timeline, funnel, events; see docs/data.md.
+    """Query the log in SQL (DuckDB). Views: orders, payments, order_history, products, stock_timeline, funnel, events; see docs/data.md.
 
     Example: thrones sql "SELECT status, count(*) FROM orders GROUP BY status" --data sale.parquet
     """
@@ -63,7 +61,7 @@ def sql(
 def _lake(
     data: list[Path] | None, start: Bound | None, end: Bound | None, *, quiet: bool
 ) -> "Iterator[duckdb.DuckDBPyConnection]":
-    """The views over files, or over the topics as they are now. What cannot be read is said, exit 1."""
+    """Opens the views over files, or over the topics as they are now. Exits with 1 if they cannot be read."""
     from consumers.replay.reader import ReplayError
     from consumers.replay.show import saying
     from infra.settings import get_settings
@@ -72,7 +70,7 @@ def _lake(
 
     if data and (start or end):
         raise typer.BadParameter(
-            "it is for topics; with --data in SQL: WHERE appended_at >= ...", param_hint="--from, --to"
+            "it applies to topics only; with --data filter in SQL: WHERE appended_at >= ...", param_hint="--from, --to"
         )
     try:
         if data:
@@ -87,7 +85,7 @@ def _lake(
 
 
 def _statements() -> Iterator[str]:
-    """Statements ending in a semicolon, or in the end of the input."""
+    """Reads statements from standard input; each ends with a semicolon or with the input."""
     if sys.stdin.isatty():
         import readline  # noqa: F401 - gives input() a history
 
@@ -114,7 +112,7 @@ def _next_line(prompt: str) -> str | None:
 
 @app.command()
 def prove(product: Annotated[int, typer.Argument(min=1, max=options.LARGEST_INTEGER)], as_json: Json = False) -> None:
-    """Prove from the log alone that a product was never oversold; no store is asked. Exit 0 only if it is proved.
+    """Prove from the log alone, without any store, that a product was never oversold. Exit 0 only if it is proved.
 
     Example: thrones prove 1
     """
@@ -136,7 +134,7 @@ def rewind(
     product: OneProduct = None,
     as_json: Json = False,
 ) -> None:
-    """Replay the log into an empty database, compare it with the live one, drop it. Exit 0 only if they are equal.
+    """Replay the log into a temporary database and compare it with the live one. Exit 0 only if they are equal.
 
     Example: thrones rewind
     """
@@ -159,19 +157,24 @@ def rewind(
 
 @app.command()
 def report(
-    out: Annotated[Path, typer.Option("--out", help="The page; its pictures are written beside it as PNGs.")],
+    out: Annotated[Path, typer.Option("--out", help="The HTML page to write; PNGs of its pictures go beside it.")],
     product: OneProduct = None,
     data: Data = None,
     client_log: Annotated[
         Path | None,
-        typer.Option("--client-log", exists=True, dir_okay=False, help="What clients saw: draws the refused as well."),
+        typer.Option(
+            "--client-log",
+            exists=True,
+            dir_okay=False,
+            help="A client log of a load test; adds refused requests to the page.",
+        ),
     ] = None,
     start: From = None,
     end: To = None,
-    force: Annotated[bool, typer.Option("--force", help="Replace what is there.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Replace existing files.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Draw the sale: stock, orders a second, delays by step, funnel, on one page that needs nothing else.
+    """Draw a sale on one self-contained page: stock, orders per second, delays by step, funnel.
 
     Example: thrones report --out sale.html --data sale.parquet
     """

@@ -1,4 +1,4 @@
--- What the report draws, one answer a picture. $products is the list of products it is about.
+-- The statements behind the report. $products is the list of its products.
 
 -- name: products
 SELECT product_id, name, opened, orders FROM products WHERE orders > 0 ORDER BY orders DESC, product_id;
@@ -27,7 +27,7 @@ FROM (
 );
 
 -- name: stock
--- The last stock of each of up to 600 slices of time, in seconds since the first order.
+-- The last stock in each of up to 600 slices of time; times are seconds since the first order.
 WITH span AS (SELECT min(happened_at) AS first, greatest(date_diff('ms', min(happened_at), max(happened_at)), 600) AS ms
               FROM stock_timeline WHERE kind <> 'opened' AND list_contains($products, product_id)),
 began AS (SELECT min(placed_at) AS at FROM orders WHERE list_contains($products, product_id))
@@ -39,7 +39,7 @@ GROUP BY product_id, date_diff('ms', first, happened_at) * 600 // ms
 ORDER BY product_id, at_s;
 
 -- name: rates
--- Orders a second, in slices of $width seconds from the first.
+-- Orders per second, in slices of $width seconds since the first order.
 WITH first AS (SELECT min(placed_at) AS began_at FROM orders WHERE list_contains($products, product_id)),
 told AS (
     SELECT placed_at AS happened_at, 'accepted' AS kind FROM orders WHERE list_contains($products, product_id)

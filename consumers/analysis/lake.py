@@ -1,4 +1,4 @@
-"""Replayed files, or topics replayed for the occasion, in; a DuckDB database in memory with the views of views.sql out."""
+"""Opens replayed files in an in-memory DuckDB database with the views of views.sql, replaying the topics first if needed."""
 
 import csv
 from collections.abc import Iterator, Sequence
@@ -25,7 +25,7 @@ FROM read_json(?, format = 'newline_delimited', columns = {at_ms: 'BIGINT', outc
 """
 VIEWS = Path(__file__).with_name("views.sql")
 EVENT_TOPICS = tuple(topic.name for topic in (ORDERS, PAYMENTS, ORDER_STATUS, STOCK_CHANGES))
-# Columns that files of earlier releases lack; they are null there.
+# Files of earlier releases lack these columns; the views read them as null.
 ADDED_LATER = {"name", "found_epoch", "found_version", "announced_again", "log_lost", "findings"}
 FileShape = tuple[Format, tuple[str, ...]]  # format and columns
 _SQL_TYPES = {
@@ -38,8 +38,8 @@ _SQL_TYPES = {
 
 
 def open_lake(paths: Sequence[Path]) -> duckdb.DuckDBPyConnection:
-    """Files that `thrones replay` wrote, or directories of them. Raises ReplayError for anything else."""
-    # Nothing is fetched from the network, whatever a query names.
+    """Opens files that `thrones replay` wrote, or directories of them. Raises ReplayError for other files."""
+    # No query may make DuckDB fetch an extension from the network.
     options: dict[str, str | bool | int | float | list[str]] = {
         "autoinstall_known_extensions": "false",
         "autoload_known_extensions": "false",
@@ -58,7 +58,7 @@ def open_lake(paths: Sequence[Path]) -> duckdb.DuckDBPyConnection:
 
 
 def take_in_clients(lake: duckdb.DuckDBPyConnection, client_log: Path) -> None:
-    """Fill the table `answers` with what clients saw, as `bench.buyers --log` writes it. Raises ReplayError."""
+    """Loads a client log, as `bench.buyers --log` writes it, into the table `answers`. Raises ReplayError."""
     try:
         lake.execute(TAKE_IN, [str(client_log)])
     except duckdb.Error as error:
@@ -67,7 +67,7 @@ def take_in_clients(lake: duckdb.DuckDBPyConnection, client_log: Path) -> None:
 
 @contextmanager
 def scratch() -> Iterator[Path]:
-    """Where a replay for the occasion goes, until the questions are answered."""
+    """A temporary file for a replay that serves one command."""
     with TemporaryDirectory(prefix="thrones-sql-") as folder:
         yield Path(folder) / "events.parquet"
 
@@ -75,12 +75,12 @@ def scratch() -> Iterator[Path]:
 async def replay_into(
     settings: Settings, path: Path, start: Bound | None = None, end: Bound | None = None, say: Say | None = None
 ) -> None:
-    """Everything an analyst may ask about, from the topics as they are now."""
+    """Replays all topics of events, as they are now, into one file."""
     await replay(settings, Request(EVENT_TOPICS, str(path), start, end), say)
 
 
 def _by_shape(paths: Sequence[Path]) -> dict[FileShape, list[Path]]:
-    """Files that can be read together."""
+    """Groups files by format and columns: each group is read by one statement."""
     found: dict[FileShape, list[Path]] = {}
     for path in paths:
         if not path.exists():
@@ -108,7 +108,7 @@ def _shape(file: Path) -> FileShape:
 
 
 def _columns(kind: Format, file: Path) -> Sequence[str]:
-    """Those that the file has; a line of JSON has those that are not null."""
+    """The columns in the file. JSON lines leave out nulls, so a JSON file may have any column."""
     match kind:
         case Format.PARQUET:
             try:
@@ -137,4 +137,4 @@ def _select(kind: Format, present: Sequence[str], files: Sequence[Path]) -> str:
             source = (
                 f"read_json({listed}, format = 'newline_delimited', columns = {columns}, hive_partitioning = false)"
             )
-    return f"SELECT {names} FROM {source}"  # noqa: S608 - names of ours, and paths in quotes
+    return f"SELECT {names} FROM {source}"  # noqa: S608 - our own column names, and quoted paths

@@ -1,4 +1,4 @@
-"""Numbers in, figures out: drawn small enough that their text is readable on a phone."""
+"""Draws the figures of a report, small enough that their text is readable on a phone."""
 
 import io
 from collections.abc import Mapping, Sequence
@@ -10,7 +10,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormat
 
 SIZE_INCHES = (4.2, 3.0)  # about as many points wide as a phone has pixels
 PNG_DPI = 160
-SHORTEST_S = 1.0  # stretch of time that is drawn
+SHORTEST_S = 1.0  # a time axis is at least this long
 BLUE, ORANGE, GREEN, RED, GREY, PURPLE = "#0072b2", "#e69f00", "#009e73", "#d55e00", "#777777", "#7a5195"
 COLOURS = (BLUE, ORANGE, GREEN, PURPLE, RED, GREY)
 OF_KIND = {"accepted": BLUE, "confirmed": GREEN, "given back": RED, "refused": GREY}
@@ -18,18 +18,18 @@ Point = tuple[float, int]  # seconds since the first order, units on sale
 
 
 class Unit(NamedTuple):
-    """What a time axis counts in."""
+    """The unit of a time axis."""
 
     name: str
     seconds: int
 
 
 UNITS = (Unit("seconds", 1), Unit("minutes", 60), Unit("hours", 3_600), Unit("days", 86_400))
-ENOUGH = 3  # of a unit, for an axis to count in it
+ENOUGH = 3  # an axis of at least this many of a unit uses that unit
 
 
 def stock(by_product: Mapping[int, Sequence[Point]], last_s: float) -> Figure:
-    """Units on sale over time, a line a product."""
+    """Units on sale over time, one line per product."""
     figure, axes = _empty()
     unit = _unit(last_s)
     for colour, (product, points) in zip(COLOURS, by_product.items(), strict=False):
@@ -47,7 +47,7 @@ def stock(by_product: Mapping[int, Sequence[Point]], last_s: float) -> Figure:
 
 
 def rates(by_kind: Mapping[str, Sequence[tuple[int, float]]], width_s: int, last_s: float) -> Figure:
-    """Orders a second over time, in slices of `width_s`."""
+    """Orders per second over time, in slices of `width_s`."""
     figure, axes = _empty()
     unit = _unit(last_s)
     last = max((points[-1][0] for points in by_kind.values()), default=0)
@@ -89,7 +89,7 @@ def delays(by_step: Sequence[tuple[str, float, float, float]]) -> Figure:
 
 
 def funnel(by_status: Sequence[tuple[str, int]]) -> Figure:
-    """How many orders came how far."""
+    """Orders that reached each step."""
     figure, axes = _empty()
     labels = [label for label, _ in by_status]
     orders = [count for _, count in by_status]
@@ -97,7 +97,7 @@ def funnel(by_status: Sequence[tuple[str, int]]) -> Figure:
     axes.bar_label(bars, labels=[f"{count:,}" for count in orders], padding=4)
     axes.invert_yaxis()
     axes.set_xlim(right=max(orders, default=1) * 1.18)
-    axes.xaxis.set_visible(False)  # each bar says its number
+    axes.xaxis.set_visible(False)  # each bar is labelled with its count
     axes.spines["bottom"].set_visible(False)
     axes.grid(visible=False)
     return figure
@@ -130,14 +130,14 @@ def _unit(last_s: float) -> Unit:
 
 
 def _time_axis(axes: Axes, last_s: float, unit: Unit) -> None:
-    """One axis for every picture with time: the same zero, end and unit, so that they can be laid over each other."""
+    """Every picture over time gets the same start, end and unit, so that readers can compare them."""
     axes.set_xlim(0, max(last_s, SHORTEST_S) / unit.seconds)
     axes.xaxis.set_major_locator(MaxNLocator(nbins=6, steps=[1, 2, 5, 10]))
     axes.set_xlabel(f"{unit.name} since the first order")
 
 
 def _legend_above(axes: Axes, columns: int) -> None:
-    """Never on what it explains."""
+    """Above the axes, so that the legend hides no data."""
     axes.legend(frameon=False, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=columns, borderaxespad=0.2)
 
 

@@ -1,8 +1,8 @@
-"""`thrones prove`: one product's log in; out what it proves by itself about every unit, without asking any store.
+"""`thrones prove`: proves from the log alone that no unit of a product was sold twice, without reading any store.
 
-A unit can be sold twice only if two orders were given the same one; then a version is used twice, or the stock after it
-does not follow from the one before. So: versions 1..V once each, the stock after each follows and never falls below zero,
-and at the end the units opened with are on sale, held or sold.
+If two orders were given the same unit, either a version was used twice or the stock after a version does not follow from
+the stock before it. So the proof checks three things: each version 1..V is used once; the stock after each version follows
+from the one before and never falls below zero; at the end every unit of the opening is on sale, held or sold.
 """
 
 import msgspec
@@ -21,11 +21,11 @@ from schemas.order_state import Status
 
 
 class NoSuchProduct(Exception):
-    """The log has never heard of it."""
+    """The log has no opening of this product."""
 
 
 class EpochProof(msgspec.Struct, frozen=True):
-    """The books of one epoch: as opened, and as the last version left them. Units, but for `versions` and `missing`."""
+    """The books of one epoch, as opened and after its last version. All in units except `versions` and `missing`."""
 
     epoch: int
     reason: str
@@ -39,12 +39,12 @@ class EpochProof(msgspec.Struct, frozen=True):
 
     @property
     def adds_up(self) -> bool:
-        """Missing versions take their units with them, so an epoch with any is judged by the next one's opening."""
+        """Whether the units balance. An epoch with missing versions passes: the next epoch's opening decides about it."""
         return self.missing > 0 or sum(self.ended_with) == self.initial
 
 
 class Proof(msgspec.Struct, frozen=True):
-    """`problems` is empty exactly when `proved`. Units, but for `orders`. `kept_from_ms` is 0 where the log is whole."""
+    """`problems` is empty exactly when `proved`. All in units except `orders`. `kept_from_ms` is 0 if the log is complete."""
 
     proved: bool
     product_id: int
@@ -79,7 +79,7 @@ async def prove(settings: Settings, product: ProductId) -> Proof:
 
 def proof_of(product: int, book: LogBook) -> Proof:
     totals, told = book.check()
-    problems = [problem for problem in told if WITHOUT_END not in problem]  # those are under way, not wrong
+    problems = [problem for problem in told if WITHOUT_END not in problem]  # an order under way is not an error
     epochs = [_epoch(book, opening) for _, opening in sorted(book.openings.items())]
     if not epochs:
         problems.append(f"product {product}: no opening of its stock is kept, so there is nothing to start from")
@@ -117,7 +117,9 @@ def _epoch(book: LogBook, opening: StockOpened) -> EpochProof:
         if end is not None and end.status is Status.CONFIRMED:
             held, sold = held - end.quantity, sold + end.quantity
         else:
-            held -= use.change  # an end that is announced again gives nothing back: it had before this epoch was opened
+            held -= (
+                use.change
+            )  # an end that is announced again returns no units: it did so before this epoch was opened
     available = uses[last].available if uses else opening.available
     return EpochProof(
         epoch=opening.epoch,
@@ -133,7 +135,7 @@ def _epoch(book: LogBook, opening: StockOpened) -> EpochProof:
 
 
 def show(proof: Proof) -> str:
-    """The proof for people, step by step."""
+    """The proof as text, step by step."""
     cut = f"from {show_ms(proof.kept_from_ms)}: older records were cut off" if proof.kept_from_ms else "from offset 0"
     lines = [f"Product {proof.product_id}, by the topics orders and order-status alone ({cut})"]
     for epoch in proof.epochs:

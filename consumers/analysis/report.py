@@ -1,4 +1,4 @@
-"""`thrones report`: the views in; one self-contained page and its pictures out."""
+"""`thrones report`: renders the views of a sale as one self-contained page with pictures."""
 
 import re
 from collections import defaultdict
@@ -22,7 +22,7 @@ FIGURES = Path(__file__).with_name("figures.sql")
 PICTURES = ("stock", "rates", "delays", "funnel")
 PRODUCTS_DRAWN = len(pictures.COLOURS)
 PRODUCTS_NAMED = 3  # in the title
-SLICES = 300  # of the picture of rates, at most
+SLICES = 300  # at most so many in the picture of rates
 STEP_NAMES = {
     "processing": "stored",
     "processing_payment": "charge begun",
@@ -42,7 +42,7 @@ class Picture(NamedTuple):
 
 
 class ReportedProduct(NamedTuple):
-    """What the records say of a product; `name` is None in records of before openings had it."""
+    """A product as the records describe it. Records from before openings had a name leave `name` None."""
 
     id: int
     name: str | None
@@ -55,7 +55,7 @@ class ReportedProduct(NamedTuple):
 
 
 class RenderedReport(NamedTuple):
-    """`page` is whole HTML; `images` are PNGs by name. `left_out` names products whose records belong to no sale."""
+    """`page` is a complete HTML page, `images` are PNGs by name. `left_out` names products without an opening."""
 
     page: str
     images: dict[str, bytes]
@@ -63,7 +63,7 @@ class RenderedReport(NamedTuple):
 
 
 class _Questions:
-    """The statements of figures.sql, about some products."""
+    """Runs the statements of figures.sql for a list of products."""
 
     def __init__(self, lake: duckdb.DuckDBPyConnection, products: Sequence[int]) -> None:
         parts = re.split(r"^-- name: (\w+)$", FIGURES.read_text(), flags=re.MULTILINE)[1:]
@@ -79,12 +79,12 @@ class _Questions:
         return dict(zip([column[0] for column in self._lake.description or ()], values, strict=True))
 
     def every_product(self) -> list["ReportedProduct"]:
-        """Those with orders, most orders first."""
+        """All products with orders, most orders first."""
         return [ReportedProduct(*row) for row in self._lake.execute(self._statements["products"]).fetchall()]
 
 
 def make_report(lake: duckdb.DuckDBPyConnection, product: int | None = None) -> RenderedReport:
-    """Raises ReplayError where the log has no orders (of that product)."""
+    """Raises ReplayError if the log has no orders, or none of that product."""
     ask = _Questions(lake, [])
     drawn_of, left_out = _choose(ask.every_product(), product)
     ask.products = [each.id for each in drawn_of]
@@ -110,7 +110,7 @@ def make_report(lake: duckdb.DuckDBPyConnection, product: int | None = None) -> 
 
 
 def _choose(known: Sequence[ReportedProduct], wanted: int | None) -> tuple[list[ReportedProduct], str]:
-    """The products to draw, and what is to be said of the others. Raises ReplayError where there are none."""
+    """The products to draw, and a sentence about those left out. Raises ReplayError if there are none to draw."""
     if wanted is not None and wanted not in {product.id for product in known}:
         there = ", ".join(str(product.id) for product in known) or "none"
         raise ReplayError(f"no orders of product {wanted} in the log; there are: {there}")
@@ -168,7 +168,7 @@ def _ends_s(rates: Mapping[str, Sequence[tuple[int, float]]], width_s: int) -> l
 
 def _figure(picture: Picture) -> str:
     svg = pictures.to_svg(picture.figure).replace("<svg", f'<svg role="img" aria-label="{escape(picture.title)}"', 1)
-    # The ids inside one drawing must not meet those of the next.
+    # Ids must be unique on the page: each drawing prefixes its own.
     svg = re.sub(r'(id="|href="#|url\(#)', rf"\g<1>{picture.name}-", svg)
     return f"<figure><h2>{picture.title}</h2>{svg}<figcaption>{picture.caption}</figcaption></figure>"
 
@@ -236,7 +236,7 @@ def _moment(at: datetime) -> str:
 
 
 def write(report: RenderedReport, out: Path, *, force: bool) -> list[Path]:
-    """The page at `out` and the pictures beside it (`out` x.html: x-stock.png, ...). Raises ReplayError; then none is left."""
+    """Writes the page to `out` and the pictures beside it (x.html: x-stock.png, ...). On ReplayError no file is left."""
     check_place(out, force=force)
     files = {out: report.page.encode()}
     files |= {_beside(out, name): image for name, image in report.images.items()}
@@ -255,7 +255,7 @@ def write(report: RenderedReport, out: Path, *, force: bool) -> list[Path]:
 
 
 def check_place(out: Path, *, force: bool) -> None:
-    """Raises ReplayError where `out` cannot be."""
+    """Raises ReplayError if `out` cannot be written."""
     if out.suffix != ".html":
         raise Unmeant(f"--out {out}: a page ends in .html")
     if not out.absolute().parent.is_dir():

@@ -1,7 +1,8 @@
-"""`thrones rewind`: topics replayed into an empty database made for it, compared with the live one, dropped after.
+"""`thrones rewind`: replays the topics into a temporary database, compares it with the live one, and drops it.
 
-Compared is what the log tells of a row; epoch, version and stock of its reservation are not: after lost books an order may
-have been reserved again, and its row has the one that came to Postgres first. Writes nothing but that database.
+It compares every column that follows from the log, but not the epoch, version and stock of a reservation: if Redis lost its
+books, an order may have been reserved twice, and its row keeps the reservation that reached Postgres first. It writes to
+the temporary database only.
 """
 
 import uuid
@@ -79,11 +80,11 @@ OF_OPENED = ("product_id", "epoch", "initial", "opened_at_ms")
 
 
 class RewindImpossible(Exception):
-    """The database could not be made, or nobody knows the product."""
+    """The database could not be created, or neither the log nor the database has the product."""
 
 
 class Difference(msgspec.Struct, frozen=True):
-    """One value that is not the same; a row that one side lacks has the column `row`."""
+    """One value that differs. If one side lacks the whole row, `column` is `row`."""
 
     table: str
     id: str
@@ -93,17 +94,17 @@ class Difference(msgspec.Struct, frozen=True):
 
 
 class Foreign(msgspec.Struct, frozen=True):
-    """Records of a product that neither the log has opened nor the database knows."""
+    """Records of a product that has no opening on the log and no row in the database."""
 
     product_id: int
     records: int
 
 
 class Rewound(msgspec.Struct, frozen=True):
-    """`different` counts rows; `differences` names at most SHOWN values. `before_the_log` rows are older than what is kept.
+    """`different` counts rows; `differences` lists at most SHOWN values. `before_the_log` rows are older than the kept log.
 
-    Left out of the comparison are `foreign` records, `misplaced` ones on a topic that is not for them, `undecodable` ones.
-    `oversold` names products of which the log has sold more than there are.
+    The comparison leaves out `foreign` records, `misplaced` records (on the wrong topic) and `undecodable` records.
+    `oversold` names products of which the log sold more units than there are.
     """
 
     equal: bool
@@ -122,7 +123,7 @@ class Rewound(msgspec.Struct, frozen=True):
 
 @dataclass(slots=True)
 class _Filled:
-    """What the log held. `kept_from_ms` is the append time before which it was cut (0: whole)."""
+    """Counts of the replay. `kept_from_ms` is the append time before which the log was cut (0: it is complete)."""
 
     undecodable: int = 0
     misplaced: int = 0
@@ -143,7 +144,7 @@ class _Diff:
 
 
 async def rewind(settings: Settings, product: int | None = None, say: Say | None = None) -> Rewound:
-    """Raises RewindImpossible, ReplayError, PostgresError, KafkaError or OSError; the database is dropped in any case."""
+    """Raises RewindImpossible, ReplayError, PostgresError, KafkaError or OSError; it drops the database in any case."""
     lag = sum(sum(by_partition.values()) for by_partition in (await read_lags(settings)).values())
     async with _empty_database(settings) as copy:
         filled = await _fill(settings, copy, product, say)
@@ -153,7 +154,7 @@ async def rewind(settings: Settings, product: int | None = None, say: Say | None
             foreign = await _fold(copy, live)
             oversold = [] if kept_from_ms else await _oversold(copy)
             products, orders = _Diff(), _Diff()
-            if not kept_from_ms:  # sums over a cut log say nothing
+            if not kept_from_ms:  # sums over a cut log are incomplete
                 await _compare("products", PRODUCT_COLUMNS, live, copy, product, 0, products)
             await _compare("orders", ORDER_COLUMNS, live, copy, product, kept_from_ms, orders)
         finally:
@@ -204,7 +205,7 @@ async def _empty_database(settings: Settings) -> AsyncIterator[asyncpg.Connectio
 
 
 async def _fill(settings: Settings, copy: asyncpg.Connection, product: int | None, say: Say | None) -> _Filled:
-    """Replay into staging."""
+    """Replays the topics into the staging tables."""
     filled = _Filled()
     async with topic_reader(settings) as reader:
         spans = await reader.spans([ORDERS.name, ORDER_STATUS.name], None, None)
@@ -220,7 +221,7 @@ async def _fill(settings: Settings, copy: asyncpg.Connection, product: int | Non
 
 
 async def _fold(copy: asyncpg.Connection, live: asyncpg.Connection) -> list[Foreign]:
-    """Staging into rows; what belonged to no product."""
+    """Turns staging into rows; returns the records that belong to no product."""
     known = [(row["id"],) for row in await live.fetch("SELECT id FROM products")]
     await copy.copy_records_to_table("live", records=known, columns=("product_id",), schema_name="pg_temp")
     await copy.execute(FOLD.read_text())
@@ -229,7 +230,7 @@ async def _fold(copy: asyncpg.Connection, live: asyncpg.Connection) -> list[Fore
 
 
 async def _oversold(copy: asyncpg.Connection) -> list[str]:
-    """What the database would never have taken."""
+    """Products with more units taken than there are, which the live database would have refused."""
     found = await copy.fetch("SELECT id, taken, initial FROM products WHERE taken > initial ORDER BY id")
     return [f"product {row['id']}: {row['taken']} units taken of {row['initial']}" for row in found]
 
@@ -277,7 +278,7 @@ async def _compare(
     kept_from_ms: int,
     diff: _Diff,
 ) -> None:
-    """Both sides in the order of their ids, a row at a time: memory does not grow with the tables."""
+    """Merges both sides by id, one row at a time, so memory does not grow with the tables."""
     async with (
         live.transaction(isolation="repeatable_read", readonly=True),
         copy.transaction(isolation="repeatable_read", readonly=True),
@@ -307,14 +308,14 @@ async def _rows(
     connection: asyncpg.Connection, table: str, columns: Sequence[str], product: int | None
 ) -> AsyncIterator[asyncpg.Record]:
     mine = {"orders": "product_id", "products": "id"}[table]
-    # names of ours, no one's input
+    # table and column names are our own, not input
     query = f"SELECT id, {', '.join(columns)} FROM {table} WHERE $1::integer IS NULL OR {mine} = $1 ORDER BY id"  # noqa: S608
     async for row in connection.cursor(query, product, prefetch=ROWS_AT_ONCE):
         yield row
 
 
 def show(rewound: Rewound) -> str:
-    """The comparison for people."""
+    """The comparison as text."""
     lines = [f"compared {rewound.products} products and {rewound.orders} orders with what the log tells"]
     if rewound.kept_from_ms:
         lines.append(

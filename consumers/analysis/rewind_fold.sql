@@ -1,5 +1,5 @@
--- Staging in, products and orders out.
--- Foreign is what belongs to no product that the log has opened or the database knows; it is counted, and left out.
+-- Turns the staging tables into products and orders.
+-- Foreign records belong to a product without an opening on the log and without a row in the database: counted and left out.
 CREATE TEMP TABLE foreigners AS
 SELECT product_id, count(*) AS records
 FROM (SELECT product_id FROM placed UNION ALL SELECT product_id FROM told) r
@@ -16,7 +16,7 @@ SELECT
     coalesce(t.quantity, p.quantity) AS quantity,
     coalesce(t.total_cents / t.quantity, p.unit_price_cents) AS unit_price_cents,
     coalesce(t.currency, p.currency) AS currency,
-    -- processing_payment is never stored, and an order without any news has just been placed
+    -- processing_payment is never stored; an order without a status has just been placed
     CASE WHEN t.status IN ('needs_reconciliation', 'confirmed', 'payment_failed', 'failed') THEN t.status
          ELSE 'awaiting_payment' END AS status,
     t.reason,

@@ -1,6 +1,6 @@
--- What the log told, as it told it, copies and all: filled record by record, gone with the connection.
--- The copy judges by comparing, so nothing that the log says may keep it from being filled: neither a unit too many nor more
--- units than a column holds nor a product without an opening.
+-- Staging tables for the records of the log, copies included; they end with the connection.
+-- The comparison finds the errors, so no constraint may stop the log from being loaded: not an oversold unit, not more units
+-- than a column holds, not a product without an opening.
 ALTER TABLE products DROP CONSTRAINT never_oversold, ALTER COLUMN taken TYPE bigint;
 ALTER TABLE orders DROP CONSTRAINT orders_product_id_fkey;
 CREATE TEMP TABLE placed (

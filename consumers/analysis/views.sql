@@ -1,25 +1,25 @@
--- What analysts ask of: `events` (one row a record, copies included) in; one row a fact out, copies folded.
+-- The views for analysts. `events` has one row per record, copies included; the views have one row per fact.
 -- `status_ranks` comes from schemas/order_state.py. Times without `_ms` are timestamps in UTC.
 
--- Milliseconds as a timestamp; null where calendars do not reach (years after 9999).
+-- Milliseconds as a timestamp; null after the year 9999.
 CREATE MACRO moment(ms) AS CASE WHEN ms BETWEEN 0 AND 253402300799999 THEN epoch_ms(ms) END;
 
--- What clients saw; empty unless a client log is given. Outcome A: accepted, U: unknown, R: refused.
+-- Answers that clients received; empty without a client log. Outcome A: accepted, U: unknown, R: refused.
 CREATE TABLE answers (answered_at TIMESTAMP, outcome VARCHAR, product_id INTEGER);
 
--- The first reservation of each order; the same order placed again under newer books counts once.
+-- The first reservation of each order; an order placed again in a newer epoch counts once.
 CREATE VIEW placements AS
 SELECT *, count(*) OVER (PARTITION BY order_id) AS records
 FROM events WHERE type = 'order.placed' AND topic = 'orders'
 QUALIFY row_number() OVER (PARTITION BY order_id ORDER BY epoch, version, "partition", "offset") = 1;
 
--- Where each order stands: the status of the highest rank.
+-- The current status of each order: the one with the highest rank.
 CREATE VIEW standings AS
 SELECT e.*, count(*) FILTER (WHERE r.terminal) OVER (PARTITION BY order_id) AS end_records
 FROM events e JOIN status_ranks r USING (status) WHERE e.type = 'order.status' AND e.topic = 'order-status'
 QUALIFY row_number() OVER (PARTITION BY order_id ORDER BY r.rank DESC, e.epoch NULLS LAST, e.version, e."offset") = 1;
 
--- One row an order.
+-- One row per order.
 CREATE VIEW orders AS
 SELECT
     order_id,
@@ -38,13 +38,13 @@ SELECT
     p.epoch,
     p.version,
     p.available,
-    coalesce(p.records, 0) AS placed_records, -- above 1: published again
+    coalesce(p.records, 0) AS placed_records, -- more than 1: published again
     coalesce(s.end_records, 0) AS end_records,
     p.redriven_from
 FROM placements p FULL JOIN standings s USING (order_id) LEFT JOIN status_ranks r ON r.status = s.status;
 
--- One row a product. `opened` is false where these records have no opening of its stock: before the stretch, or a product that
--- was never put on sale, whose records are somebody's mistake.
+-- One row per product. `opened` is false if these records have no opening of its stock: either it is older than these records,
+-- or the product was never put on sale and its records are a mistake.
 CREATE VIEW products AS
 SELECT
     product_id, o.name, o.product_id IS NOT NULL AS opened, o.initial, coalesce(o.epochs, 0) AS epochs,
@@ -55,12 +55,12 @@ FROM (
 ) o
 FULL JOIN (SELECT product_id, count(*) AS orders FROM orders GROUP BY product_id) p USING (product_id);
 
--- One row an order whose payment was asked for.
+-- One row per order whose payment was requested.
 CREATE VIEW payments AS
 SELECT
     q.order_id, q.product_id, o.total_cents, o.currency,
     moment(q.requested_at_ms) AS requested_at,
-    q.requests, -- above 1: asked for again
+    q.requests, -- more than 1: requested again
     moment(s.charge_started_at_ms) AS charge_started_at,
     moment(s.charge_answered_at_ms) AS charge_answered_at,
     s.charge_answered_at_ms - s.charge_started_at_ms AS charge_ms,
@@ -72,7 +72,7 @@ FROM (
 ) q
 LEFT JOIN orders o USING (order_id) LEFT JOIN standings s USING (order_id);
 
--- One row an order and status it passed, with the time since the one before.
+-- One row per order and status, with the time since the previous status.
 CREATE VIEW order_history AS
 WITH passed AS (
     SELECT order_id, product_id, 'queued' AS status, placed_at_ms AS at_ms FROM placements
@@ -93,7 +93,7 @@ SELECT
 FROM firsts JOIN status_ranks USING (status)
 WINDOW steps AS (PARTITION BY order_id ORDER BY rank, at_ms);
 
--- One row a change of a product's stock, in the order in which it changed: (epoch, version). Version 0 opens an epoch.
+-- One row per change of a product's stock, ordered by (epoch, version). Version 0 opens an epoch.
 CREATE VIEW stock_timeline AS
 SELECT
     product_id, epoch, version, moment(at_ms) AS happened_at, kind, change, available, order_id,
@@ -113,7 +113,7 @@ FROM (
 QUALIFY row_number() OVER (PARTITION BY product_id, epoch, version ORDER BY at_ms, "offset") = 1
 ORDER BY product_id, epoch, version;
 
--- How far orders came, by product. `share` is of the orders placed.
+-- Orders that reached each step, by product. `share` is relative to the orders placed.
 CREATE VIEW funnel AS
 WITH passed AS (
     SELECT o.product_id, o.order_id, o.quantity, h.status

@@ -1,4 +1,4 @@
-"""`thrones audit`: waits until the pipeline is at rest, reads every book, balances them."""
+"""`thrones audit`: waits until the pipeline is quiet, reads all books, and balances them."""
 
 import asyncio
 import time
@@ -32,7 +32,7 @@ MOVED = "the books moved while they were read"
 
 
 class Auditor:
-    """The stores of one running system, for as many audits as wanted."""
+    """Holds the connections to one running system, for any number of audits."""
 
     def __init__(self, settings: Settings, redis: Redis, pool: asyncpg.Pool) -> None:
         self._settings = settings
@@ -56,9 +56,9 @@ class Auditor:
         *,
         every: bool = False,
     ) -> AuditReport:
-        """Balance when quiet, or at the deadline with what is not quiet among the problems.
+        """Balances when the system is quiet; at the deadline it balances anyway and reports what is not quiet as problems.
 
-        `every`: these are all products, so a charge for an order of none of them is a problem too.
+        `every`: `products` are all products, so a charge for any other order is a problem.
         """
         until = time.monotonic() + wait_s
         while True:
@@ -72,7 +72,7 @@ class Auditor:
                 return msgspec.structs.replace(report, ok=False, problems=[MOVED, *report.problems])
 
     async def unfinished(self, products: Sequence[ProductId]) -> list[str]:
-        """What is still under way, in words; empty when everything has come to rest."""
+        """Describes what is still under way; empty if the system is quiet."""
         found = [
             f"group {group} has {sum(by_partition.values())} records to go"
             for group, by_partition in (await lags(self._watermarks)).items()
@@ -90,7 +90,7 @@ class Auditor:
         return found
 
     async def wait_for_quiet(self, products: Sequence[ProductId], until: float) -> list[str]:
-        """What is still under way at `until` (monotonic); empty as soon as nothing is."""
+        """Waits at most until `until` (monotonic). Returns what is still under way; empty if the system is quiet."""
         while True:
             try:
                 unfinished = await self.unfinished(products)
@@ -133,13 +133,13 @@ class Auditor:
 
 
 def _owners(in_postgres: dict[ProductId, PostgresBook], in_log: Mapping[int, LogBook]) -> dict[str, int]:
-    """Which product an order id belongs to: the row says so, else the log."""
+    """The product of each order id, from its row or else from the log."""
     of_log = {order_id: product for product, book in in_log.items() for order_id in book.placed}
     return of_log | {order.id: product for product, book in in_postgres.items() for order in book.orders}
 
 
 def lost(in_log: Logs, products: Sequence[ProductId]) -> list[str]:
-    """Products that were put on sale and are gone from Postgres."""
+    """Products with an opening on the log but no row in Postgres."""
     return [
         f"product {product}: opened on the log, not in Postgres"
         for product, book in sorted(in_log.items())
@@ -148,7 +148,7 @@ def lost(in_log: Logs, products: Sequence[ProductId]) -> list[str]:
 
 
 def foreign(in_log: Logs, products: Sequence[ProductId]) -> list[str]:
-    """Orders of products that were never put on sale: the order stage has put them among the dead letters."""
+    """Orders of products without an opening: the order stage has sent them to the dead letters."""
     return [
         f"product {product}: {len(book.placed)} orders on the log of a product that was never opened; left out"
         for product, book in sorted(in_log.items())
@@ -164,7 +164,7 @@ def _by_product(captures: Sequence[Capture], owners: dict[str, int]) -> dict[int
 
 
 def _is_ours(order_id: str) -> bool:
-    """Order ids are UUIDs of version 7; the provider may have other clients."""
+    """The provider may have other clients; our order ids are UUIDs of version 7."""
     try:
         return uuid.UUID(order_id).version == 7
     except ValueError:
@@ -174,7 +174,7 @@ def _is_ours(order_id: str) -> bool:
 async def audit(
     settings: Settings, product: ProductId | None, wait_s: float, client_log: ClientAnswers | None = None
 ) -> AuditReport:
-    """One audit of one product, or of all."""
+    """Runs one audit of one product, or of all products."""
     redis = connect_redis(settings, connections=2, timeout_s=10.0)
     pool = await connect_postgres(settings, maximum=2)
     auditor = Auditor(settings, redis, pool)

@@ -1,8 +1,7 @@
-"""All books of a sale in, one report out: do they agree, and if not, where not. Pure; the readers are elsewhere.
+"""Compares all books of a sale and reports where they differ. Pure: the readers are elsewhere.
 
-The checks are the invariants I1 to I9 of docs/architecture.md, and I11 where there is a client log, of a system that has
-come to rest: whatever is still under way is named as a problem too. The same balance serves `thrones audit`, the fault
-campaign and the simulation.
+It checks the invariants I1 to I9 of docs/architecture.md, and I11 if there is a client log. The system must be quiet:
+everything still under way is a problem. `thrones audit`, the fault campaign and the simulation share this module.
 """
 
 from collections import Counter, defaultdict
@@ -22,7 +21,7 @@ from .facts import Capture, ClientAnswers, OrderRow, PostgresBook, ProductFacts,
 from .findings import Findings
 from .log_book import LogBook, Totals
 
-REBUILD_MS = 300_000  # it lasts no longer; what was given back meanwhile it may still have counted
+REBUILD_MS = 300_000  # a rebuild takes no longer; it may still have counted units that were returned meanwhile
 KEY_LIFETIME_MS = 24 * 3_600_000
 GIVEN_BACK = frozenset({Status.FAILED, Status.PAYMENT_FAILED})
 STATUSES = sorted(STORED, key=lambda status: (RANK[status], status))
@@ -55,7 +54,7 @@ class ChargedUnits(msgspec.Struct, frozen=True):
 
 
 class ProductReport(msgspec.Struct, frozen=True):
-    """Units unless named orders; epochs, versions, gaps and repeats are counts."""
+    """All in units, except members named orders; epochs, versions, gaps and repeats are counts."""
 
     product_id: int
     initial: int
@@ -69,7 +68,7 @@ class ProductReport(msgspec.Struct, frozen=True):
 
 
 class AcknowledgedFinding(msgspec.Struct, frozen=True):
-    """A finding that an operator has taken note of: shown, and no failure any more. `when`: ISO 8601."""
+    """A finding that an operator has acknowledged: it is shown, but is no failure. `when` is ISO 8601."""
 
     text: str
     who: str
@@ -78,7 +77,7 @@ class AcknowledgedFinding(msgspec.Struct, frozen=True):
 
 
 def split_acknowledged(problems: Sequence[str], logs: Sequence[LogBook]) -> tuple[list[str], list[AcknowledgedFinding]]:
-    """What is left to fail for, and what an operator has acknowledged in these very words."""
+    """Separates problems from findings that an operator has acknowledged; the exact text decides."""
     done = {text: taken for log in logs for text, taken in log.acknowledged.items()}
     noted = [
         AcknowledgedFinding(
@@ -94,7 +93,7 @@ def split_acknowledged(problems: Sequence[str], logs: Sequence[LogBook]) -> tupl
 
 
 class AuditReport(msgspec.Struct, frozen=True, omit_defaults=True):
-    """The audit's answer; `problems` is empty exactly when `ok`. `remarks` say how far a proof reaches."""
+    """The result of an audit; `problems` is empty exactly when `ok`. `remarks` state the limits of the proof."""
 
     ok: bool
     products: list[ProductReport]
@@ -111,7 +110,7 @@ def balance(
     other_problems: Sequence[str] = (),
     other_remarks: Sequence[str] = (),
 ) -> AuditReport:
-    """Compare every book with every other. `unknown_captures` are of orders that no product knows."""
+    """Compares every book with every other. `unknown_captures` belong to no known order."""
     problems = list(other_problems)
     reports = []
     for facts in products:
@@ -208,7 +207,7 @@ def _check_redis(facts: ProductFacts, problems: Findings) -> None:
         problems.add("Redis does not add up", str(book.units))
     problems.expect("initial in Redis", book.initial, postgres.initial)
     problems.expect("epoch in Redis", book.epoch, postgres.epoch)
-    if facts.log.newest_epoch or not facts.log.kept_from_ms:  # else it is so old that nothing of it is kept
+    if facts.log.newest_epoch or not facts.log.kept_from_ms:  # else the log no longer keeps it
         problems.expect("newest epoch in the log", facts.log.newest_epoch, book.epoch)
     confirmed = sum(order.quantity for order in postgres.orders if order.status is Status.CONFIRMED)
     problems.expect("sold in Redis", book.sold, confirmed)
@@ -258,22 +257,22 @@ def _check_log_against_rows(log: LogBook, rows: dict[str, OrderRow], problems: F
             problems.add("ended without a row", f"order {order_id}, {end.status}")
         elif row.status is not end.status:
             problems.add("statuses differ", f"order {order_id}: Postgres {row.status}, log {end.status}")
-    whole_from = log.whole_from  # reckoned from all openings and versions: once, not for each row
+    whole_from = log.whole_from  # computed once for all rows: it looks at all openings and versions
     for row in rows.values():
-        if row.epoch >= whole_from and row.placed_at_ms >= log.kept_from_ms:  # else of a log that is gone
+        if row.epoch >= whole_from and row.placed_at_ms >= log.kept_from_ms:  # else its log is gone
             _check_row_in_log(row, log, problems)
 
 
 def _check_row_in_log(row: OrderRow, log: LogBook, problems: Findings) -> None:
     if row.id not in log.placed and row.status is not Status.FAILED:
-        # What a rebuild finds in Redis alone and cannot fit in is failed without ever having been on the log.
+        # A rebuild fails an order that only Redis has and that does not fit: such an order was never on the log.
         problems.add("in Postgres, not in the log", f"order {row.id}")
     if row.status in TERMINAL and row.id not in log.ended:
         problems.add("end not in the log", f"order {row.id} is {row.status}")
 
 
 def _check_failed(facts: ProductFacts, problems: Findings) -> None:
-    lowest_after = cache(facts.log.lowest_after)  # all later versions are looked through for it
+    lowest_after = cache(facts.log.lowest_after)  # it scans all later versions
     for row in facts.postgres.orders:
         failed = row.status is Status.FAILED and row.id in facts.log.placed
         if failed and _failed_with_units_there(row, facts, lowest_after(row.epoch)):
@@ -281,15 +280,15 @@ def _check_failed(facts: ProductFacts, problems: Findings) -> None:
 
 
 def _failed_with_units_there(row: OrderRow, facts: ProductFacts, lowest: int | None) -> bool:
-    """Whether nothing in the books explains why an accepted order is `failed`: it was not for want of units.
+    """Whether an accepted order is `failed` although the books show no reason for it.
 
-    Either the books that accepted it returned its units: they held them to its end, and only the database can have
-    refused it, which has the books made anew. Or its reservation was lost with them: then the later ones must have lacked
-    units (`lowest`: the fewest they had), or its key, its buyer's limit or the end of the sale stood in the way.
+    A reason is one of two. The epoch that accepted it returned its units: then it held them to the end, and only the
+    database can have refused the order, which forces a rebuild. Or the reservation was lost with its epoch: then later
+    epochs lacked units (`lowest`: the fewest they had), or its key, the buyer's limit or the end of the sale prevented it.
     """
     end = facts.log.ended.get(row.id)
     if end is None:
-        return False  # named as such
+        return False  # reported elsewhere
     if row.reason == REFUSED_BY_DATABASE and facts.log.newest_epoch > row.epoch:
         return False
     if end.epoch == row.epoch and end.returned is not UNSET and end.returned > 0:
@@ -299,7 +298,7 @@ def _failed_with_units_there(row: OrderRow, facts: ProductFacts, lowest: int | N
 
 
 def _was_full_for(row: OrderRow, facts: ProductFacts) -> bool:
-    """Whether the rows of others left no room for this one when it failed: a rebuild counts them as it finds them."""
+    """Whether the other rows left no units for this order when it failed: a rebuild counts the rows it finds."""
     initial = min((opening.initial for epoch, opening in facts.log.openings.items() if epoch >= row.epoch), default=0)
     others = sum(
         order.quantity
@@ -313,16 +312,16 @@ def _was_full_for(row: OrderRow, facts: ProductFacts) -> bool:
 
 
 def _accepted_before(order: OrderRow, row: OrderRow, facts: ProductFacts) -> bool:
-    """A rebuild also counts what was accepted before and is not stored yet."""
+    """A rebuild also counts orders that were accepted before and are not stored yet."""
     first, then = facts.log.placed.get(order.id), facts.log.placed[row.id]
     return first is not None and (first.epoch, first.version) < (then.epoch, then.version)
 
 
 def _stood_in_the_way(row: OrderRow, facts: ProductFacts) -> bool:
-    """Its key had gone to another order, its buyer had as many as allowed, or the sale was over."""
+    """Whether its key belonged to another order, its buyer had reached the limit, or the sale was over."""
     book, placed, end = facts.postgres, facts.log.placed[row.id], facts.log.ended[row.id]
     others = [order for order in book.orders if order.user_id == row.user_id and order.id != row.id]
-    key_used_again = any(order.key_hash == placed.key_hash for order in others)  # UNSET is nobody's
+    key_used_again = any(order.key_hash == placed.key_hash for order in others)  # UNSET equals no hash
     units = row.quantity + sum(order.quantity for order in others if order.status is not Status.FAILED)
     over_limit = book.per_user_limit is not None and units > book.per_user_limit
     return key_used_again or over_limit or (book.closes_at_ms is not None and end.at_ms >= book.closes_at_ms)
@@ -362,7 +361,7 @@ def _check_captures(row: OrderRow, taken: Sequence[Capture], problems: Findings)
 
 
 def _stranded(book: RedisBook, rows: dict[str, OrderRow], log: LogBook) -> int:
-    """Units counted as held beyond those of orders that are on the log and have not ended."""
+    """Held units without an order that is on the log and has not ended."""
     live = 0
     for entry in book.entries.values():
         row = rows.get(entry.order_id)
@@ -377,7 +376,7 @@ def _oversold(facts: ProductFacts, totals: Totals, charges: ChargedUnits) -> int
 
 
 def _check_keys(orders: Sequence[OrderRow], problems: Findings) -> None:
-    """One order for a user's key, for as long as keys are remembered; what failed has taken nothing, and holds no key."""
+    """A user's key has one order while keys are remembered. A failed order took no units and holds no key."""
     by_key: defaultdict[tuple[int, str], list[OrderRow]] = defaultdict(list)
     for order in orders:
         if order.key_hash is not None and order.status is not Status.FAILED:

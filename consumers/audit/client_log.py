@@ -1,4 +1,4 @@
-"""The client log of a load run in, what its clients were promised, refused or left without knowing out."""
+"""Reads the client log of a load test: which orders were accepted, refused or left without an answer."""
 
 from collections import defaultdict
 from collections.abc import Iterator
@@ -12,8 +12,8 @@ from sale.books.keys import key_hash
 from .facts import ClientAnswers, ScopedKey
 from .findings import Findings
 
-SLOW_MS = 5_000.0  # no answer may come later
-# What the interface documents: the one status of each code (docs/api.md, gateway/http/problems.py).
+SLOW_MS = 5_000.0  # every answer must come within this
+# The status that the interface documents for each code (docs/api.md, gateway/http/problems.py).
 STATUS_OF = {
     "invalid_request": 400,
     "unauthorized": 401,
@@ -39,9 +39,9 @@ STATUS_OF = {
 
 
 class _Line(msgspec.Struct, frozen=True):
-    """One answer, or its absence: A = 202, U = outcome unknown (timeout, reset, 502, 504), R = refused for certain.
+    """One request and its outcome: A = 202, U = unknown (timeout, reset, 502, 504), R = definitely refused.
 
-    `status` is 0 where no HTTP answer came. What a log leaves out is not checked.
+    `status` is 0 without an HTTP answer. Members that a log leaves out are not checked.
     """
 
     outcome: Literal["A", "U", "R"]
@@ -61,7 +61,7 @@ class _Line(msgspec.Struct, frozen=True):
 
 
 def read_client_log(path: Path, product: int | None = None) -> ClientAnswers:
-    """Of one product's lines, or of all. Raises msgspec.DecodeError or OSError."""
+    """Reads the lines of one product, or of all. Raises msgspec.DecodeError or OSError."""
     orders: dict[str, set[str]] = {"A": set(), "U": set(), "R": set()}
     wishes: dict[str, set[ScopedKey]] = {"A": set(), "U": set(), "R": set()}
     told: defaultdict[ScopedKey, set[str]] = defaultdict(set)
@@ -78,7 +78,7 @@ def read_client_log(path: Path, product: int | None = None) -> ClientAnswers:
             told[line.wish].add(line.order)
         if line.order is not None and line.outcome == "A" and line.quantity is not None:
             quantities.setdefault(line.order, set()).add(line.quantity)
-    keyed = {wish for wish in wishes["R"] if wish[1] is not None}  # without a key, one wish is not told from the next
+    keyed = {wish for wish in wishes["R"] if wish[1] is not None}  # without a key, requests cannot be told apart
     return ClientAnswers(
         accepted=frozenset(orders["A"]),
         unknown=frozenset(orders["U"]),
@@ -92,7 +92,7 @@ def read_client_log(path: Path, product: int | None = None) -> ClientAnswers:
 
 
 def _check_answer(line: _Line, complaints: Findings) -> None:
-    """I11: no 500, only documented codes, nothing later than 5 s, every 429 and 503 says when to come back."""
+    """I11: no 500, only documented codes, every answer within 5 s, `Retry-After` on every 429 and 503."""
     said = f"{line.status} {line.code}".rstrip()
     if line.status and line.status != 202 and STATUS_OF.get(line.code) != line.status:
         complaints.add("an undocumented answer", f"user {line.user} got {said}")

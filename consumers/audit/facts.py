@@ -1,4 +1,4 @@
-"""What each book says, as plain values: what the readers hand to the balance, and what a simulation can make by itself."""
+"""The contents of each book as plain values. The readers or a simulation make them; the balance compares them."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -8,7 +8,7 @@ from schemas.order_state import Status
 
 from .log_book import LogBook
 
-ScopedKey = tuple[int, str | None]  # user id and hash of the Idempotency-Key, None where none was sent
+ScopedKey = tuple[int, str | None]  # user id and hash of the Idempotency-Key; None without a key
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,7 +22,7 @@ class StockUnits:
 
     @property
     def add_up(self) -> bool:
-        """I1, which holds at every instant."""
+        """Invariant I1, which holds at every instant."""
         return self.initial == self.available + self.held + self.sold and min(self.available, self.held, self.sold) >= 0
 
     def __str__(self) -> str:
@@ -31,7 +31,7 @@ class StockUnits:
 
 @dataclass(frozen=True, slots=True)
 class RedisBook:
-    """A product in Redis, read at one instant. `in_force`: verified for the present run of Redis and not closed."""
+    """A product in Redis, read at one instant. `in_force`: verified for the current run of Redis and not closed."""
 
     in_force: bool
     epoch: int
@@ -63,7 +63,7 @@ class OrderRow:
     key_hash: str | None = None
     reason: str | None = None  # why it failed or was declined
     created_at_ms: int = 0
-    updated_at_ms: int = 0  # of one that has ended: when it did
+    updated_at_ms: int = 0  # of an order that has ended: the time of its end
 
     @property
     def total_cents(self) -> int:
@@ -93,9 +93,9 @@ class Capture:
 
 @dataclass(frozen=True, slots=True)
 class ClientAnswers:
-    """What a load generator wrote down: order ids that got 202, whose outcome it never learnt, that were refused.
+    """The log of a load generator: order ids that were accepted, that were refused, and whose outcome is unknown.
 
-    Most refusals and lost answers name no order: those are known by their wish, (user, key hash).
+    Most refusals and lost answers name no order; (user, key hash) identifies those.
     """
 
     accepted: frozenset[str] = frozenset()
@@ -103,16 +103,16 @@ class ClientAnswers:
     refused: frozenset[str] = frozenset()
     unknown_wishes: frozenset[ScopedKey] = frozenset()
     refused_wishes: frozenset[ScopedKey] = frozenset()  # every answer was a refusal
-    doubled_wishes: Mapping[ScopedKey, frozenset[str]] = field(default_factory=dict)  # told more than one order id
+    doubled_wishes: Mapping[ScopedKey, frozenset[str]] = field(default_factory=dict)  # received more than one order id
     quantities: Mapping[str, frozenset[int]] = field(
         default_factory=dict
-    )  # asked for in what was accepted, by order id
-    complaints: Sequence[str] = ()  # answers that no client should see (I11)
+    )  # quantities of the accepted requests, by order id
+    complaints: Sequence[str] = ()  # answers that break I11
 
 
 @dataclass(frozen=True, slots=True)
 class ProductFacts:
-    """All books of one product. `redis` is None where Redis knows nothing of it."""
+    """All books of one product. `redis` is None if Redis has no books of it."""
 
     product_id: int
     redis: RedisBook | None

@@ -1,6 +1,6 @@
-"""Findings in, a readable list out: a few of each kind in words, the rest as a number.
+"""Collects findings into a short list: a few of each kind in full, and a count of the rest.
 
-The same findings make the same texts, in whatever order they come: an operator acknowledges findings by their words.
+The texts do not depend on the order of the findings, because an operator acknowledges findings by their exact text.
 """
 
 from bisect import insort
@@ -11,13 +11,13 @@ SHOWN_PER_KIND = 5
 
 
 class Findings:
-    """Collects texts under a kind ("version used twice"), so that ten thousand of one kind do not hide the other one."""
+    """Groups texts by kind ("version used twice"), so that ten thousand of one kind do not hide another kind."""
 
     def __init__(self, where: str = "") -> None:
         self._where = f"{where}: " if where else ""
         self._shown: defaultdict[str, list[str]] = defaultdict(list)  # the first in alphabetical order
         self._counts: Counter[str] = Counter()
-        self._rest: Counter[str] = Counter()  # a sum over those not shown: another finding, another sum
+        self._rest: Counter[str] = Counter()  # a checksum of the texts that are not shown
 
     def add(self, kind: str, detail: str = "") -> None:
         self._counts[kind] += 1
@@ -26,7 +26,7 @@ class Findings:
             self._rest[kind] += int.from_bytes(sha256(self._shown[kind].pop().encode()).digest()[:8], "big")
 
     def expect(self, kind: str, found: object, expected: object) -> None:
-        """One more problem unless the two are equal."""
+        """Adds a finding unless the two are equal."""
         if found != expected:
             self.add(kind, f"{found}, expected {expected}")
 

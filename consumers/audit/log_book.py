@@ -1,7 +1,7 @@
-"""Events of one product in, in any order and any number of copies; out what the log alone proves about its stock.
+"""Checks what the log alone proves about the stock of one product. Events may come in any order and in several copies.
 
-Within an epoch versions run 1..V without a gap and `available` follows from each one's units, so no unit was sold twice.
-Only an epoch that a rebuild closed may miss versions, and only as many as the openings after it explain (see missing.py).
+Within an epoch versions run 1..V without a gap, and `available` follows from the units of each version, so no unit was sold
+twice. Only an epoch that a rebuild closed may miss versions, and only as many as later openings explain (see missing.py).
 """
 
 from collections import defaultdict
@@ -17,7 +17,7 @@ from .findings import Findings
 from .missing import ENDED, PLACED, Life, Use, VersionHistory, last_version
 
 _BIT = {status: 1 << at for at, status in enumerate(Status)}
-# An order that was given to payment ends by the provider's word: `failed` is the order stage's refusal, uncharged.
+# `failed` is the order stage's refusal, before any charge; once payment is requested, the provider decides how an order ends.
 _AT_PAYMENT = _BIT[Status.AWAITING_PAYMENT] | _BIT[Status.PROCESSING_PAYMENT] | _BIT[Status.NEEDS_RECONCILIATION]
 _NO_PATH = _BIT[Status.FAILED]
 WITHOUT_END = "accepted without an end"
@@ -25,7 +25,7 @@ WITHOUT_END = "accepted without an end"
 
 @dataclass(frozen=True, slots=True)
 class Acknowledged:
-    """Who took note of a finding, why and when."""
+    """Who acknowledged a finding, why and when."""
 
     who: str
     why: str
@@ -34,7 +34,7 @@ class Acknowledged:
 
 @dataclass(frozen=True, slots=True)
 class Totals:
-    """Units, but for the last four, which are counts. `lost`: accepted in the log and never ended there."""
+    """All in units except the last four, which are counts. `lost`: accepted on the log without an end there."""
 
     accepted: int
     confirmed: int
@@ -47,47 +47,47 @@ class Totals:
 
 
 class LogBook:
-    """One product's events, folded. `kept_from_ms` is the append time before which the log has been cut (0: it is whole)."""
+    """The folded events of one product. `kept_from_ms` is the append time before which the log was cut (0: it is complete)."""
 
     def __init__(self, product_id: int, kept_from_ms: int = 0) -> None:
         self.kept_from_ms = kept_from_ms
         self.placed: dict[str, OrderPlaced] = {}
         self.ended: dict[str, OrderStatusChanged] = {}
         self.openings: dict[int, StockOpened] = {}
-        self.acknowledged: dict[str, Acknowledged] = {}  # findings, by their words
+        self.acknowledged: dict[str, Acknowledged] = {}  # findings, by their text
         self._uses: defaultdict[int, dict[int, Use]] = defaultdict(dict)
         self._versions: dict[tuple[int, str, str], int] = {}
-        self._passed: dict[str, int] = {}  # the statuses announced of an order, a bit each
+        self._passed: dict[str, int] = {}  # the announced statuses of an order, one bit each
         self._folding = Findings(f"product {product_id}: log")
         self._noted: set[tuple[str, str]] = set()
-        self._users: dict[tuple[int, int], set[str]] = {}  # of versions with more than one
-        self._doings: dict[tuple[int, str, str], set[int]] = {}  # versions of what was done more than once
+        self._users: dict[tuple[int, int], set[str]] = {}  # versions with more than one use
+        self._doings: dict[tuple[int, str, str], set[int]] = {}  # versions of a step that happened more than once
         self._where = f"product {product_id}: log"
 
     @property
     def first_epoch(self) -> int:
-        """The first epoch whose opening is kept. Older orders were placed in a log that is gone."""
+        """The first epoch whose opening is kept. Older orders were placed on a log that is gone."""
         return min(self.openings, default=0)
 
     @property
     def whole_from(self) -> int:
-        """The first epoch whose rows must all be here. An opening alone may be a copy that came late, to a log that was wiped."""
+        """The first epoch whose orders must all be on the log. A lone opening may be a late copy on a log that was wiped."""
         told = max((epoch for epoch, opening in self.openings.items() if opening.log_lost), default=0)
         used = (epoch for epoch in self.openings if last_version(epoch, self.openings, self._uses))
         return max(told, min(used, default=self.newest_epoch))
 
     @property
     def newest_epoch(self) -> int:
-        """0 where nothing of any is kept. A cut log may have kept events of an epoch, and not its opening."""
+        """0 if no epoch is kept. A cut log may keep events of an epoch without its opening."""
         known = self.openings.keys() | self._uses.keys() if self.kept_from_ms else self.openings
         return max(known, default=0)
 
     def uses(self, epoch: int) -> Mapping[int, Use]:
-        """What each version of an epoch was spent on, as far as the log tells."""
+        """The use of each version of an epoch, as far as the log has it."""
         return self._uses.get(epoch, {})
 
     def lowest_after(self, epoch: int) -> int | None:
-        """The fewest units on sale that the log shows in any books later than these; None where there are none."""
+        """The fewest units on sale in any later epoch on the log; None without a later epoch."""
         openings = [opening.available for later, opening in self.openings.items() if later > epoch]
         uses = [use.available for later, of in self._uses.items() if later > epoch for use in of.values()]
         return min([*openings, *uses], default=None)
@@ -106,10 +106,10 @@ class LogBook:
                 done = Acknowledged(who=event.who, why=event.why, at_ms=event.at_ms)
                 self.acknowledged |= dict.fromkeys(event.findings, done)
             case _:
-                pass  # nothing of it is in the books
+                pass  # it does not change the books
 
     def check(self, redis_version: int | None = None) -> tuple[Totals, list[str]]:
-        """What the log proves and what is wrong with it; `redis_version` is the newest epoch's last one in Redis."""
+        """The totals and the problems of the log; `redis_version` is the last version of the newest epoch in Redis."""
         problems = Findings(self._where)
         whole = {epoch: opening for epoch, opening in self.openings.items() if epoch >= self.whole_from}
         history = VersionHistory(whole, self._uses, self._lives())
@@ -181,7 +181,7 @@ class LogBook:
             self._doings.setdefault(what, {before}).add(version)
 
     def _note(self, kind: str, detail: str) -> None:
-        """Once, however many copies of a record tell it."""
+        """Notes a finding once, even if several copies of a record show it."""
         if (kind, detail) not in self._noted:
             self._noted.add((kind, detail))
             self._folding.add(kind, detail)
@@ -199,10 +199,10 @@ class LogBook:
                 )
 
     def _check_epoch(self, epoch: int, history: VersionHistory, redis_version: int | None, problems: Findings) -> int:
-        """Checks the chain of one epoch; the number of versions missing without an excuse."""
+        """Checks the chain of one epoch; returns the number of unexplained missing versions."""
         opening, uses = self.openings.get(epoch), self._uses[epoch]
         if not self.kept_from_ms and (epoch < self.first_epoch or not self.openings):
-            return 0  # of a log that is gone: nothing to start from
+            return 0  # its log is gone: no opening to start from
         if opening is None and not self.kept_from_ms:
             problems.add("epoch without an opening", f"epoch {epoch}, {len(uses)} versions")
         last = max(uses, default=0) if self.kept_from_ms else last_version(epoch, self.openings, self._uses)
@@ -250,7 +250,7 @@ class LogBook:
             before, available = version, use.available
 
     def _appended_after(self, missing: list[int], uses: dict[int, Use]) -> list[tuple[int, int | None]]:
-        """Each missing version with the earliest append time of a later one, None where there is none."""
+        """Each missing version with the earliest append time of a later version, or None."""
         found: list[tuple[int, int | None]] = []
         present = sorted(uses, reverse=True)
         earliest: int | None = None
@@ -264,7 +264,7 @@ class LogBook:
         return found[::-1]
 
     def _was_cut(self, after_ms: int | None) -> bool:
-        """With the log's beginning."""
+        """Whether the version was cut off with the beginning of the log."""
         return after_ms is not None and after_ms <= self.kept_from_ms
 
 

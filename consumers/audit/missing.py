@@ -1,8 +1,8 @@
-"""The versions that a closed epoch is missing in; those that nothing explains out. Pure.
+"""Decides which missing versions of a closed epoch nothing on the log explains. Pure.
 
-Two kinds of news may never come. A reservation that only Redis knew, and Redis lost it: the next opening counts its units as
-taken no more. And a settlement whose announcement died with its process: the order's end is announced under a later epoch.
-Both leave figures on the log, and no more versions may be missing than those figures allow. Time excuses nothing.
+Two kinds of versions may be missing. A reservation that only Redis had, and Redis lost: the next opening no longer counts
+its units as taken. A settlement whose announcement died with its process: the end is announced in a later epoch. Both leave
+counts on the log, and no more versions may be missing than these counts allow. Passing time explains nothing.
 """
 
 from collections.abc import Mapping, Sequence
@@ -18,7 +18,7 @@ NOTHING_FOUND = (0, 0)
 
 @dataclass(frozen=True, slots=True)
 class Use:
-    """What a version was spent on."""
+    """The reservation or end of an order that used a version."""
 
     order_id: str
     kind: str
@@ -29,7 +29,7 @@ class Use:
 
 @dataclass(frozen=True, slots=True)
 class Life:
-    """What the log knows of an order: when it was first placed (0: never), its units, when its end last drew a version."""
+    """An order on the log: when it was first placed (0: never), its units, when its end last used a version."""
 
     placed_in: int
     units: int
@@ -38,18 +38,18 @@ class Life:
 
 @dataclass(frozen=True, slots=True)
 class VersionHistory:
-    """A product's openings; by epoch what each version was spent on; its orders."""
+    """The openings of a product, the uses of versions by epoch, and its orders."""
 
     openings: Mapping[int, StockOpened]
     chains: Mapping[int, Mapping[int, Use]]
     lives: Mapping[str, Life]
 
     def unexplained(self, epoch: int, missing: Sequence[int]) -> list[int]:
-        """Of the missing versions of a closed epoch, as many as are more than can have been lost."""
+        """The missing versions of a closed epoch that exceed what can have been lost."""
         if not missing:
             return []
         later = [opening for of_epoch, opening in sorted(self.openings.items()) if of_epoch > epoch]
-        # Books that Redis still had at (e, v) hold whatever was accepted up to there: of that, nothing can be lost.
+        # If Redis still had the books at (e, v), they hold everything accepted up to there: none of that can be lost.
         kept_to = min((found_by(opening) for opening in later), default=NOTHING_FOUND)
         lost = [version for version in missing if (epoch, version) > kept_to]
         kept = [version for version in missing if (epoch, version) <= kept_to]
@@ -59,19 +59,19 @@ class VersionHistory:
         return [*kept, *lost][:excess]
 
     def units_from_nowhere(self, epoch: int) -> int:
-        """Units that an opening counts as taken, and no order on the log has taken."""
+        """Units that an opening counts as taken although no order on the log took them."""
         opening, before = self.openings[epoch], self._before(epoch)
         if (
             before is None
             or opening.log_lost
             or found_by(opening) > (before.epoch, max(self.chains.get(before.epoch, {}), default=0))
         ):
-            return 0  # the first; or what Redis knew beyond the log may be on its way
+            return 0  # the first epoch; or records of what Redis had may still come
         units = taken(opening) - self._taken_at_the_end(before)
         return max(0, units - self._older_units(before.epoch, epoch)) if units > 0 else 0
 
     def _settled_unannounced(self, epoch: int, later: Sequence[StockOpened]) -> int:
-        """What the openings took in to announce it again, until books were in force; never more than the log shows."""
+        """Settlements that the openings found and announced again, until an epoch was in force; at most what the log shows."""
         told: list[int] = []
         for opening in later:
             if opening.announced_again is UNSET:
@@ -82,7 +82,7 @@ class VersionHistory:
         return min(self._ended_after(epoch), max(told, default=0))
 
     def _ended_after(self, epoch: int) -> int:
-        """Orders that may have been settled in `epoch` without the news of it: their end is announced later, or not yet."""
+        """Orders that may have been settled in `epoch` without an announcement: it came later, or is still to come."""
         told = {use.order_id for use in self.chains.get(epoch, {}).values() if use.kind == ENDED}
         return sum(
             life.placed_in <= epoch and (life.ended_in is None or life.ended_in > epoch) and order_id not in told
@@ -90,16 +90,18 @@ class VersionHistory:
         )
 
     def _units_lost(self, opening: StockOpened) -> int:
-        """Units that were taken at the end of the epoch before, and that this opening counts as taken no more."""
+        """Units that were taken at the end of the previous epoch and that this opening no longer counts as taken."""
         before = self._before(opening.epoch)
         if before is None:
             return 0
-        brought_back = NOTHING_FOUND < found_by(opening) < (before.epoch, 0)  # an old copy knows what was lost before
+        brought_back = (
+            NOTHING_FOUND < found_by(opening) < (before.epoch, 0)
+        )  # an old copy still has what was lost before
         units = self._older_units(before.epoch, opening.epoch) if brought_back else 0
         return max(0, self._taken_at_the_end(before) - taken(opening) + units)
 
     def _older_units(self, before: int, epoch: int) -> int:
-        """Units of orders that an opening may be the first to count: placed in older books, not ended when it was made."""
+        """Units of orders that this opening may count for the first time: placed in older epochs, not ended when it was made."""
         return sum(
             life.units
             for life in self.lives.values()
@@ -115,7 +117,7 @@ class VersionHistory:
 
 
 def last_version(epoch: int, openings: Mapping[int, StockOpened], chains: Mapping[int, Mapping[int, Use]]) -> int:
-    """The last one of an epoch that the log knows of, or that an opening found in Redis."""
+    """The last version of an epoch on the log or found in Redis by an opening."""
     of_redis = [version for of_epoch, version in map(found_by, openings.values()) if of_epoch == epoch]
     return max([*chains.get(epoch, {}), *of_redis], default=0)
 
@@ -125,5 +127,5 @@ def taken(opening: StockOpened) -> int:
 
 
 def found_by(opening: StockOpened) -> tuple[int, int]:
-    """Epoch and version of the books that Redis still had; of an older record that does not say: none."""
+    """Epoch and version of the books that Redis still had; none for older records, which do not say."""
     return NOTHING_FOUND if opening.found_epoch is UNSET else (opening.found_epoch, opening.found_version or 0)

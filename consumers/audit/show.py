@@ -1,4 +1,4 @@
-"""A report in, a page for people out."""
+"""Renders an audit report as text."""
 
 from collections.abc import Sequence
 
