@@ -1,4 +1,4 @@
-"""The gateway's routes, room by room, and the parts that serve them."""
+"""The gateway's routes, grouped by room, and the objects that serve them."""
 
 from dataclasses import dataclass
 
@@ -37,13 +37,13 @@ from sale.books.inventory import Inventory
 from .health import Health
 from .ops import Ops
 
-OF_STREAMS = ("/sse/", "/health", "/metrics")  # all that a worker of `thrones sse` serves
+OF_STREAMS = ("/sse/", "/health", "/metrics")  # the only routes of a `thrones sse` worker
 Route = tuple[str, str, Handler]
 
 
 @dataclass(frozen=True, slots=True)
 class Gateway:
-    """The application and the parts of it that a worker starts, drains and closes."""
+    """The application, and those of its parts that a worker starts, drains and closes."""
 
     app: web.Application
     health: Health
@@ -55,7 +55,7 @@ class Gateway:
 
 @dataclass(frozen=True, slots=True)
 class _Shared:
-    """What several rooms of the gateway use."""
+    """Objects that several rooms of the gateway use."""
 
     settings: SigningSettings
     redis: Redis
@@ -78,9 +78,9 @@ def make_gateway(
     *,
     streams_only: bool = False,
 ) -> Gateway:
-    """`reads_redis` has connections of its own, so that reading never delays a reservation.
+    """`reads_redis` has its own connections, so that reads never delay a reservation.
 
-    `streams_only` (`thrones sse`): the streams, health and metrics, without the API.
+    `streams_only` (`thrones sse`): only the streams, health and metrics, without the API.
     """
     shared = _share(settings, redis, reads_redis, pool, publisher)
     health = Health(settings, reads_redis, pool, publisher)
@@ -141,7 +141,7 @@ def _account_routes(shared: _Shared, passwords: Passwords) -> list[Route]:
 
 
 def _buying_routes(shared: _Shared, memory: MemoryBudget) -> list[Route]:
-    # What travels to Redis together shares a flush of its log and is published together: the publisher's linger, taken here.
+    # Reservations of one trip share an fsync of Redis' log and are published together, so the linger is here, not there.
     inventory = Inventory(shared.redis, Pace(BUSY_PER_S, LINGER_S))
     purchases = (Purchases if tracing.on is None else TracedPurchases)(
         shared.settings,
@@ -187,7 +187,7 @@ def _operator_routes(shared: _Shared, health: Health) -> list[Route]:
 
 
 def _page_routes() -> list[Route]:
-    api_docs.document()  # converted now, not while buyers wait
+    api_docs.document()  # convert it at start, not while buyers wait
     return [
         ("GET", "/openapi.json", api_docs.openapi),
         ("GET", "/", site.landing),

@@ -1,6 +1,6 @@
-"""`thrones gateway` and `thrones sse`: a port in, API_WORKERS worker processes that share one listening socket out.
+"""`thrones gateway` and `thrones sse`: the parent of API_WORKERS worker processes that share one listening socket.
 
-The parent binds the socket and holds it, so that a worker that dies or is replaced resets no waiting connection.
+The parent binds and holds the socket, so a worker that dies or is replaced does not reset waiting connections.
 """
 
 import asyncio
@@ -13,15 +13,15 @@ from infra.supervision.app_specs import worker_specs
 from infra.supervision.ports import bind
 from infra.supervision.supervisor import Supervisor
 
-LAST_ACCEPTS_S = 0.05  # the workers take what is queued
+LAST_ACCEPTS_S = 0.05  # the workers accept the queued connections
 
 
 async def run(settings: SigningSettings, stop: Stop, role: str = "gateway") -> None:
-    """Keep the workers running until `stop`; returns when all have drained. Raises StackError where PORT is in use."""
-    # Not listening yet: requests to a gateway whose workers are still starting would wait, where another could answer.
+    """Keep the workers running until `stop`; returns when all have drained. Raises StackError if PORT is in use."""
+    # It does not listen yet: until a worker does, a client is refused at once, and another gateway can answer it.
     with bind(settings.port, settings.listen_address) as sock:
         port = sock.getsockname()[1]
-        supervisor = Supervisor(None)  # a local stack beside us keeps its own list of children
+        supervisor = Supervisor(None)  # a local stack beside it keeps its own record of children
         supervisor.start(worker_specs(role, settings.api_workers, sock.fileno(), port))
         get_logger().info("listening", port=port, workers=settings.api_workers)
         keeping = asyncio.create_task(supervisor.housekeeping())
@@ -32,9 +32,9 @@ async def run(settings: SigningSettings, stop: Stop, role: str = "gateway") -> N
 
 
 async def _refuse_new_connections(sock: socket.socket) -> None:
-    """Held open, the socket would go on queueing connections that no worker accepts; a balancer waits for each in vain.
+    """Make the kernel refuse new connections. An open socket would queue connections that no worker accepts.
 
-    The workers close theirs as they drain, and with the last one the queue is reset: it is kept empty before that.
+    The workers close their copies of the socket when they drain. The last close resets the queue, so it is emptied first.
     """
     sock.listen(0)
     await asyncio.sleep(LAST_ACCEPTS_S)

@@ -1,5 +1,5 @@
-"""Is this worker alive, and should it be sent requests? Ready means Redis answers and no drain is under way; Kafka or
-Postgres away only degrades: buying goes on until the bounds are reached."""
+"""Health of a worker: whether it lives, and whether it should get requests. Ready means that Redis answers and the worker
+does not drain. Without Kafka or Postgres it is only degraded: buying continues until the limits are reached."""
 
 import asyncio
 import time
@@ -17,12 +17,12 @@ from infra.redis.client import Redis, RedisError
 from infra.settings import Settings
 
 CHECK_TIMEOUT_S = 0.8
-CHECK_INTERVAL_S = 1.0  # however often it is asked
+CHECK_INTERVAL_S = 1.0  # at most one check in this time
 
 
 @dataclass(frozen=True, slots=True)
 class HealthCheck:
-    """Which of the servers answered, and when that was (monotonic)."""
+    """Which servers answered, and when (monotonic)."""
 
     redis: bool
     kafka: bool
@@ -51,7 +51,7 @@ class Health:
         return response
 
     async def overall(self, _request: web.Request) -> web.Response:
-        """For people: always 200 while the worker can answer at all."""
+        """For people: always 200 while the worker can answer."""
         return answer(self._body(await self._check()))
 
     async def metrics(self, _request: web.Request) -> web.Response:
@@ -64,7 +64,7 @@ class Health:
         return {"status": status, "checks": checks, "degraded": away, "unpublished": self._publisher.unpublished}
 
     async def _check(self) -> HealthCheck:
-        async with self._checking:  # many who ask at once share one check
+        async with self._checking:  # concurrent requests share one check
             if time.monotonic() - self._last.at > CHECK_INTERVAL_S:
                 redis, kafka, postgres = await asyncio.gather(
                     self._redis_answers(), self._kafka_answers(), self._postgres_answers()
@@ -92,7 +92,7 @@ class Health:
         return False
 
     async def _postgres_answers(self) -> bool:
-        """A server that can only be read, a standby for example, is as good as away."""
+        """A read-only server, such as a standby, counts as down."""
         try:
             async with asyncio.timeout(CHECK_TIMEOUT_S):
                 return bool(await self._pool.fetchval("SELECT current_setting('transaction_read_only') = 'off'"))

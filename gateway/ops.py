@@ -1,4 +1,4 @@
-"""`/api/ops/`: what operators do to a sale over HTTP; the same actions, and the same audit trail, as `thrones sale`."""
+"""`/api/ops/`: operators control a sale over HTTP, with the actions and the audit trail of `thrones sale`."""
 
 from typing import Annotated, Any
 
@@ -69,7 +69,7 @@ class Ops:
             raise Problem("unavailable") from None
 
     async def control(self, request: web.Request) -> web.Response:
-        """504 where a store failed half-way: the action may be recorded, and repeating it puts it in force."""
+        """504 if a store failed half-way: the action may be recorded, and a repetition puts it in force."""
         operator = await self._operator(request)
         key = idempotency_key(request)
         product = parse_product_id(request.match_info["id"])
@@ -96,7 +96,7 @@ class Ops:
             raise Problem("outcome_unknown", "The action may be recorded; repeat it with the same key.") from None
 
     async def _operator(self, request: web.Request) -> AuthenticatedUser:
-        """Who asks, if he is an operator still: his token says so for a day, whatever becomes of him."""
+        """The operator. It asks Postgres too: a token keeps its role for a day, even if the operator was demoted."""
         user = self._identity.user_of(request)
         if user.role != OPERATOR:
             raise Problem("forbidden")

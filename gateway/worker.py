@@ -1,7 +1,7 @@
-"""One gateway process: an inherited listening socket in, requests served until told to stop, then drained.
+"""One gateway worker: serves requests from an inherited listening socket until it is stopped, then drains.
 
-Drain: readiness says 503, nothing more is accepted (the other workers accept from the same socket), every answer closes its
-connection, streams end, what is under way is finished, what Kafka has not acknowledged is waited for; exit 0.
+Draining: readiness answers 503; the worker accepts no more connections (the other workers accept from the same socket);
+every answer closes its connection; streams end; requests in progress finish; Kafka acknowledges the rest; exit 0.
 """
 
 import asyncio
@@ -29,7 +29,7 @@ from .app import Gateway, make_gateway
 
 RESERVE_CONNECTIONS = 4
 READ_CONNECTIONS = 8
-LAST_REQUESTS_S = 3.0  # connections are kept open this long for requests that were sent before their client knew
+LAST_REQUESTS_S = 3.0  # connections stay open this long for requests that clients sent before they knew
 IN_FLIGHT_S = 6.0  # any answer is given within 5 s
 POLL_S = 0.05
 
@@ -37,7 +37,7 @@ log = get_logger()
 
 
 async def run_worker(settings: SigningSettings, sock: socket.socket, stop: Stop, *, role: str = "gateway") -> None:
-    """Serve until `stop`; returns drained within 25 s. Role `sse` serves the streams alone."""
+    """Serve until `stop`, then drain within 25 s. Role `sse` serves only the streams."""
     async with _gateway(settings, role) as gateway:
         runner = web.AppRunner(gateway.app, shutdown_timeout=IN_FLIGHT_S, handle_signals=False)
         await runner.setup()
@@ -57,10 +57,10 @@ async def _drain(gateway: Gateway, runner: web.AppRunner, acceptor: Acceptor) ->
     acceptor.close()
     gateway.updates.drain()
     gateway.hub.drain()
-    # A keep-alive connection is not closed under a request that may be on its way: it gets its answer, which closes it.
+    # A request may be on its way on a keep-alive connection: the connection stays open, and the answer closes it.
     loop = asyncio.get_running_loop()
     until = loop.time() + LAST_REQUESTS_S
-    while runner.server and runner.server.connections and loop.time() < until:  # noqa: ASYNC110 - aiohttp tells nobody
+    while runner.server and runner.server.connections and loop.time() < until:  # noqa: ASYNC110 - aiohttp has no event for it
         await asyncio.sleep(POLL_S)
     try:
         async with asyncio.timeout(IN_FLIGHT_S):
@@ -71,7 +71,7 @@ async def _drain(gateway: Gateway, runner: web.AppRunner, acceptor: Acceptor) ->
 
 @asynccontextmanager
 async def _gateway(settings: SigningSettings, role: str) -> AsyncIterator[Gateway]:
-    """Everything a worker holds; it starts, and says so in its health, while any of the servers is away."""
+    """All parts of a worker. It starts even if a server is down; its health shows that."""
     tracing.start(settings)
     redis = connect_redis(settings, connections=RESERVE_CONNECTIONS)
     reads = connect_redis(settings, connections=READ_CONNECTIONS)

@@ -80,7 +80,7 @@ class ThreadQueue:
         if self._free:
             self._free -= 1
             return
-        with self._waiting.one(address, lambda: _expire(deadline)):
+        with self._waiting.hold(address, lambda: _expire(deadline)):
             turn = asyncio.get_running_loop().create_future()
             self._turns.setdefault(address, deque()).append(turn)
             try:

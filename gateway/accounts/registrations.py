@@ -19,7 +19,7 @@ class Registrations:
         self._take = redis.register_script(TAKE)
 
     @asynccontextmanager
-    async def one(self, address: str) -> AsyncIterator[None]:
+    async def hold(self, address: str) -> AsyncIterator[None]:
         """Raises Problem 429."""
         if not self._per_minute:
             yield

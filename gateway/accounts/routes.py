@@ -69,7 +69,7 @@ class Accounts:
         wish = await read_members(request, self._bodies, Registration)
         name, email = _read(clean_name, wish.name), _read(clean_email, wish.email)
         secret, address = _read(password_spellings, wish.password)[0], self._addresses.of(request)
-        async with self._registrations.one(address):
+        async with self._registrations.hold(address):
             user_id = await self._create(name, email, await self._passwords.hash(secret, address))
         return answer(self._signed_in(user_id, name, email, "user"), 201)
 

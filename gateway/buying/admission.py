@@ -36,7 +36,7 @@ class UnderWay:
         self._shedding_until = 0.0
 
     @contextmanager
-    def one(self) -> Iterator[None]:
+    def hold(self) -> Iterator[None]:
         """Raises Overload instead of letting it in."""
         if self.count < UNDER_WAY:
             self._standing_since = None

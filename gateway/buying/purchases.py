@@ -155,7 +155,7 @@ class Purchases:
             most_declines=self._most_declines,
         )
         try:
-            with self._under_way.one():  # only now: until all of it had come it depended on the client
+            with self._under_way.hold():  # only now: until all of it had come it depended on the client
                 order_id = await self._place(wish)
         except Overload:
             raise Problem("busy") from None

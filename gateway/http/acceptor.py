@@ -1,7 +1,7 @@
-"""A listening socket that several workers share in, connections out: each worker takes a few, then leaves the others a moment.
+"""Accepts connections from a socket that several workers share: a few at a time, then the other workers get a moment.
 
-An event loop's own server accepts until nothing waits, so the worker that has a processor first takes a whole burst of
-connections and keeps them, while the others idle: seen with 64 connections, all on one of two workers.
+The server of an event loop accepts until the queue is empty. Then the first worker with a free CPU takes a whole burst of
+connections and keeps them, while the others idle: of two workers one had all 64 connections.
 """
 
 import asyncio
@@ -11,14 +11,14 @@ from collections.abc import Callable
 from infra.logs import get_logger
 
 BACKLOG = 4_096
-ACCEPTS_A_TURN = 4  # one more with each turn that leaves some waiting: 10,000 at once are taken in 0.3 s
-OTHERS_TURN_S = 0.002  # about as long as a runnable process waits for a processor
-PAUSE_S = 0.1  # without file descriptors or memory
+ACCEPTS_A_TURN = 4  # one more after each turn that leaves some waiting: accepts 10,000 in 0.3 s
+OTHERS_TURN_S = 0.002  # about as long as a runnable process waits for a CPU
+PAUSE_S = 0.1  # when out of file descriptors or memory
 log = get_logger()
 
 
 class Acceptor:
-    """Hands every accepted connection to a protocol of `make`, from `start` until `close`."""
+    """From `start` until `close`, hands every accepted connection to a protocol made by `make`."""
 
     def __init__(self, sock: socket.socket, make: Callable[[], asyncio.Protocol]) -> None:
         self._sock = sock
@@ -26,7 +26,7 @@ class Acceptor:
         self._loop = asyncio.get_running_loop()
         self._most = ACCEPTS_A_TURN
         self._pause: asyncio.TimerHandle | None = None
-        self._connecting: set[asyncio.Task[object]] = set()  # kept so that none is collected while it runs
+        self._connecting: set[asyncio.Task[object]] = set()  # a reference, so that no running task is garbage collected
 
     def start(self) -> None:
         self._sock.setblocking(False)
@@ -34,7 +34,7 @@ class Acceptor:
         self._loop.add_reader(self._sock, self._accept)
 
     def close(self) -> None:
-        """What waits in the socket's queue is the other workers'."""
+        """Stop accepting. The other workers accept what waits in the socket's queue."""
         if self._pause is not None:
             self._pause.cancel()
         self._loop.remove_reader(self._sock)
@@ -48,7 +48,7 @@ class Acceptor:
                 self._most = ACCEPTS_A_TURN
                 return
             except ConnectionError:
-                continue  # gone before it was taken
+                continue  # the client went away before the accept
             except OSError as error:
                 log.warning("cannot accept", error=str(error))
                 self._wait(PAUSE_S)
@@ -63,7 +63,7 @@ class Acceptor:
     def _connected(self, task: "asyncio.Task[object]") -> None:
         self._connecting.discard(task)
         if not task.cancelled() and (error := task.exception()) is not None:
-            log.warning("a connection was lost as it was taken", error=repr(error))
+            log.warning("a connection was lost while it was accepted", error=repr(error))
 
     def _wait(self, seconds: float) -> None:
         self._loop.remove_reader(self._sock)

@@ -1,4 +1,4 @@
-"""Where a request comes from: the peer, or what a trusted proxy says; anybody else's X-Forwarded-For is not read."""
+"""The client address of a request: the peer, or what a trusted proxy reports. No other X-Forwarded-For is read."""
 
 import ipaddress
 
@@ -12,13 +12,13 @@ class Addresses:
         self._trusted: list[Network] = [ipaddress.ip_network(proxy, strict=False) for proxy in trusted_proxies]
 
     def of(self, request: web.Request) -> str:
-        """From the right, the first hop that is not a trusted proxy of ours; of an IPv6 address its network of 64 bits, which
-        is what one customer has."""
+        """The first hop, from the right, that is not one of our trusted proxies. For IPv6 it is the /64 network: one customer
+        has a whole /64."""
         parsed = _parsed(self._hop(request)) or _parsed(request.remote or "")
         return "unknown" if parsed is None else _counted_as(parsed)
 
     def of_peer(self, address: str) -> str | None:
-        """Who is at the other end of a connection; None for a trusted proxy, who is many."""
+        """The client of a connection; None for a trusted proxy, which carries many clients."""
         parsed = _parsed(address)
         return None if parsed is None or self._is_trusted(address) else _counted_as(parsed)
 

@@ -1,10 +1,10 @@
-"""Cross-origin requests (Fetch Standard, CORS protocol): what CORS_ORIGINS allows is said on every answer; else nothing is."""
+"""Cross-origin requests (Fetch Standard, CORS protocol): every answer carries what CORS_ORIGINS allows."""
 
 from collections.abc import Iterable
 
 from aiohttp import web
 
-# What a script of another origin may send and read beyond what every script may.
+# The headers that a script of another origin may send and read beyond the default ones.
 REQUEST_HEADERS = "Authorization, Content-Type, Idempotency-Key, Last-Event-ID, X-Request-Id, traceparent"
 ANSWER_HEADERS = "Allow, Idempotent-Replayed, Location, Retry-After, WWW-Authenticate, X-Request-Id"
 REMEMBERED_S = 600
@@ -12,14 +12,14 @@ ANY = "*"
 
 
 class Cors:
-    """`origins` is the allow-list, or `*` alone for everybody (then never with credentials)."""
+    """`origins` is the allow-list, or only `*` for all origins (then without credentials)."""
 
     def __init__(self, origins: Iterable[str]) -> None:
         self._origins = frozenset(origins)
         self._any = ANY in self._origins
 
     def mark(self, request: web.BaseRequest, response: web.StreamResponse) -> None:
-        """Say who may read this answer. It depends on the origin that asked, which caches must know."""
+        """Set the headers that say who may read this answer. `Vary` tells caches that it depends on the origin."""
         if not self._origins:
             return
         headers = response.headers
@@ -35,7 +35,7 @@ class Cors:
         headers["Access-Control-Expose-Headers"] = ANSWER_HEADERS
 
     def preflight(self, request: web.Request, methods: Iterable[str]) -> web.Response | None:
-        """The answer to a browser that asks before it sends; None for any other OPTIONS, and for origins not allowed."""
+        """The answer to a browser's preflight; None for any other OPTIONS request and for origins that are not allowed."""
         asked = request.headers.get("Access-Control-Request-Method")
         origin = request.headers.get("Origin")
         if request.method != "OPTIONS" or asked is None or origin is None:

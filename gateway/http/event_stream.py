@@ -1,7 +1,7 @@
-"""One client's event stream: frames in, bytes on its socket out, never a wait for a slow reader.
+"""One client's event stream: writes frames to its socket, and never waits for a slow reader.
 
-Frames are written to the transport as they are, encoded once for all their readers. A reader whose buffer is not empty
-gets nothing more until it has read; after STALLED_S it is cut.
+A frame is encoded once for all readers. A reader whose send buffer is not empty gets no further frame until it has read;
+after STALLED_S it is disconnected.
 """
 
 import asyncio
@@ -15,8 +15,8 @@ from gateway.http.server import HttpProtocol
 from infra.metrics.definitions import GATEWAY_STREAMS_CUT
 
 STALLED_S = 8.0
-# The kernel's own cut: whoever acknowledges nothing for so long, or keeps his window closed, is gone. A silent connection is
-# asked every few seconds; where a frame comes between (it starts the time anew) it is still less than 10 s.
+# The kernel's limit: it drops a peer that acknowledges nothing for so long, or keeps its window closed. It probes a silent
+# connection every few seconds. A frame in between restarts the time; even then it takes less than 10 s.
 UNACKNOWLEDGED_MS = 5_000
 ASK_AFTER_S, ASK_EVERY_S = 3, 1
 SEND_BUFFER_BYTES = 32 * 1024
@@ -26,24 +26,24 @@ HEADERS = {
     "Content-Type": "text/event-stream; charset=utf-8",
     "Cache-Control": "no-store",
     "X-Accel-Buffering": "no",
-    "HttpProtocol": "close",  # as it does in the end: a client would send its next request into the closing
+    "HttpProtocol": "close",  # true at the end of a stream: else a client would send its next request while we close
     "Server": "thrones",
 }
 
 
 def last_event_id(request: web.Request) -> str | None:
-    """What a client that comes back has seen last (HTML Living Standard, server-sent events: Last-Event-ID)."""
+    """The last event that a reconnecting client has seen (HTML Living Standard, server-sent events: Last-Event-ID)."""
     return request.headers.get("Last-Event-ID")
 
 
 def end_displaced(request: web.Request) -> None:
-    """Another has the place of this stream now; its client comes back after `retry`."""
+    """End a stream that was displaced by another one; its client reconnects after `retry`."""
     if request.transport is not None:
         request.transport.abort()
 
 
 class Frame:
-    """One event's bytes, with and without the chunk framing of HTTP/1.1."""
+    """The bytes of one event, with and without HTTP/1.1 chunk framing."""
 
     __slots__ = ("chunked", "plain")
 
@@ -52,12 +52,12 @@ class Frame:
         self.chunked = b"%x\r\n%s\r\n" % (len(self.plain), self.plain)
 
 
-# No blank line: it would end an event, and some clients pass on an empty one.
+# Without a blank line: that would end an event, and some clients deliver an empty one.
 KEEP_ALIVE = Frame(": keep-alive\n")
 
 
 class EventStream:
-    """An open stream. `closed` ends when the client has gone, was cut, or `finish` was called."""
+    """An open stream. `closed` is done when the client has gone, was disconnected, or `finish` was called."""
 
     __slots__ = ("_chunked", "_cut", "_response", "_stalled_since", "_transport", "closed")
 
@@ -80,12 +80,12 @@ class EventStream:
         _limit(transport.get_extra_info("socket"))
         stream = cls(response, transport, response.headers.get("Transfer-Encoding") == "chunked")
         connection.on_lost = stream._lost
-        # Clients that were closed together come back apart. The line belongs to the first event, which follows.
+        # Random, so that clients closed together reconnect at different times. It belongs to the first event, which follows.
         stream.push(Frame(f"retry: {random.randint(1_000, 5_000)}\n"))
         return stream
 
     def push(self, frame: Frame) -> bool:
-        """Write a frame, or say False: the client has not read the last one yet."""
+        """Write a frame. Returns False if the client has not read the last one yet."""
         transport = self._transport
         if transport.is_closing():
             self.finish()
@@ -102,7 +102,7 @@ class EventStream:
             self.closed.set_result(None)
 
     async def end(self) -> web.StreamResponse:
-        """Close it properly where the client is still there."""
+        """End the stream properly if the client is still there."""
         if not self._transport.is_closing():
             self._response.force_close()
             try:
@@ -115,7 +115,7 @@ class EventStream:
         return self._response
 
     def _lost(self, error: BaseException | None) -> None:
-        """The kernel gives up a client that acknowledges nothing with a timeout; who goes of his own accord ends otherwise."""
+        """Count a client that the kernel dropped with a timeout as cut off; one that closes itself has another error."""
         if isinstance(error, TimeoutError):
             self._count()
         self.finish()

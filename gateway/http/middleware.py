@@ -1,4 +1,4 @@
-"""What every request passes: its id, CORS, and the one form of refusals. No exception reaches a client as a 500."""
+"""Middleware for every request: its id, CORS, and problem answers. No exception reaches a client as a bare 500."""
 
 from collections.abc import Awaitable, Callable
 
@@ -17,14 +17,14 @@ log = get_logger()
 
 
 def make_application(cors: Cors, is_draining: Callable[[], bool]) -> web.Application:
-    """Without routes. While it drains, connections are closed after their answer."""
+    """An application without routes. While it drains, each answer closes its connection."""
     app = web.Application(middlewares=[_problems(cors, is_draining)])
     app.on_response_prepare.append(_mark(cors))
     return app
 
 
 def _mark(cors: Cors) -> Callable[[web.Request, web.StreamResponse], Awaitable[None]]:
-    """Mark every answer, streams and refusals included."""
+    """Set the common headers of every answer, including streams and problems."""
 
     async def mark(request: web.Request, response: web.StreamResponse) -> None:
         request_ids.mark(response)
@@ -48,7 +48,7 @@ def _problems(cors: Cors, is_draining: Callable[[], bool]) -> Middleware:
         except ConnectionError:
             raise  # the client has gone: aiohttp ends the connection
         except Exception:
-            # A bug here. A read may be repeated; how far a write came is unknown.
+            # A bug of ours. A read may be repeated; how far a write came is unknown.
             log.exception("unhandled error", path=request.path)
             code = "unavailable" if request.method in ("GET", "HEAD") else "outcome_unknown"
             response = _refuse(Problem(code, "Something went wrong here.", close=True))
@@ -77,12 +77,12 @@ def _problem_of(error: web.HTTPException) -> Problem:
 
 
 async def answer_expect(request: web.Request) -> web.StreamResponse | None:
-    """`Expect: 100-continue` gets its 100, anything else 400. Asked before any middleware."""
+    """Answer `Expect: 100-continue` with 100, any other with 400. aiohttp calls it before all middleware."""
     request_ids.begin(request)
     if request.headers.get("Expect", "").lower() != "100-continue":
-        return Problem("invalid_request", "This Expect cannot be met.", close=True).answer()
+        return Problem("invalid_request", "This Expect header is not supported.", close=True).answer()
     if (request.content_length or 0) > 16 * 1024:
         return Problem("too_large", close=True).answer()
     await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
-    request.writer.output_size = 0  # the answer itself has not begun
+    request.writer.output_size = 0  # aiohttp counts it as part of the answer, which has not begun
     return None

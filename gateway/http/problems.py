@@ -1,4 +1,4 @@
-"""Every refusal the gateway gives: one table of codes in, RFC 9457 problem details out, `Retry-After` on every 429 and 503."""
+"""The gateway's error answers: one table of codes, RFC 9457 problem details, `Retry-After` on every 429 and 503."""
 
 import random
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ CONTENT_TYPE = "application/problem+json"
 
 @dataclass(frozen=True, slots=True)
 class ProblemKind:
-    """What one code always means. `retry_after_s` is a range: clients that were refused together come back apart."""
+    """The fixed parts of one code. `retry_after_s` is a range, so that clients refused together do not return together."""
 
     status: int
     title: str
@@ -25,7 +25,7 @@ class ProblemKind:
 
 
 KINDS: dict[str, ProblemKind] = {
-    "invalid_request": ProblemKind(400, "Invalid request", "The request is not one this route can read."),
+    "invalid_request": ProblemKind(400, "Invalid request", "This route cannot read the request."),
     "unauthorized": ProblemKind(
         401, "Unauthorized", "A valid bearer token is needed.", headers=(("WWW-Authenticate", "Bearer"),)
     ),
@@ -33,23 +33,29 @@ KINDS: dict[str, ProblemKind] = {
         401, "Unauthorized", "Email or password is wrong.", headers=(("WWW-Authenticate", "Bearer"),)
     ),
     "forbidden": ProblemKind(403, "Forbidden", "Your role does not allow this."),
-    "not_found": ProblemKind(404, "Not found", "There is nothing here, or it is not yours."),
-    "method_not_allowed": ProblemKind(405, "Method not allowed", "This route does not know this method."),
+    "not_found": ProblemKind(404, "Not found", "It does not exist, or it is not yours."),
+    "method_not_allowed": ProblemKind(405, "Method not allowed", "This route does not support this method."),
     "sold_out": ProblemKind(409, "Sold out", "Not enough units are left."),
     "user_limit": ProblemKind(409, "Limit reached", "You have as many units of this product as one buyer may have."),
     "sale_not_open": ProblemKind(409, "Sale not open", "The sale has not opened yet.", retryable=True),
     "sale_closed": ProblemKind(409, "Sale closed", "The sale is over."),
     "email_taken": ProblemKind(409, "Email taken", "An account with this email exists."),
     "too_large": ProblemKind(413, "Too large", "The body is larger than 16 KiB."),
-    "unsupported_media_type": ProblemKind(415, "Unsupported media type", "Send application/json, not encoded."),
+    "unsupported_media_type": ProblemKind(
+        415, "Unsupported media type", "Send application/json without a content encoding."
+    ),
     "key_reused": ProblemKind(422, "Key reused", "This Idempotency-Key was used with another body."),
     "rate_limited": ProblemKind(429, "Too many requests", "Slow down.", retryable=True, retry_after_s=(1, 1)),
     "header_too_large": ProblemKind(431, "Header too large", "A header line is longer than 8 KiB."),
     "busy": ProblemKind(
-        503, "Busy", "Too much is under way; nothing was reserved.", retryable=True, retry_after_s=(1, 5)
+        503, "Busy", "Too many requests are in progress; nothing was reserved.", retryable=True, retry_after_s=(1, 5)
     ),
     "unavailable": ProblemKind(
-        503, "Unavailable", "A part this needs is away; nothing was reserved.", retryable=True, retry_after_s=(1, 3)
+        503,
+        "Unavailable",
+        "A server that this needs is down; nothing was reserved.",
+        retryable=True,
+        retry_after_s=(1, 3),
     ),
     "stock_not_verified": ProblemKind(
         503, "Stock not verified", "The books are being checked; nothing was reserved.", True, (1, 3)
@@ -65,12 +71,12 @@ KINDS: dict[str, ProblemKind] = {
 
 
 def public_code(code: str) -> str:
-    """Wrong credentials are `unauthorized` to machines too: the interface has one code for 401."""
+    """The code that clients see. Wrong credentials are `unauthorized` too: the interface has one code for 401."""
     return "unauthorized" if KINDS[code].status == 401 else code
 
 
 def described(code: str, kind: ProblemKind) -> dict[str, object]:
-    """What a code always means, as the members of a problem; `code` is the public one."""
+    """The fixed members of a problem with this code; `code` is the public one."""
     return {
         "type": f"/problems/{code}",
         "title": kind.title,
@@ -82,7 +88,7 @@ def described(code: str, kind: ProblemKind) -> dict[str, object]:
 
 
 class Problem(Exception):
-    """Raised anywhere in a handler; the outermost middleware answers with it. Extra `members` go into the body."""
+    """Raise it anywhere in a handler; the outermost middleware answers with it. Extra `members` go into the body."""
 
     def __init__(
         self,

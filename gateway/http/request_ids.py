@@ -1,7 +1,6 @@
-"""X-Request-Id: the client's own where it is sane, else one of ours; in the answer, in problems and on log lines.
+"""X-Request-Id: the client's id if it is valid, else a new one. It is in the answer, in problems and on log lines.
 
-An id of ours is a random prefix of the process and a counter: unique, always of one length, and as cheap as it must be on
-the hot path.
+A new id is a random prefix per process and a counter: unique, of constant length, and cheap enough for the hot path.
 """
 
 import re
@@ -26,12 +25,12 @@ _own = _ids()
 
 
 def begin(request: web.BaseRequest) -> None:
-    """Give the request its id. Each request is a task of its own, so the id is that of everything done for it."""
+    """Give the request its id. Each request has its own task, so the context variable covers all work for it."""
     given = request.headers.get(HEADER)
     REQUEST_ID.set(given if given is not None and _SANE.fullmatch(given) else next(_own))
 
 
 def mark(response: web.StreamResponse) -> None:
-    """Put the id of the request under way on its answer."""
+    """Put the id of the current request on its answer."""
     if (request_id := REQUEST_ID.get()) is not None:
         response.headers[HEADER] = request_id

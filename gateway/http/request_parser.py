@@ -1,7 +1,7 @@
-"""Bytes of a connection in, its requests out, each of them: an `Upgrade` that is asked for is ignored (RFC 9110, 7.8).
+"""Parses the requests of a connection and ignores a requested `Upgrade` (RFC 9110, 7.8).
 
-aiohttp's parser ends at a request that asks for another protocol and drops what it was given behind it. So from the first
-mention of an upgrade on, it is given at most one request at a time: then there is nothing behind the one it ends at.
+aiohttp's parser stops at a request for another protocol and drops the bytes after it. So from the first mention of an
+upgrade on, it gets at most one request at a time: then there are no bytes after the request at which it stops.
 """
 
 import asyncio
@@ -18,7 +18,7 @@ Parsed = tuple[RawRequestMessage, StreamReader]
 
 
 class RequestParser(HttpRequestParser):
-    """Until a client mentions an upgrade this costs a look at its bytes."""
+    """Until a client mentions an upgrade, the only cost is a search in its bytes."""
 
     def __init__(
         self, protocol: Any, loop: asyncio.AbstractEventLoop, *, line_max_bytes: int, headers_max: int, queue_max: int
@@ -36,16 +36,16 @@ class RequestParser(HttpRequestParser):
         )
         self._queue_max = queue_max
         self._queued = 0
-        self._last_bytes = b""  # a mention may come in two parts
+        self._last_bytes = b""  # the word may be split over two reads
         self._mentioned = False
-        self._kept = b""  # not given to aiohttp's parser yet
+        self._kept = b""  # not yet passed to aiohttp's parser
         self._body_bytes_left = 0
         self._stopped = False
 
     def feed_data(  # type: ignore[override] # aiohttp's other parameters are its constants
         self, data: bytes
     ) -> tuple[list[Parsed], bool, bytes]:
-        """The requests that begin in `data`; never "upgraded", never a rest. As aiohttp's, it keeps what is too much."""
+        """The requests that begin in `data`; never "upgraded", never a rest. Like aiohttp's, it keeps excess bytes."""
         if not self._mentioned:
             if MENTION not in (self._last_bytes + data).lower():
                 return self._feed_whole(data), False, b""
@@ -53,8 +53,8 @@ class RequestParser(HttpRequestParser):
         return self._feed_in_parts(data), False, b""
 
     def message_consumed(self) -> None:
-        """aiohttp counts a request as queued from the end of its body on, so one that is consumed before that would count
-        for ever, until the queue is always full: it is told again, at each look, that there is room."""
+        """aiohttp counts a request as queued from the end of its body on. A request consumed before that would count for
+        ever, and the queue would stay full. So each feed tells it again that there is room."""
         self._queued -= 1
         super().message_consumed()
 
@@ -68,21 +68,21 @@ class RequestParser(HttpRequestParser):
             super().message_consumed()
         messages, upgraded, rest = super().feed_data(data)
         self._queued += len(messages)
-        if upgraded:  # CONNECT, which no header mentions
+        if upgraded:  # CONNECT, which needs no Upgrade header
             self.set_upgraded(False)
             self._take_over()
             messages = [*messages, *self._feed_in_parts(rest)]
         return messages
 
     def _take_over(self) -> None:
-        """From here on the bound is ours alone: a part has one request at most, and each is preceded by a place for it."""
+        """From here on only our own bound applies: a part has at most one request, and room is made before each."""
         self._mentioned = True
         for _ in range(self._queue_max):
             super().message_consumed()
 
     def _feed_in_parts(self, data: bytes) -> list[Parsed]:
         self._stopped = False
-        messages = list(self._feed_part(b""))  # what it kept while its own queue was full
+        messages = list(self._feed_part(b""))  # the bytes that it kept while its own queue was full
         kept, start = self._kept + data, 0
         while start < len(kept) and self._queued < self._queue_max and not self._stopped:
             part = self._next_part(kept, start)
@@ -92,7 +92,7 @@ class RequestParser(HttpRequestParser):
         return messages
 
     def _next_part(self, data: bytes, start: int) -> bytes:
-        """A line, or what is there of a body of known length: no request ends within one."""
+        """One line, or the available bytes of a body of known length: no request ends inside such a part."""
         if self._body_bytes_left:
             part = data[start : start + self._body_bytes_left]
             self._body_bytes_left -= len(part)
@@ -106,6 +106,6 @@ class RequestParser(HttpRequestParser):
         self._queued += len(messages)
         if upgraded:
             self.set_upgraded(False)
-        for message, _ in messages:  # one at most, but for the first look
+        for message, _ in messages:  # at most one, except in the first feed
             self._body_bytes_left = int(message.headers.get("Content-Length", 0))
         return messages

@@ -1,4 +1,4 @@
-"""Sockets in, requests out, under limits: what cannot be parsed is a problem too, and whoever dawdles is cut."""
+"""HTTP connections under limits of number, size and time. A request that cannot be parsed gets a problem answer too."""
 
 import asyncio
 import resource
@@ -16,15 +16,15 @@ from gateway.http.problems import Problem
 from gateway.http.request_parser import RequestParser
 from gateway.http.shares import Place, Shares, SharesFull
 
-CONNECTIONS_MAX = 30_000  # a worker: as many streams as there may be, and half as many others
-KEEP_ALIVE_S = 10.0  # also the time a connection may take to send its request line and headers
+CONNECTIONS_MAX = 30_000  # per worker: the maximum of streams, and half as many other connections
+KEEP_ALIVE_S = 10.0  # also the time limit for the request line and headers
 LINE_MAX_BYTES = 8 * 1024
 HEADERS_MAX = 64
-LINGER_S = 2.0  # a refused body is read this long, so that the answer is not lost to a reset
+LINGER_S = 2.0  # read a refused body for this long: a reset could destroy the answer
 
 
 class HttpProtocol(RequestHandler):
-    """aiohttp's protocol with our limits and our errors; `on_lost` is told once that the client has gone, and why."""
+    """aiohttp's protocol with our limits and errors. `on_lost` is called once with the reason when the client has gone."""
 
     __slots__ = ("_peers", "_place", "on_lost")
 
@@ -33,7 +33,7 @@ class HttpProtocol(RequestHandler):
             manager,
             loop=loop,
             keepalive_timeout=KEEP_ALIVE_S,
-            access_log=None,  # type: ignore[arg-type] # aiohttp takes None for "no access log" (web.AppRunner's docs)
+            access_log=None,  # type: ignore[arg-type] # None means no access log (docs of web.AppRunner)
             max_line_size=LINE_MAX_BYTES,
             max_field_size=LINE_MAX_BYTES,
             max_headers=HEADERS_MAX,
@@ -67,8 +67,8 @@ class HttpProtocol(RequestHandler):
         exc: BaseException | None = None,
         message: str | None = None,
     ) -> web.StreamResponse:
-        """Bytes that are no request: 400 or 431, and the connection closes. Anything else here is a fault of ours."""
-        request_ids.begin(request)  # no middleware has seen it
+        """Answer bytes that are not a request with 400 or 431, and close. Any other error here is a bug of ours."""
+        request_ids.begin(request)  # no middleware runs for it
         if status != HTTPStatus.BAD_REQUEST:
             self.log_exception("unhandled error", exc_info=exc)
             code = "unavailable"
@@ -80,18 +80,18 @@ class HttpProtocol(RequestHandler):
 
 
 class Peers:
-    """The open connections, shared out by the address that they come from, before anything was sent on them. Those of
-    trusted proxies count for nobody: each proxy limits its own clients."""
+    """Limits the open connections per client address, before they have sent anything. Connections of trusted proxies are
+    not counted: each proxy limits its own clients."""
 
     def __init__(self, addresses: Addresses) -> None:
         self._addresses = addresses
         self._open = Shares(connections_max())
 
-    def take(self, transport: asyncio.BaseTransport, give_way: Callable[[], None]) -> Place | None:
-        """Raises Full."""
+    def take(self, transport: asyncio.BaseTransport, on_displaced: Callable[[], None]) -> Place | None:
+        """Raises SharesFull."""
         peer = transport.get_extra_info("peername")
         who = self._addresses.of_peer(peer[0]) if peer else None
-        return None if who is None else self._open.take(who, give_way)
+        return None if who is None else self._open.take(who, on_displaced)
 
     def leave(self, place: Place | None) -> None:
         if place is not None:
@@ -99,13 +99,13 @@ class Peers:
 
 
 def connections_max() -> int:
-    """Fewer than this process may have files, so that it can always accept one more, and ask its servers."""
+    """Below the limit of open files, so that this process can always accept one more connection and reach its servers."""
     files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     return CONNECTIONS_MAX if files == resource.RLIM_INFINITY else min(CONNECTIONS_MAX, files * 3 // 4)
 
 
 def connection_factory(runner: web.AppRunner, addresses: Addresses) -> Callable[[], HttpProtocol]:
-    """What the listening socket makes of an accepted connection; `runner` must be set up."""
+    """Makes the protocol of an accepted connection; `runner` must be set up."""
     peers = Peers(addresses)
     manager, loop = runner.server, asyncio.get_running_loop()
     assert manager is not None

@@ -1,30 +1,33 @@
-"""Places that many want, shared out by who asks: when all are taken, whoever holds most gives way to one who holds fewer.
+"""Fair shares of a limited number of places: when all are taken, the largest holder loses one to a smaller holder.
 
-Nobody who is alone is limited by his share, and nobody can keep others out by taking all there is.
+A single holder may use all places, but cannot keep others out.
 """
 
 from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager
 
-GiveWay = Callable[[], None]
+OnDisplaced = Callable[[], None]
 
 
 class SharesFull(Exception):
-    """All places are taken, and nobody holds so many more that he would have to give one up."""
+    """All places are taken, and no holder has so many more that it has to give one up."""
 
 
 class Place:
-    """One place taken by `who`; `give_way` is called, once, when another gets it."""
+    """One place of the holder `who`. `on_displaced` is called once when another holder takes it."""
 
-    __slots__ = ("give_way", "who")
+    __slots__ = ("on_displaced", "who")
 
-    def __init__(self, who: Hashable, give_way: GiveWay) -> None:
+    def __init__(self, who: Hashable, on_displaced: OnDisplaced) -> None:
         self.who = who
-        self.give_way = give_way
+        self.on_displaced = on_displaced
 
 
 class Shares:
-    """At most `places` in all, where the oldest of the largest share gives way, and `each` of one, where his own does."""
+    """At most `places` in all, and `each` per holder.
+
+    When all are taken, the oldest place of the largest holder is displaced; at `each`, the holder's own oldest one.
+    """
 
     def __init__(self, places: int, each: int | None = None) -> None:
         self._places = places
@@ -32,23 +35,23 @@ class Shares:
         self._held: dict[Hashable, dict[Place, None]] = {}
         self.count = 0
 
-    def take(self, who: Hashable, give_way: GiveWay) -> Place:
-        """To be left again with `leave`. Raises Full."""
+    def take(self, who: Hashable, on_displaced: OnDisplaced) -> Place:
+        """Release it with `leave`. Raises SharesFull."""
         own = self._held.get(who, {})
         if len(own) >= self._each:
             self._displace(own)
         elif self.count >= self._places:
             most = max(self._held.values(), key=len)
-            if len(most) <= len(own) + 1:  # else two who hold as many would take one another's place in turn
+            if len(most) <= len(own) + 1:  # else two equal holders would displace each other in turn
                 raise SharesFull
             self._displace(most)
-        place = Place(who, give_way)
+        place = Place(who, on_displaced)
         self._held.setdefault(who, {})[place] = None
         self.count += 1
         return place
 
     def leave(self, place: Place) -> None:
-        """A place that was given up already is left alone."""
+        """Release a place. Does nothing if it was displaced already."""
         own = self._held.get(place.who, {})
         if place not in own:
             return
@@ -58,8 +61,8 @@ class Shares:
             del self._held[place.who]
 
     @contextmanager
-    def one(self, who: Hashable, give_way: GiveWay) -> Iterator[Place]:
-        place = self.take(who, give_way)
+    def hold(self, who: Hashable, on_displaced: OnDisplaced) -> Iterator[Place]:
+        place = self.take(who, on_displaced)
         try:
             yield place
         finally:
@@ -68,4 +71,4 @@ class Shares:
     def _displace(self, places: dict[Place, None]) -> None:
         oldest = next(iter(places))
         self.leave(oldest)
-        oldest.give_way()
+        oldest.on_displaced()

@@ -1,7 +1,7 @@
-"""Bodies that did not come with their headers: waited for under bounds of time and of number, a user, an address and in all.
+"""Waits for bodies that did not arrive with their headers, under limits of time and number: per user, per address, in all.
 
-Nothing that another may need is held meanwhile. Past a bound whoever has waited longest gives way, so that nobody keeps
-others out by sending nothing.
+A waiting request holds nothing else that others need. Above a limit the longest wait is ended, so that a client that sends
+nothing cannot keep others out.
 """
 
 import asyncio
@@ -16,8 +16,8 @@ from gateway.http.shares import Shares, SharesFull
 from schemas.ids import UserId
 
 BODY_MAX_BYTES = 16 * 1024
-BODY_TIMEOUT_S = 8.0  # and 2 s of lingering: cut within 10 s
-WAITING = 1_000  # a worker
+BODY_TIMEOUT_S = 8.0  # with 2 s of lingering it closes within 10 s
+WAITING = 1_000  # per worker
 WAITING_A_USER = 20
 
 
@@ -30,26 +30,26 @@ class SlowBodies:
         self._by_user = Shares(WAITING, each=WAITING_A_USER)
 
     async def read(self, request: web.Request, user: UserId | None) -> bytes:
-        """Raises TimeoutError, or Problem 413, 429 where another has the place now, 503 without one."""
-        gave_way = False
+        """Raises TimeoutError, or Problem: 413, 429 if another request took its place, 503 if there was no place."""
+        displaced = False
 
-        def give_way() -> None:
-            nonlocal gave_way
-            gave_way = True
+        def on_displaced() -> None:
+            nonlocal displaced
+            displaced = True
             if not deadline.expired():
                 deadline.reschedule(0)
 
         try:
             async with asyncio.timeout(BODY_TIMEOUT_S) as deadline:
                 with (
-                    self._by_address.one(self._addresses.of(request), give_way),
-                    nullcontext() if user is None else self._by_user.one(user, give_way),
+                    self._by_address.hold(self._addresses.of(request), on_displaced),
+                    nullcontext() if user is None else self._by_user.hold(user, on_displaced),
                 ):
                     return await _rest(request.content)
         except SharesFull:
             raise Problem("busy", close=True) from None
         except TimeoutError:
-            if gave_way:
+            if displaced:
                 raise Problem("rate_limited", "Too many requests are waiting for their bodies.", close=True) from None
             raise
 

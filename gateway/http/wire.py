@@ -1,4 +1,4 @@
-"""Bodies in under limits of size, time and type; JSON answers and times out in the one spelling clients see."""
+"""Reads request bodies under limits of size, time and type; writes JSON answers, and times in one format."""
 
 import json
 from collections.abc import Mapping
@@ -17,7 +17,7 @@ from schemas.ids import UserId
 JSON = "application/json"
 _HEADERS = {"Content-Type": f"{JSON}; charset=utf-8", "Server": "thrones", "Cache-Control": "no-store"}
 NO_MORE: Mapping[str, str] = {}
-REPLAYED = {"Idempotent-Replayed": "true"}  # the answer to a repeat: this request changed nothing
+REPLAYED = {"Idempotent-Replayed": "true"}  # marks the answer to a repeated request, which changed nothing
 
 T = TypeVar("T")
 
@@ -27,26 +27,26 @@ def answer(value: object, status: int = 200) -> web.Response:
 
 
 def answer_bytes(body: bytes, status: int = 200, more: Mapping[str, str] = NO_MORE) -> web.Response:
-    """`more` headers than those of every JSON answer."""
+    """`more`: headers in addition to those of every JSON answer."""
     return web.Response(status=status, body=body, headers={**_HEADERS, **more})
 
 
 async def read_json(request: web.Request, slow: SlowBodies, user: UserId | None = None) -> bytes:
-    """The body as it came; `user` is who asks, where that is known. Raises Problem 415, 413 (and closes), 400, 429 or 503."""
+    """The body as it came; `user` if known. Raises Problem 415, 413 (and closes), 400, 429 or 503."""
     _check_type(request)
     length = request.content_length
     if length is not None and length > BODY_MAX_BYTES:
         raise Problem("too_large", close=True)
     content = request.content
     try:
-        if content.is_eof():  # it came with the headers, as nearly always: no timer
+        if content.is_eof():  # it came with the headers, as almost always: no timer needed
             body = content.read_nowait(-1) if content.total_bytes else b""
         else:
             body = await slow.read(request, user)
     except TimeoutError:
         raise Problem("invalid_request", "The body did not arrive in time.", close=True) from None
     except (web.RequestPayloadError, RequestPayloadError, ConnectionError):
-        raise Problem("invalid_request", "The body is broken off.", close=True) from None
+        raise Problem("invalid_request", "The body is incomplete.", close=True) from None
     if len(body) > BODY_MAX_BYTES:
         raise Problem("too_large", close=True)
     return body
@@ -64,7 +64,7 @@ def _check_type(request: web.Request) -> None:
 
 
 async def read_members(request: web.Request, slow: SlowBodies, kind: type[T], user: UserId | None = None) -> T:
-    """A JSON object of exactly the members of `kind`, none twice. For routes that are not on the hot path."""
+    """A JSON object with exactly the members of `kind`, none of them twice. Not for the hot path."""
     body = await read_json(request, slow, user)
     try:
         value = msgspec.json.decode(body, type=kind)
@@ -77,22 +77,22 @@ async def read_members(request: web.Request, slow: SlowBodies, kind: type[T], us
 
 
 def duplicate_member(member: str | None) -> Problem:
-    """`member` is one of those that the route knows: any other was refused before."""
+    """`member` is a known member of the route: unknown ones are refused earlier."""
     return Problem("invalid_request", f"The member {member} is given twice.")
 
 
 def reason(error: Exception) -> str:
-    """What is wrong with a body, in printable ASCII without anything the client sent but member names."""
+    """What is wrong with a body, in printable ASCII. Of the client's input it contains only member names."""
     text = str(error) if isinstance(error, msgspec.MsgspecError) else "not JSON as this route expects it"
     return "".join(c if c.isprintable() and c.isascii() else "?" for c in text)[:200]
 
 
 class Repeated(ValueError):
-    """A member is given more than once; the text names it."""
+    """A member occurs more than once; the text names it."""
 
 
 def repeated_member(body: bytes) -> str | None:
-    """The name of a member that a JSON object holds more than once."""
+    """The name of a member that occurs more than once in a JSON object."""
     try:
         json.loads(body, object_pairs_hook=_refuse_repeats)
     except Repeated as repeated:

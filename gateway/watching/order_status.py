@@ -133,7 +133,7 @@ class OrderStatus:
         """As it then is; sooner where another has the place of this wait, and at once where there is none."""
         with self._updates.listen(view.id) as news:
             try:
-                with self._waits.one(view.user_id, news.leave):
+                with self._waits.hold(view.user_id, news.leave):
                     return await self._follow(view, news, wait_s)
             except SharesFull:
                 return view

@@ -34,7 +34,7 @@ class OrderStream:
         if view.terminal and seen is view.status:
             return web.Response(status=204, headers={"Server": "thrones"})  # tells an EventSource not to come back
         try:
-            with self._open.one(owner, lambda: end_displaced(request)):
+            with self._open.hold(owner, lambda: end_displaced(request)):
                 return await self._show(request, view, seen)
         except SharesFull:
             raise Problem("busy") from None

@@ -201,7 +201,7 @@ class StockStream:
         product = parse_product_id(request.match_info["id"])
         await self._catalogue.find(product)
         try:
-            with self._open.one(self._addresses.of(request), lambda: end_displaced(request)):
+            with self._open.hold(self._addresses.of(request), lambda: end_displaced(request)):
                 return await self._watch(request, product)
         except SharesFull:
             raise Problem("busy") from None

@@ -96,7 +96,7 @@ async def test_a_queue_that_counts_requests_before_their_bodies_have_come_keeps_
 
     async def counted_first(self: Purchases, request: web.Request) -> web.Response:
         try:
-            with self._under_way.one():
+            with self._under_way.hold():
                 return await buy(self, request)
         except Overload:
             raise Problem("busy") from None

@@ -88,14 +88,14 @@ def test_a_crowd_at_once_is_let_in_and_a_queue_that_stands_is_shed(clock: Callab
     under_way = UnderWay()
     with ExitStack() as crowd:
         for _ in range(10 * UNDER_WAY):
-            crowd.enter_context(under_way.one())
+            crowd.enter_context(under_way.hold())
         clock(STANDING_S)
-        crowd.enter_context(under_way.one())
+        crowd.enter_context(under_way.hold())
         clock(0.001)
         with pytest.raises(Overload):
-            crowd.enter_context(under_way.one())
+            crowd.enter_context(under_way.hold())
         assert under_way.count == 10 * UNDER_WAY + 1
-    with under_way.one():
+    with under_way.hold():
         assert under_way.count == 1
 
 
@@ -104,20 +104,20 @@ def test_while_it_sheds_a_worker_grants_no_further_allowance(clock: Callable[[fl
     under_way = UnderWay()
     with ExitStack() as crowd:
         for _ in range(UNDER_WAY):
-            crowd.enter_context(under_way.one())
+            crowd.enter_context(under_way.hold())
         clock(0.001)
-        crowd.enter_context(under_way.one())
+        crowd.enter_context(under_way.hold())
         clock(STANDING_S + 0.001)
         with pytest.raises(Overload):
-            crowd.enter_context(under_way.one())
+            crowd.enter_context(under_way.hold())
     for pause_s, admitted in ((SHEDDING_S * 0.9, 0), (SHEDDING_S * 0.9, 0), (SHEDDING_S * 1.1, 1)):
         clock(pause_s)
         with ExitStack() as crowd:
             for _ in range(UNDER_WAY):
-                crowd.enter_context(under_way.one())
+                crowd.enter_context(under_way.hold())
             let_in = 0
             with suppress(Overload):
-                crowd.enter_context(under_way.one())
+                crowd.enter_context(under_way.hold())
                 let_in = 1
             assert let_in == admitted
 
@@ -127,13 +127,13 @@ def test_a_queue_that_has_gone_in_between_was_not_standing(clock: Callable[[floa
     for _ in range(5):
         with ExitStack() as crowd:
             for _ in range(UNDER_WAY + 10):
-                crowd.enter_context(under_way.one())
+                crowd.enter_context(under_way.hold())
             clock(STANDING_S * 0.9)
-            crowd.enter_context(under_way.one())
+            crowd.enter_context(under_way.hold())
 
 
 def test_a_purchase_that_fails_is_no_longer_under_way() -> None:
     under_way = UnderWay()
-    with pytest.raises(ValueError, match="gone"), under_way.one():
+    with pytest.raises(ValueError, match="gone"), under_way.hold():
         raise ValueError("gone")
     assert under_way.count == 0

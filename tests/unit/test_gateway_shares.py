@@ -39,7 +39,7 @@ def test_who_has_as_many_as_one_may_gives_up_his_own_oldest() -> None:
 
 def test_a_place_is_left_once() -> None:
     shares = Shares(1)
-    with shares.one("a", _nothing) as place:
+    with shares.hold("a", _nothing) as place:
         assert shares.count == 1
     shares.leave(place)
     assert shares.count == 0
@@ -56,10 +56,10 @@ def test_the_count_is_right_and_nobody_with_fewer_is_refused_for_one_with_many_m
     def taken(who: str) -> None:
         place: Place
 
-        def give_way() -> None:
+        def on_displaced() -> None:
             held.remove(place)
 
-        place = shares.take(who, give_way)
+        place = shares.take(who, on_displaced)
         held.append(place)
 
     for who, take in steps:
