@@ -13,9 +13,9 @@ from infra.settings import SigningSettings
 from sale.accounts.tokens import ALGORITHM, AUDIENCE, ISSUER, Claims, OwnTokens
 from schemas.ids import UserId
 
-REMEMBERED = 50_000  # verified tokens a worker, about 0.5 KB each
+REMEMBERED = 50_000  # verified tokens per worker, about 0.5 KB each
 TOKEN_MAX_CHARACTERS = 4_096
-# Which of a token's claims PyJWT judges; the others are `Claims`.
+# The claims that PyJWT checks; `Claims` checks the others.
 JWT_OPTIONS: Options = {
     "require": ["iss", "aud"],
     "verify_exp": False,
@@ -23,7 +23,7 @@ JWT_OPTIONS: Options = {
     "verify_nbf": False,
     "verify_sub": False,
 }
-OWN_HEADERS = frozenset({"alg", "typ"})  # a token of ours names no key: `kid`, `jku` and `jwk` are somebody's trick
+OWN_HEADERS = frozenset({"alg", "typ"})  # our tokens name no key: `kid`, `jku` and `jwk` would be an attack
 
 
 class AuthenticatedUser(NamedTuple):
@@ -33,7 +33,7 @@ class AuthenticatedUser(NamedTuple):
 
 
 class Identity:
-    """Who asks. One instance a worker; it remembers verified tokens, oldest out first."""
+    """Authenticates requests. One instance per worker; it caches verified tokens and drops the oldest first."""
 
     def __init__(self, settings: SigningSettings) -> None:
         self._secret = settings.jwt_secret.get_secret_value()
@@ -41,7 +41,7 @@ class Identity:
         self._known: dict[str, AuthenticatedUser] = {}
 
     def user_of(self, request: web.Request) -> AuthenticatedUser:
-        """Raises Problem 401, the same for whatever is wrong."""
+        """Raises Problem 401, the same for every cause."""
         header = request.headers.get("Authorization", "")
         user = self._known.get(header)
         if user is not None and user.expires_at > time.time():
@@ -66,7 +66,7 @@ class Identity:
         return AuthenticatedUser(UserId(int(claims.sub)), claims.role, float(claims.exp))
 
     def _foreign_claims(self, token: str) -> Claims:
-        """Of a token that is signed with our secret but not made by us, as the load tests of others make them."""
+        """The claims of a token that is signed with our secret but not made by us, as external load tests make them."""
         try:
             decoded = jwt.decode_complete(
                 token,

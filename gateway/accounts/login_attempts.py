@@ -1,7 +1,7 @@
-"""Failed logins counted in Redis over a moving minute: the 6th of an account and the 21st from an address are refused.
+"""Limits failed logins, counted in Redis over a sliding minute: 5 per account and 20 per address.
 
-An address from which an account has logged in before has a count of its own for it, so that nobody elsewhere, however long
-he goes on guessing, can keep the account's owner out.
+An address from which the account has logged in before has a separate count. So an attacker elsewhere who keeps guessing
+cannot lock the owner out.
 """
 
 import uuid
@@ -14,7 +14,7 @@ from infra.redis.client import Redis, RedisError
 PER_ACCOUNT = 5
 PER_ADDRESS = 20
 WINDOW_MS = 60_000
-KNOWN_FOR_S = 30 * 86_400  # an address, since the account last logged in from it
+KNOWN_FOR_S = 30 * 86_400  # how long an address stays known after a login from it
 
 # KEYS[1] sorted set of attempts by time (ms)   ARGV[1] limit   ARGV[2] window (ms)   ARGV[3] attempt to add, '' to look only
 # Returns 0, or the milliseconds until the next attempt is allowed.
@@ -22,7 +22,7 @@ TAKE = """
 local time = redis.call('TIME')
 local now = tonumber(time[1]) * 1000 + math.floor(tonumber(time[2]) / 1000)
 redis.call('ZREMRANGEBYSCORE', KEYS[1], '-inf', now - ARGV[2])
-redis.call('ZREMRANGEBYSCORE', KEYS[1], string.format('(%.0f', now), '+inf')  -- of before the clock was set back
+redis.call('ZREMRANGEBYSCORE', KEYS[1], string.format('(%.0f', now), '+inf')  -- attempts with future times: the clock was set back
 if redis.call('ZCARD', KEYS[1]) >= tonumber(ARGV[1]) then
   return math.max(1, tonumber(redis.call('ZRANGE', KEYS[1], 0, 0, 'WITHSCORES')[2]) + ARGV[2] - now)
 end
@@ -36,7 +36,7 @@ return 0
 
 @dataclass(frozen=True, slots=True)
 class Attempt:
-    """One login under way; its place is in the set `account`."""
+    """One login in progress; its place is in the set `account`."""
 
     name: str
     account: str
@@ -45,15 +45,15 @@ class Attempt:
 
 
 class LoginAttempts:
-    """An account's place is taken before the password is looked at, so a parallel flood cannot slip past the count, and
-    given back when it was right. Redis away means nobody logs in: Problem 503."""
+    """Takes a place before the password is checked, so that parallel attempts cannot pass the limit, and gives it back if
+    the password was right. Without Redis no login is possible: Problem 503."""
 
     def __init__(self, redis: Redis) -> None:
         self._redis = redis
         self._take = redis.register_script(TAKE)
 
     async def begin(self, email: str, address: str) -> Attempt:
-        """To be ended by `succeeded`, `failed` or `given_back`. Raises Problem 429."""
+        """End it with `succeeded`, `failed` or `given_back`. Raises Problem 429."""
         try:
             attempt = await self._attempt(email, address)
             wait_ms = await self._take(keys=[attempt.address], args=[PER_ADDRESS, WINDOW_MS, ""])
@@ -75,14 +75,14 @@ class LoginAttempts:
         try:
             await self._redis.set(attempt.known, "", ex=KNOWN_FOR_S)
         except (RedisError, OSError):
-            return  # the next login from here makes it known
+            return  # the next login from this address makes it known
 
     async def given_back(self, attempt: Attempt) -> None:
-        """It was right, or never looked at."""
+        """The password was right, or was never checked."""
         try:
             await self._redis.zrem(attempt.account, attempt.name)
         except (RedisError, OSError):
-            return  # the place frees itself within a minute
+            return  # the place expires within a minute
 
     async def failed(self, attempt: Attempt) -> None:
         try:

@@ -1,6 +1,6 @@
-"""Passwords in, bcrypt's slow work done in a few niced threads out, so that a storm of logins does not slow buying.
+"""Hashes and checks passwords with bcrypt in a few low-priority threads, so that many logins do not slow down buying.
 
-Logins and registrations have threads and queues of their own: whoever registers by the hundred keeps nobody from logging in.
+Logins and registrations have separate threads and queues: a flood of registrations does not block logins.
 """
 
 import asyncio
@@ -17,15 +17,15 @@ from gateway.http.problems import Problem
 from gateway.http.shares import Shares, SharesFull
 
 LOGIN_THREADS, REGISTRATION_THREADS = 2, 1
-WAITING_MAX = 12  # in each of the queues
-DEADLINE_S = 4.5  # any answer is given within 5 s, also when buying leaves these threads little
-NICENESS = 5  # more than the event loop has
+WAITING_MAX = 12  # per queue
+DEADLINE_S = 4.5  # every answer comes within 5 s, even if buying leaves these threads little CPU
+NICENESS = 5  # on top of that of the event loop
 
 T = TypeVar("T")
 
 
 class Passwords:
-    """One instance a worker. `address` is who asks: a full queue is shared out by it. Full means Problem 503."""
+    """One instance per worker. A full queue is shared fairly between addresses; without a place: Problem 503."""
 
     def __init__(self, cost: int) -> None:
         self._cost = cost
@@ -40,7 +40,8 @@ class Passwords:
         return hashed.decode()
 
     async def matches(self, spellings: tuple[bytes, ...], hashed: str | None, address: str) -> bool:
-        """One of the spellings; all are tried. False for no user and for an unusable hash too, after the same work."""
+        """Whether one of the spellings matches; all are tried. Without a user, or with an unusable hash, it does the same
+        work and returns False."""
         usable = hashed is not None and hashed.startswith("$2")
         against = hashed.encode() if usable and hashed is not None else self._nobody
         same = await self._logins.run(lambda: [bcrypt.checkpw(secret, against) for secret in spellings], address)
@@ -52,22 +53,22 @@ class Passwords:
 
 
 class ThreadQueue:
-    """A few threads, and a bounded queue before them that is shared out by address: each has its turn, and of a full queue
-    the oldest of who has most gives way to who has fewer."""
+    """A few threads behind a bounded queue that serves the addresses in turn. In a full queue, the oldest call of the
+    address with the most calls makes room for an address with fewer."""
 
     def __init__(self, threads: int) -> None:
         self._pool = ThreadPoolExecutor(threads, "bcrypt", initializer=_lower_thread_priority)
         self._free = threads
         self._waiting = Shares(WAITING_MAX)
-        self._turns: dict[str, deque[asyncio.Future[None]]] = {}  # by address, whose turn is next first
+        self._turns: dict[str, deque[asyncio.Future[None]]] = {}  # by address, in the order of their turns
 
     async def run(self, work: Callable[[], T], address: str) -> T:
-        """Raises Problem 503 where there is no place, or no time."""
+        """Raises Problem 503 if the queue has no place, or the time is over."""
         try:
             async with asyncio.timeout(DEADLINE_S) as deadline:
                 await self._thread(address, deadline)
                 job = asyncio.get_running_loop().run_in_executor(self._pool, work)
-                job.add_done_callback(lambda _: self._next_turn())  # when the work ends, however long its caller waited
+                job.add_done_callback(lambda _: self._next_turn())  # when the work ends, even if its caller has gone
                 return await asyncio.shield(job)
         except (SharesFull, TimeoutError):
             raise Problem("busy") from None
@@ -76,7 +77,7 @@ class ThreadQueue:
         self._pool.shutdown(wait=False, cancel_futures=True)
 
     async def _thread(self, address: str, deadline: asyncio.Timeout) -> None:
-        """Returns when one is free, and taken."""
+        """Wait for a free thread and take it."""
         if self._free:
             self._free -= 1
             return
@@ -86,7 +87,7 @@ class ThreadQueue:
             try:
                 await turn
             except asyncio.CancelledError:
-                if not turn.cancelled():  # its turn came as its time was over
+                if not turn.cancelled():  # its turn came just as its time was over
                     self._next_turn()
                 raise
 
@@ -97,7 +98,7 @@ class ThreadQueue:
             del self._turns[address]
             if turns:
                 self._turns[address] = turns  # behind all others
-            if not turn.done():  # done: it has given up
+            if not turn.done():  # done: its caller has given up
                 turn.set_result(None)
                 return
         self._free += 1
@@ -109,6 +110,6 @@ def _expire(deadline: asyncio.Timeout) -> None:
 
 
 def _lower_thread_priority() -> None:
-    # On Linux niceness belongs to a thread: the event loop's is untouched. Only root may take some back, so it is added.
+    # On Linux each thread has its own niceness, so that of the event loop stays. Only root may lower it, so add to it.
     thread = threading.get_native_id()
     os.setpriority(os.PRIO_PROCESS, thread, min(19, os.getpriority(os.PRIO_PROCESS, thread) + NICENESS))

@@ -1,4 +1,4 @@
-"""Registrations counted in Redis by address over a moving minute, so that a flood from one is refused before it costs anything."""
+"""Limits registrations per address, counted in Redis over a sliding minute, before a registration costs any CPU."""
 
 import uuid
 from collections.abc import AsyncIterator
@@ -10,8 +10,8 @@ from infra.redis.client import Redis, RedisError
 
 
 class Registrations:
-    """A place is taken before a password is hashed, and kept however it ends; only what could not be tried gives it back.
-    Redis away means nobody registers: Problem 503."""
+    """Takes a place before the password is hashed, and keeps it also if the registration fails. Only one that could not be
+    tried gives it back. Without Redis no registration is possible: Problem 503."""
 
     def __init__(self, redis: Redis, per_minute: int) -> None:
         self._redis = redis
@@ -44,4 +44,4 @@ class Registrations:
         try:
             await self._redis.zrem(key, name)
         except (RedisError, OSError):
-            return  # the place frees itself within a minute
+            return  # the place expires within a minute

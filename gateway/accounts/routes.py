@@ -1,4 +1,4 @@
-"""Names and passwords in, tokens out: register, login, me."""
+"""The account routes: register, login, me. They answer with tokens."""
 
 from collections.abc import Callable
 from functools import partial
@@ -25,7 +25,7 @@ from sale.accounts.tokens import sign
 from sale.tables.queries import SQL
 
 QUERY_TIMEOUT_S = 2.0
-any_password = partial(password_spellings, minimum=0)  # what is too short is wrong, and no more than that
+any_password = partial(password_spellings, minimum=0)  # at login a short password is simply wrong
 T = TypeVar("T")
 _failed_logins = GATEWAY_FAILED_LOGINS.make()
 
@@ -42,7 +42,7 @@ class Login(msgspec.Struct, forbid_unknown_fields=True):
 
 
 class Accounts:
-    """One instance a worker. The database is asked with a deadline; away means 503."""
+    """One instance per worker. Queries have a time limit; without the database the answer is 503."""
 
     def __init__(
         self,
@@ -83,7 +83,7 @@ class Accounts:
         return int(user_id)
 
     async def login(self, request: web.Request) -> web.Response:
-        """An unknown user costs the same work and gets the same bytes as a wrong password."""
+        """An unknown user costs the same work, and gets the same bytes, as a wrong password."""
         wish = await read_members(request, self._bodies, Login)
         email, spellings = _read(known_email, wish.email), _read(any_password, wish.password)
         address = self._addresses.of(request)
@@ -123,7 +123,7 @@ class Accounts:
 
 
 def _read(judge: Callable[[str], T], text: str) -> T:
-    """What one of sale/accounts/credentials.py makes of it. Raises Problem 400."""
+    """The result of a function of sale/accounts/credentials.py. Raises Problem 400."""
     try:
         return judge(text)
     except ValueError as error:

@@ -1,4 +1,4 @@
-"""What a worker refuses before Redis is asked: more than it can answer in time, who buys too fast, and what it knows to be
+"""Refusals that need no request to Redis: the worker is overloaded, the user buys too fast, or the product is known to be
 sold out."""
 
 import time
@@ -11,23 +11,22 @@ from schemas.ids import ProductId, UserId
 TRACKED = 100_000  # users, or addresses
 SOLD_OUT_FOR_S = 1.0
 PRODUCTS_TRACKED = 10_000
-NO_QUANTITY = 2**31  # more than anybody may ask for
-UNDER_WAY = 150  # purchases that a worker answers within some 50 ms
+NO_QUANTITY = 2**31  # above every valid quantity
+UNDER_WAY = 150  # purchases that a worker answers within about 50 ms
 STANDING_S = 0.3
 SHEDDING_S = 1.0
 
 
 class Overload(Exception):
-    """There is a standing queue."""
+    """The worker has a standing queue."""
 
 
 class UnderWay:
-    """The purchases that a worker is answering. A queue that came with a burst is worked off; one that stands is shed.
+    """The purchases in progress in a worker. It serves the queue of a burst, and refuses purchases when a queue stands.
 
-    Past what is answered in time anyway, newcomers are let in for STANDING_S, so that a crowd that presses the button at
-    once is served late rather than sent away. If by then the queue has not gone, more comes than can be served, and
-    refusing at once is the only answer that is still quick; so it stays until nothing had to be refused for SHEDDING_S.
-    The idea is CoDel's (Nichols and Jacobson, 2012).
+    Above UNDER_WAY, purchases are still admitted for STANDING_S: a crowd that clicks at the same moment is served late, not
+    refused. If the queue is still there, more arrives than can be served, and only a refusal is quick. Then purchases are
+    refused until none had to be refused for SHEDDING_S. The idea is that of CoDel (Nichols and Jacobson, 2012).
     """
 
     def __init__(self) -> None:
@@ -37,7 +36,7 @@ class UnderWay:
 
     @contextmanager
     def hold(self) -> Iterator[None]:
-        """Raises Overload instead of letting it in."""
+        """Raises Overload if the purchase is not admitted."""
         if self.count < UNDER_WAY:
             self._standing_since = None
         elif self._stands(time.monotonic()):
@@ -58,7 +57,7 @@ class UnderWay:
 
 
 class RateLimit:
-    """A token bucket a user, or an address: `per_second` in a burst, refilled evenly. A forgotten bucket starts full."""
+    """A token bucket per user or address: a burst of `per_second`, refilled evenly. A dropped bucket starts full again."""
 
     def __init__(self, per_second: int) -> None:
         self._per_second = float(per_second)
@@ -89,8 +88,8 @@ class _SoldOut(NamedTuple):
 
 
 class SoldOutMemory:
-    """Redis' last "sold out" a product. It holds for a second, for at least the quantity that was refused, and gives way
-    to a newer (epoch, version) only. Requests with an Idempotency-Key must not be answered from it: the key comes first."""
+    """The last "sold out" of Redis per product. It holds for a second, for quantities of at least the refused one; only a
+    newer (epoch, version) replaces it. It must not answer a request with an Idempotency-Key: the key comes first."""
 
     def __init__(self) -> None:
         self._products: dict[ProductId, _SoldOut] = {}
@@ -100,7 +99,7 @@ class SoldOutMemory:
         return known is not None and quantity >= known.quantity and time.monotonic() < known.until
 
     def refused(self, product: ProductId, quantity: int, epoch: int, version: int, asked_at: float) -> None:
-        """`asked_at` (monotonic) is when Redis was asked: the answer is at least as new as that."""
+        """`asked_at` (monotonic) is the time of the request to Redis: the answer is not older."""
         known = self._products.get(product)
         if known is not None:
             if (epoch, version) < (known.epoch, known.version):
@@ -110,7 +109,7 @@ class SoldOutMemory:
         self._remember(product, _SoldOut(epoch, version, quantity, asked_at + SOLD_OUT_FOR_S))
 
     def accepted(self, product: ProductId, epoch: int, version: int) -> None:
-        """Units were taken under this version, so what older ones refused is over, also where it arrives later."""
+        """Units were reserved under this version, so refusals of older versions no longer count, even late ones."""
         known = self._products.get(product)
         if known is None or (epoch, version) > (known.epoch, known.version):
             self._remember(product, _SoldOut(epoch, version, NO_QUANTITY, 0.0))

@@ -1,6 +1,6 @@
-"""Is there room in Redis for another order? Looked at once a second, so that no purchase asks for it.
+"""Checks once a second whether Redis has room for more orders, so that a purchase does not need to ask.
 
-Purchases stop here while Redis still takes every other write: what was sold is settled, tokens and logins go on.
+Purchases stop while Redis still accepts all other writes: settlement, tokens and logins continue.
 """
 
 import asyncio
@@ -17,7 +17,7 @@ log = get_logger()
 
 
 class MemoryBudget:
-    """`full` is of the last refresh that succeeded: while Redis cannot be asked, it cannot be sold from either."""
+    """`full` is from the last successful refresh. If Redis does not answer, purchases fail anyway."""
 
     def __init__(self, redis: Redis, full_at_share: float) -> None:
         self._redis = redis
@@ -27,7 +27,7 @@ class MemoryBudget:
     async def run(self) -> None:
         """Until cancelled."""
         while not cancelled():
-            with suppress(RedisError, OSError):  # health and the purchases themselves say that Redis is away
+            with suppress(RedisError, OSError):  # health and purchases report that Redis is down
                 await self.refresh()
             await asyncio.sleep(REFRESH_INTERVAL_S)
 

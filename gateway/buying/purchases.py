@@ -1,7 +1,7 @@
-"""POST /api/order/buy-flash: a wish to buy in, a reservation in Redis and a record on the log out.
+"""POST /api/order/buy-flash: reserves units in Redis and publishes the order on the log.
 
-202 is a promise that survives this process: it is given after the reservation, whatever happens to the publish, because
-the held entry in Redis lets the relay finish it. 503 and every 4xx mean that nothing was reserved; 504 that nobody knows.
+202 is a promise that survives this process. It is given after the reservation, even if the publish fails: from the held
+entry in Redis the relay can finish it. 503 and every 4xx mean that nothing was reserved; 504 that the outcome is unknown.
 """
 
 import asyncio
@@ -43,7 +43,7 @@ DEFINITE = (
     ResponseError,
     BusyLoadingError,
     NotSent,
-)  # Redis answered with an error, or was never asked: nothing was taken
+)  # Redis answered with an error, or was never reached: nothing was reserved
 
 REFUSALS = {
     "unverified": "stock_not_verified",
@@ -62,7 +62,7 @@ Positive = Annotated[int, Meta(ge=1, le=2**31 - 1)]
 
 
 class BuyFlash(msgspec.Struct, forbid_unknown_fields=True, gc=False):
-    """The body. Prices, users and states are ours to know: any other member is refused."""
+    """The body. We know prices, users and states ourselves: any other member is refused."""
 
     productId: Positive
     quantity: Positive | UnsetType = UNSET
@@ -79,7 +79,7 @@ def decode_wish(body: bytes) -> tuple[ProductId, int]:
         wish = _decoder.decode(body)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise Problem("invalid_request", f"The body cannot be read: {reason(error)}.") from None
-    # Both members are numbers, so each colon stands for a member: more of them than members means a member given twice.
+    # Both members are numbers, so each colon belongs to a member: more colons than members mean that one occurs twice.
     if body.count(b":") != (1 if wish.quantity is UNSET else 2):
         raise duplicate_member(repeated_member(body))
     return ProductId(wish.productId), 1 if wish.quantity is UNSET else wish.quantity
@@ -97,7 +97,7 @@ def idempotency_key(request: web.Request) -> str | None:
 
 
 class Purchases:
-    """The hot path. One instance a worker."""
+    """The hot path. One instance per worker."""
 
     def __init__(
         self,
@@ -124,7 +124,7 @@ class Purchases:
         self._under_way = UnderWay()
         self._most_declines = settings.declines_per_hour_per_user
         self._max_unpublished = settings.max_unpublished
-        self._kafka_slow = False  # the last publish has timed out: not awaited until one is acknowledged again
+        self._kafka_slow = False  # the last publish timed out: do not wait again until one is acknowledged
 
     async def buy(self, request: web.Request) -> web.Response:
         started = time.perf_counter()
@@ -137,13 +137,15 @@ class Purchases:
         product_id, quantity = decode_wish(await read_json(request, self._bodies, user.id))
         product = self._catalogue.cached(product_id) or await self._catalogue.find(product_id)
         if quantity > product.max_quantity:
-            raise Problem("invalid_request", f"One order is of at most {product.max_quantity} units of this product.")
+            raise Problem(
+                "invalid_request", f"One order may have at most {product.max_quantity} units of this product."
+            )
         if key is None and self._sold_out.covers(product_id, quantity):
             raise Problem("sold_out")
         if self._publisher.unpublished >= self._max_unpublished:
             raise Problem("busy")
         if self._memory.full:
-            raise Problem("unavailable", "There is no room for more orders just now; nothing was reserved.")
+            raise Problem("unavailable", "There is no room for more orders now; nothing was reserved.")
         wish = Reservation(
             order_id=new_order_id(),
             user_id=user.id,
@@ -155,7 +157,7 @@ class Purchases:
             most_declines=self._most_declines,
         )
         try:
-            with self._under_way.hold():  # only now: until all of it had come it depended on the client
+            with self._under_way.hold():  # only now: reading the body depended on the client
                 order_id = await self._place(wish)
         except Overload:
             raise Problem("busy") from None
@@ -164,7 +166,7 @@ class Purchases:
         return accepted(product, order_id, replayed=order_id != wish.order_id)
 
     async def _place(self, wish: Reservation) -> OrderId:
-        """The id of the order that answers this wish: its own, or the one its key was accepted for."""
+        """The id of the order for this request: its own, or the one for which its key was accepted before."""
         asked_at = time.monotonic()
         match await self._reserve(wish):
             case Held() as held:
@@ -186,12 +188,12 @@ class Purchases:
         except DEFINITE:
             raise Problem("unavailable") from None
         except RedisError:
-            pass  # the reply is lost: the script may have run, or may run yet
+            pass  # the reply is lost: the script may have run, or may still run
         try:
             second = await self._inventory.reserve(wish)
         except RedisError:
             second = Refused("unknown")
-        if isinstance(second, Refused):  # says nothing about the first copy, which may still be under way
+        if isinstance(second, Refused):  # says nothing about the first attempt, which may still run
             _outcome_unknown.inc()
             raise Problem(
                 "outcome_unknown", headers={"Location": f"/api/order/{wish.order_id}/status"}, orderId=wish.order_id
@@ -199,12 +201,12 @@ class Purchases:
         return second
 
     async def _publish(self, order_id: OrderId, held: Held, headers: Headers = HEADERS) -> None:
-        """Hand the record over and wait a little for its acknowledgement; the relay finishes what is left over."""
+        """Publish the record and wait briefly for its acknowledgement. If it does not come, the relay finishes."""
         acknowledged = self._publisher.publish(topics.ORDERS, order_id, held.value, headers)
         acknowledged.add_done_callback(self._acknowledged)
         if self._kafka_slow:
             return
-        await asyncio.wait((acknowledged,), timeout=PUBLISH_WAIT_S)  # never cancels what it waits for
+        await asyncio.wait((acknowledged,), timeout=PUBLISH_WAIT_S)  # wait() does not cancel the publish
         if not acknowledged.done():
             self._kafka_slow = True
             _publish_timeouts.inc()

@@ -1,4 +1,4 @@
-"""The hot path with its steps told to a trace collector; a worker that does not trace has `Purchases` itself, and pays nothing."""
+"""The hot path with tracing. A worker that does not trace uses `Purchases` itself, and pays nothing."""
 
 from aiohttp import web
 
@@ -12,7 +12,7 @@ from schemas.ids import OrderId
 
 
 class TracedPurchases(Purchases):
-    """The same answers. An order that is not chosen has no steps, and its record no header."""
+    """Gives the same answers as `Purchases`. An order that is not sampled has no spans, and its record no header."""
 
     async def buy(self, request: web.Request) -> web.Response:
         span = None if tracing.on is None else tracing.on.sample("buy", request.headers.get(TRACE_HEADER))
@@ -22,7 +22,7 @@ class TracedPurchases(Purchases):
             try:
                 return await super().buy(request)
             except Problem as problem:
-                refused = problem  # an answer like any other, and no fault of this step
+                refused = problem  # a refusal is a normal answer, not an error of this step
             span.set_attributes(refused=refused.code)
         raise refused
 
