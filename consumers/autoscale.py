@@ -1,7 +1,7 @@
-"""Looks at a stage's lag in, its number of members out: up at once, down only after a quiet while, never beyond partitions.
+"""Scales the members of a stage by its lag: up at once, down only after a quiet period, never beyond its partitions.
 
-The same numbers, and the same way to decide, as the KEDA manifest (infra/deploy/k8s/autoscale.yaml) has for Kubernetes: a member
-for so many records of lag, and a horizontal autoscaler's stabilisation window and steps.
+The KEDA manifest for Kubernetes (infra/deploy/k8s/autoscale.yaml) has the same numbers and the same rule: one member per so
+many records of lag, with the stabilisation window and the steps of a horizontal autoscaler.
 """
 
 import asyncio
@@ -20,31 +20,31 @@ from infra.supervision import registry
 from infra.supervision.scaling import require_running_stack, scale
 from schemas.topics import CONSUMED_BY, ORDER_STAGE_GROUP, PAYMENT_STAGE_GROUP
 
-# What one member works off in about 10 s on one core. The payment stage's charges in flight (4,000) count as lag: more.
+# What one member processes in about 10 s on one core. Charges in flight (4,000) count as lag of the payment stage, so more.
 LAG_PER_MEMBER: Mapping[str, int] = {ORDER_STAGE_GROUP: 20_000, PAYMENT_STAGE_GROUP: 10_000}
 LEAST = 1
 EVALUATION_INTERVAL_S = 5.0
-UP_AT_MOST, UP_EVERY_S = 2, 15.0  # members at a time: each joining stops the others for a moment
+UP_AT_MOST, UP_EVERY_S = 2, 15.0  # members at a time: each join pauses the others for a moment
 DOWN_AT_MOST, DOWN_EVERY_S = 1, 30.0
-DOWN_AFTER_S = 60.0  # fewer would have been enough for so long
+DOWN_AFTER_S = 60.0  # scale down once fewer members have been enough for this long
 
 
 def wanted(lag: int, per_member: int, partitions: int) -> int:
-    """Members that this lag is worth."""
+    """The number of members for this lag."""
     return min(max(math.ceil(lag / per_member), LEAST), partitions)
 
 
 @dataclass(slots=True)
 class Scaler:
-    """One stage's decisions; told the time, it asks nobody."""
+    """Decides for one stage. It gets the time as an argument and does no I/O."""
 
     partitions: int
     per_member: int
-    _recent: deque[tuple[float, int]] = field(default_factory=deque)  # looks within DOWN_AFTER_S, and one before
+    _recent: deque[tuple[float, int]] = field(default_factory=deque)  # readings within DOWN_AFTER_S, and one before
     _changed_at: float = -math.inf
 
     def decide(self, now_s: float, lag: int, members: int) -> int:
-        """How many members there shall be, looking at `lag` with `members` running."""
+        """The wanted number of members, given `lag` and `members` running."""
         want = wanted(lag, self.per_member, self.partitions)
         self._recent.append((now_s, want))
         while len(self._recent) > 1 and self._recent[1][0] <= now_s - DOWN_AFTER_S:
@@ -60,14 +60,14 @@ class Scaler:
         return shall
 
     def _members_needed(self, now_s: float) -> int:
-        """The most that was wanted of late; as long as we have not looked for DOWN_AFTER_S, nobody knows: all there may be."""
+        """The highest number wanted within DOWN_AFTER_S; until it has readings for that long, the maximum."""
         looked_long_enough = self._recent[0][0] <= now_s - DOWN_AFTER_S
         return max(want for _, want in self._recent) if looked_long_enough else self.partitions
 
 
 @dataclass(frozen=True, slots=True)
 class Evaluation:
-    """What was seen of a stage and what was done about it. `members` is None where Kafka did not say how things stand."""
+    """One reading of a stage and the decision. `members` is None if Kafka did not answer."""
 
     at: datetime
     stage: str
@@ -80,7 +80,7 @@ class Evaluation:
 async def autoscale(
     settings: Settings, stages: Sequence[str], *, every_s: float, per_member: int | None, dry_run: bool
 ) -> AsyncIterator[Evaluation]:
-    """Evaluation and scale for ever. While Kafka does not answer nothing is changed. Raises StackError where no stack runs."""
+    """Evaluates and scales for ever; changes nothing while Kafka does not answer. Raises StackError if no stack runs."""
     state_dir = settings.thrones_state_dir
     require_running_stack(state_dir)
     scalers = {stage: Scaler(CONSUMED_BY[stage].partitions, per_member or LAG_PER_MEMBER[stage]) for stage in stages}
@@ -110,7 +110,7 @@ def _members(state_dir: Path, stage: str) -> int:
 
 
 def show(look: Evaluation) -> str:
-    """One line for people."""
+    """One evaluation as a line of text."""
     head = f"{look.at:%H:%M:%S}  {look.stage:<14}"
     if look.lag is None:
         return f"{head} kafka does not answer; {look.members} member(s) stay"

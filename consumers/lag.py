@@ -1,4 +1,4 @@
-"""Groups in; how many records each has still to process out, by partition, how fast it gets on and who works on it."""
+"""Reads the lag of every consumer group by partition, its rate and its members."""
 
 import asyncio
 import time
@@ -19,17 +19,17 @@ ANSWER_TIMEOUT_MS = 3_000
 
 @dataclass(frozen=True, slots=True)
 class GroupLag:
-    """One group at one moment. Rates are records a second since the last look; None at the first."""
+    """One group at one moment. Rates are records per second since the previous reading; None at the first."""
 
     group: str
     lag: dict[int, int]
     drained_per_s: float | None
-    drain_s: float | None  # None: not known, or never at this rate
+    drain_s: float | None  # None: unknown, or never at this rate
     members: dict[str, list[int]]  # client id -> partitions
 
 
 async def read_lags(settings: Settings) -> dict[str, dict[int, int]]:
-    """The lag of every group of ours. Raises KafkaError, OSError or TimeoutError when Kafka cannot say."""
+    """The lag of each of our groups. Raises KafkaError, OSError or TimeoutError if Kafka does not answer."""
     watermarks = Watermarks(settings)
     try:
         return dict(await lags(watermarks))
@@ -38,7 +38,7 @@ async def read_lags(settings: Settings) -> dict[str, dict[int, int]]:
 
 
 async def watch(settings: Settings, every_s: float) -> AsyncIterator[list[GroupLag]]:
-    """A look every `every_s`, for ever. Raises as `read_lags`."""
+    """Yields a reading every `every_s`, for ever. Raises like `read_lags`."""
     watermarks = Watermarks(settings)
     admin = AIOKafkaAdminClient(
         bootstrap_servers=settings.kafka_bootstrap_servers, request_timeout_ms=ANSWER_TIMEOUT_MS
@@ -66,14 +66,14 @@ async def _group_lag(
 
 
 def drain_s(lag: int, drained_per_s: float | None) -> float | None:
-    """Seconds until nothing is left at this rate, arrivals counted in: 0 where nothing is, None where that is never."""
+    """Seconds until the lag is 0 at this rate, arrivals included; 0 without lag, None if never."""
     if lag == 0:
         return 0.0
     return lag / drained_per_s if drained_per_s and drained_per_s > 0 else None
 
 
 async def _members(admin: AIOKafkaAdminClient, group: str) -> dict[str, list[int]]:
-    # One group a question: aiokafka 0.14 reads the answer right for one only.
+    # One group per request: aiokafka 0.14 decodes the answer correctly for a single group only.
     answer = (await admin.describe_consumer_groups([group]))[0]
     return {
         f"{member[1]}#{number}": _partitions(CONSUMED_BY[group].name, member[4])
@@ -97,7 +97,7 @@ def show(by_group: dict[str, dict[int, int]]) -> str:
 
 
 def show_live(groups: list[GroupLag]) -> str:
-    """One line a group, one a member; members beyond the partitions are told so."""
+    """One line per group and one per member; a member without a partition is marked."""
     return "\n".join(line for group in groups for line in _lines(group))
 
 

@@ -1,6 +1,7 @@
-"""Topic `order-status` in; the read model in Redis out, and settled entries deleted: reading a status proves it was acknowledged.
+"""Projects the topic `order-status` into the read model in Redis and deletes settled entries: their status is on the log.
 
-Plain batches, one pipeline each. At least once: a lower or equal rank never replaces a higher one, so reading again is harmless.
+It works in batches, one Redis pipeline each, at least once: a lower or equal rank never replaces a higher rank, so reading a
+record twice is harmless.
 """
 
 import time
@@ -32,9 +33,9 @@ from schemas.events import OrderStatusChanged
 from schemas.topics import ORDER_STATUS, PROJECTOR_GROUP
 
 MAX_BATCH = 1_000
-GATHERED = Gathering(min_bytes=32 * 1024, max_wait_ms=50)  # so late may a status be in the read model
-COMMIT_EVERY_S = 0.25  # far below the 2 s after which the relay thinks an announcement stranded
-POLL_MS = 250  # the longest that what was projected last stays uncommitted; after such a silence nobody is kept waiting
+GATHERED = Gathering(min_bytes=32 * 1024, max_wait_ms=50)  # how stale the read model may be
+COMMIT_EVERY_S = 0.25  # far below the 2 s after which the relay takes an announcement for stranded
+POLL_MS = 250  # the last projected batch is committed after at most this silence
 STOP_TIMEOUT_S = 5.0
 
 _records, _batch, _projected = CONSUMER_RECORDS.make(), CONSUMER_BATCH.make(), STATUS_PROJECTED.make()
@@ -43,7 +44,7 @@ log = get_logger()
 
 
 async def run(settings: Settings, stop: Stop) -> None:
-    """Project until asked to stop; ends with the error when the broker throws this member out, to be started anew."""
+    """Projects until asked to stop. If the broker removes this member, it raises the error, and the supervisor restarts it."""
     tracing.start(settings)
     redis = connect_redis(settings, timeout_s=2.0)
     consumer = make_consumer(settings, group=PROJECTOR_GROUP)
@@ -51,7 +52,7 @@ async def run(settings: Settings, stop: Stop) -> None:
     watchdog = Watchdog(settings, PROJECTOR_GROUP, lambda: True, lambda: {tp.partition for tp in consumer.assignment()})
     try:
         async with background(_project(consumer, Inventory(redis)), watchdog.run()):
-            await stop.wait()  # whichever server is waited for; what was not committed is read again
+            await stop.wait()  # ends any wait for a server; uncommitted records are read again
     finally:
         await close_within(consumer.stop(), STOP_TIMEOUT_S)
         await redis.aclose()
@@ -93,9 +94,9 @@ def _count(events: list[OrderStatusChanged]) -> None:
 
 
 async def _commit(consumer: Any) -> bool:
-    """False where the broker did not take it: it must be tried again, also if no more records come.
+    """False if the broker did not take the commit: it must be retried, even if no more records come.
 
-    Until then the group seems to lag, and the relay takes nothing that waits for it for stranded.
+    Until then the group appears to lag, so the relay does not take its orders for stranded.
     """
     try:
         await consumer.commit()
@@ -115,7 +116,7 @@ def _follow(on: tracing.Tracing, batches: Iterable[Sequence[ConsumerRecord]]) ->
 
 
 def _read(record: ConsumerRecord) -> OrderStatusChanged | None:
-    """What is no status cannot be ours: it is counted in the log and passed over, since nothing here changes the books."""
+    """Skips and logs a record that is no status: it cannot be ours, and nothing here changes the books."""
     try:
         event = decode(record.value, tuple(record.headers))
     except Undecodable as error:

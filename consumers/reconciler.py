@@ -1,6 +1,6 @@
-"""Orders whose payment is unknown in; definite answers out. Asks the provider again, slower, with the same key, for as long as it takes.
+"""Resolves orders whose payment is unknown: it asks the provider again with the same key, ever slower, until the answer is definite.
 
-"Not found" decides nothing, and past the provider's key lifetime only an operator settles (`thrones settle`).
+"Not found" decides nothing. After the provider's key lifetime only an operator settles the order (`thrones settle`).
 """
 
 import asyncio
@@ -28,17 +28,17 @@ from schemas.clock import Moment
 from schemas.ids import OrderId
 from schemas.order_state import TERMINAL, Status
 
-MAX_BATCH = 200  # charges asked about at once
-MAX_ROWS = 5_000  # looked through for ones that are due: those that were asked about lately hold up nobody
+MAX_BATCH = 200  # charges per round
+MAX_ROWS = 5_000  # rows read to find due ones, so that orders asked about recently delay no others
 PAUSE_S = 1.0  # between rounds
-SLOWEST_S = 60.0  # between two questions about one order
+SLOWEST_S = 60.0  # between two requests about one order
 
 _orders, _oldest, _expired = RECONCILIATION_ORDERS.make(), RECONCILIATION_OLDEST.make(), RECONCILIATION_EXPIRED.make()
 log = get_logger()
 
 
 class Reconciler:
-    """Works through needs_reconciliation, oldest first; each order is asked about after 1, 2, 4 ... at most 60 s."""
+    """Works through needs_reconciliation, oldest first; it asks about each order after 1, 2, 4 ... at most 60 s."""
 
     def __init__(self, desk: SettlementDesk, provider: PaymentProvider) -> None:
         self._desk = desk
@@ -47,7 +47,7 @@ class Reconciler:
         self._next_question: dict[OrderId, tuple[float, float]] = {}  # order -> (loop time, pause that led to it)
 
     async def reconcile(self, rows: list[OrderRow]) -> int:
-        """Ask about the oldest rows that are due; returns how many became definite. Cancelling it is safe."""
+        """Asks about the oldest due rows; returns how many became definite. Cancelling it is safe."""
         self._forget_all_but(rows)
         due = [row for row in rows if self._is_due(row)][:MAX_BATCH]
         verdicts = [verdict for verdict in await asyncio.gather(*map(self._ask, due)) if verdict is not None]
@@ -70,7 +70,7 @@ class Reconciler:
             case Declined(reason=reason):
                 return Verdict(row.id, Status.PAYMENT_FAILED, reason, None, started, now_ms())
             case Unsettled():
-                return None  # it is read anew first, if it is still ours to ask about
+                return None  # the next round reads the row again and decides whether to ask
             case _:
                 self._schedule_retry(row.id)
                 return None
@@ -91,7 +91,7 @@ class Reconciler:
 
 
 async def run(settings: Settings, stop: Stop) -> None:
-    """Reconcile until asked to stop. Two of them do no harm: one key, guarded rows, idempotent settling."""
+    """Reconciles until asked to stop. Two at once are harmless: same key, guarded rows, idempotent settling."""
     pool = await connect_postgres(settings, maximum=2)
     redis = connect_redis(settings, timeout_s=2.0)
     publisher = await Publisher.start(settings)
@@ -109,7 +109,7 @@ async def run(settings: Settings, stop: Stop) -> None:
 async def _reconcile_in_rounds(reconciler: Reconciler, pool: asyncpg.Pool) -> None:
     while not cancelled():
         await asyncio.sleep(PAUSE_S)
-        asked = Moment()  # what is known of them is as old as the question
+        asked = Moment()  # the figures are as old as this query
         records = await retry_until_ok("postgres", UNAVAILABLE, pool.fetch, SQL.unsettled_payments, ASKED_FOR, MAX_ROWS)
         rows = [replace(OrderRow.of(record), seen=asked) for record in records]
         _tell(rows, await retry_until_ok("postgres", UNAVAILABLE, pool.fetchval, SQL.expired_payments, ASKED_FOR))

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 app = typer.Typer(
     no_args_is_help=True,
-    help="Records that could not be processed: what they are, and another try.\n\nExample: thrones dlq list",
+    help="Records that could not be processed: list them, send them again, close them.\n\nExample: thrones dlq list",
 )
 
 
@@ -40,14 +40,15 @@ def _letter(text: str) -> str:
 LetterArgument = Annotated[
     str, typer.Argument(parser=_letter, metavar="PARTITION:OFFSET", help="As `dlq list` names it.")
 ]
-Who = Annotated[str, typer.Option("--who", help="Kept with the letter; else the system's name for you.")]
+Who = Annotated[str, typer.Option("--who", help="Kept with the letter. Default: your login name.")]
 Where = Annotated[
     list[Any] | None,
     typer.Option(
         "--where",
         parser=_condition,
         metavar="FIELD=TEXT|FIELD~TEXT",
-        help="Only those: equal, or containing; may be repeated. letter, topic, partition, offset, reason, key, type, product, user.",
+        help="Only letters whose field equals (=) or contains (~) TEXT; repeatable. Fields: letter, topic, partition, offset, "
+        "reason, key, type, product, user.",
     ),
 ]
 T = TypeVar("T")
@@ -57,11 +58,11 @@ T = TypeVar("T")
 def list_letters(
     where: Where = None,
     closed_too: Annotated[
-        bool, typer.Option("--all", help="Also those redriven or resolved, and those whose order has ended since.")
+        bool, typer.Option("--all", help="Also letters that are redriven or resolved, or whose order has ended since.")
     ] = False,
     as_json: Json = False,
 ) -> None:
-    """The dead letters that need somebody, oldest first: where each came from and why it is there.
+    """List the dead letters that need action, oldest first, with their source and reason.
 
     Example: thrones dlq list --where topic=orders --where reason~product
     """
@@ -80,7 +81,7 @@ def show_letter(
     letter: LetterArgument,
     as_json: Json = False,
 ) -> None:
-    """All of one letter, its record's value included.
+    """Show one letter in full, with the value of its record.
 
     Example: thrones dlq show 1:42
     """
@@ -97,15 +98,15 @@ def show_letter(
 @app.command()
 def redrive(
     where: Where = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be done.")] = False,
-    rate: Annotated[float, typer.Option("--rate", min=0.01, max=10_000, help="Letters a second.")] = 100.0,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only report what would be done.")] = False,
+    rate: Annotated[float, typer.Option("--rate", min=0.01, max=10_000, help="Letters per second.")] = 100.0,
     who: Who = "",
     as_json: Json = False,
 ) -> None:
-    """Send the records of dead letters again, to the topic each came from. A failed order becomes a new order.
+    """Send the records of dead letters again to their source topics. A failed order becomes a new order.
 
-    A letter counts as redriven once the broker has acknowledged its record; then it is not sent again. Without --where: all
-    that `dlq list` shows. Waits up to 10 s to see which come back, dead again. Exit 1 if one did, or was refused.
+    A letter counts as redriven once the broker has acknowledged its record; it is not sent again. Without --where it takes
+    all that `dlq list` shows. It waits up to 10 s for records that fail again. Exit 1 if one failed again or was refused.
 
     Example: thrones dlq redrive --where reason~"not in postgres" --rate 50 --dry-run
     """
@@ -140,7 +141,7 @@ def redrive(
 def _redriven(
     fates: "list[Fate]", known: bool, returned: "list[Letter]", *, dry_run: bool
 ) -> tuple[dict[str, Any], str]:
-    """What became of the letters, for machines and for people."""
+    """The result of a redrive, as data and as text."""
     from consumers.dead_letters import show
 
     counts = Counter(fate.done for fate in fates) + Counter({"came back": len(returned)})
@@ -160,7 +161,7 @@ def resolve(
     who: Who = "",
     as_json: Json = False,
 ) -> None:
-    """Close a letter about which nothing is left to do: it leaves the list, and your reason stays with it.
+    """Close a letter that needs no more action: it leaves the list and keeps your reason.
 
     Example: thrones dlq resolve 1:42 --why "a test of ours, no order"
     """

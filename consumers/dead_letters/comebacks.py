@@ -1,4 +1,4 @@
-"""After a redrive: what was sent again in; out which of it is among the dead letters once more."""
+"""Finds which records of a redrive failed again and are dead letters once more."""
 
 import asyncio
 from collections.abc import Collection
@@ -17,7 +17,7 @@ _GROUP_OF = {topic.name: group for group, topic in CONSUMED_BY.items()}
 
 
 async def processed(settings: Settings, topics: Collection[str], within_s: float = PROCESSED_WITHIN_S) -> bool:
-    """Waits until the groups of these topics have processed what is in them now; False where they have not in time."""
+    """Waits until the groups of these topics have processed all records that are there now; False on timeout."""
     offsets = Offsets(settings)
     try:
         async with asyncio.timeout(within_s):
@@ -40,5 +40,5 @@ async def _caught_up(offsets: Offsets, group: str) -> None:
 
 
 async def came_back(settings: Settings, pool: asyncpg.Pool, sent: Collection[str]) -> list[Letter]:
-    """The letters that redrives of the letters `sent` ended in."""
+    """The new letters that the redrives of the letters `sent` produced."""
     return [letter async for letter in letters(settings, pool) if letter.came_back_from in sent]

@@ -1,6 +1,6 @@
-"""Topic `dead-letters` in, letters out: where each came from, why it is there, and whether anything is left to do about it.
+"""Reads the topic `dead-letters`: the source of each letter, its reason, and whether it still needs action.
 
-Read without a group. A letter is named `partition:offset` of its own topic.
+It joins no consumer group. The name of a letter is its `partition:offset` in that topic.
 """
 
 from collections.abc import AsyncIterator, Mapping, Sequence
@@ -22,21 +22,21 @@ from schemas.topics import DEAD_LETTERS
 
 FIELDS = ("letter", "topic", "partition", "offset", "reason", "key", "type", "product", "user")
 ROWS_AT_ONCE = 5_000
-RecordPlace = tuple[int, int, int]  # partition, offset and append time (ms): offsets begin anew when the log is wiped
+RecordPlace = tuple[int, int, int]  # partition, offset, append time (ms): offsets start again after the log is wiped
 
 
 class DlqError(Exception):
-    """What was asked for makes no sense, or is not there; the text is for whoever asked."""
+    """The request is invalid or the letter does not exist; the text is for the user."""
 
 
 @dataclass(frozen=True, slots=True)
 class Redriven:
-    """When and by whom a letter was sent again, and the order made in place of a failed one."""
+    """When and by whom a letter was sent again, and the new order in place of a failed one."""
 
     who: str
     at_ms: int
     new_order_id: str | None
-    ended_at_offset: int | None = None  # of the letter's partition, before its record was sent
+    ended_at_offset: int | None = None  # end of the letter's partition before its record was sent
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +50,7 @@ class Resolved:
 
 @dataclass(frozen=True, slots=True)
 class Letter:
-    """One dead letter. `partition` and `offset` are its own; `topic` and `source_*` are the record's it came from."""
+    """One dead letter. `partition` and `offset` are its own; `topic` and `source_*` are those of the original record."""
 
     partition: int
     offset: int
@@ -64,8 +64,8 @@ class Letter:
     cut: bool
     redriven: Redriven | None
     resolved: Resolved | None = None
-    came_back_from: str | None = None  # the letter whose redrive ended in this one
-    ended: Status | None = None  # its order has ended meanwhile, so that sending the record again would do nothing
+    came_back_from: str | None = None  # the letter whose redrive produced this one
+    ended: Status | None = None  # its order has ended since: sending the record again has no effect
 
     @property
     def name(self) -> str:
@@ -77,12 +77,12 @@ class Letter:
 
     @property
     def open(self) -> bool:
-        """Whether anything is left to do about it."""
+        """Whether it still needs action."""
         return self.redriven is None and self.resolved is None and self.ended is None
 
     @property
     def event(self) -> AnyEvent | None:
-        """What the record says, where today's code can read it."""
+        """The event of the record; None if the current code cannot decode it."""
         try:
             return decode(self.value)
         except Undecodable:
@@ -90,11 +90,11 @@ class Letter:
 
     @property
     def order_id(self) -> OrderId | None:
-        """Of the event, else of the key: what cannot be read may still say whose it is."""
+        """From the event, else from the key: an undecodable record may still have a key."""
         return parse_order_id(getattr(self.event, "order_id", "") or self.key.decode(errors="replace"))
 
     def field(self, name: str) -> str:
-        """One of FIELDS as text; empty where the record has none."""
+        """One of FIELDS as text; empty if the record lacks it."""
         match name:
             case "letter":
                 return self.name
@@ -113,7 +113,7 @@ class Letter:
 
 @dataclass(frozen=True, slots=True)
 class Condition:
-    """`field=text` (equal) or `field~text` (contains, whatever the case)."""
+    """`field=text` (equal) or `field~text` (contains, ignoring case)."""
 
     field: str
     contains: bool
@@ -125,7 +125,7 @@ class Condition:
 
 
 def condition(text: str) -> Condition:
-    """Raises ValueError naming what may be asked for."""
+    """Raises ValueError with the valid fields."""
     at = min((text.index(sign) for sign in "=~" if sign in text), default=-1)
     if at < 1 or text[:at] not in FIELDS:
         raise ValueError(f"{text!r}: FIELD=TEXT (equal) or FIELD~TEXT (contains); FIELD is {', '.join(FIELDS)}")
@@ -133,14 +133,14 @@ def condition(text: str) -> Condition:
 
 
 async def letters(settings: Settings, pool: asyncpg.Pool) -> AsyncIterator[Letter]:
-    """Every letter that is kept now, by partition in order, without `ended`. Raises KafkaError, OSError or a Postgres error."""
+    """Yields every kept letter, in order by partition, without `ended`. Raises KafkaError, OSError or a Postgres error."""
     redriven = {_place(row): _redriving(row) for row in await pool.fetch(SQL.redriven_letters)}
     resolved = {_place(row): _resolving(row) for row in await pool.fetch(SQL.resolved_letters)}
     comebacks = _Comebacks({of.new_order_id: _name(place) for place, of in redriven.items() if of.new_order_id})
     async with topic_reader(settings) as reader:
         spans = await reader.spans([DEAD_LETTERS.name], None, None)
         progress = ReadProgress(sum(span.size for span in spans.values()))
-        if not progress.total:  # assigned to nothing, a consumer would never stop
+        if not progress.total:  # a consumer without partitions would never stop
             return
         async for records in reader.read(spans, progress):
             for record in records:
@@ -150,7 +150,7 @@ async def letters(settings: Settings, pool: asyncpg.Pool) -> AsyncIterator[Lette
 async def matching(
     settings: Settings, pool: asyncpg.Pool, where: Sequence[Condition], *, closed_too: bool = False
 ) -> list[Letter]:
-    """Those for which every condition holds, oldest first; those about which nothing is left to do only if asked for."""
+    """The letters that match all conditions, oldest first; letters that need no action only on request."""
     found = [
         letter
         async for letter in letters(settings, pool)
@@ -161,7 +161,7 @@ async def matching(
 
 
 async def one(settings: Settings, pool: asyncpg.Pool, name: str) -> Letter:
-    """The letter of that name. Raises DlqError."""
+    """The letter with that name. Raises DlqError."""
     async for letter in letters(settings, pool):
         if letter.name == name:
             return (await _with_ends(pool, [letter]))[0]
@@ -169,7 +169,7 @@ async def one(settings: Settings, pool: asyncpg.Pool, name: str) -> Letter:
 
 
 async def resolve(settings: Settings, pool: asyncpg.Pool, name: str, who: str, why: str) -> Letter:
-    """The letter, closed for good: the first reason stands. Raises DlqError."""
+    """Closes a letter for good; the first reason stays. Raises DlqError."""
     letter = await one(settings, pool, name)
     await pool.execute(SQL.resolve_letter, *letter.place, who, why)
     return await one(settings, pool, name)
@@ -185,15 +185,15 @@ async def _with_ends(pool: asyncpg.Pool, found: Sequence[Letter]) -> list[Letter
 
 
 def _end(letter: Letter, status: Status | None) -> Status | None:
-    """The end that leaves nothing to do. An order that failed because of its letter is what a redrive makes anew."""
+    """The end of its order, if nothing is left to do. A redrive can still replace an order that failed because of its letter."""
     return None if status is Status.FAILED and isinstance(letter.event, OrderPlaced) else status
 
 
 @dataclass(slots=True)
 class _Comebacks:
-    """Letters of one partition in order; a record that was sent again and is dead once more is known by its bytes or order."""
+    """Sees the letters of one partition in order; recognises a record that failed again by its bytes or its order."""
 
-    made: Mapping[str, str]  # orders made in place of failed ones, and the letters they were made from
+    made: Mapping[str, str]  # new orders in place of failed ones, and the letters of those
     _sent: dict[tuple[int, bytes], tuple[str, int]] = field(default_factory=dict)
 
     def told(self, letter: Letter) -> Letter:

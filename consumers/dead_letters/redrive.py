@@ -1,8 +1,8 @@
-"""Dead letters in, their records back on the topic they came from; a failed order comes back as a new one.
+"""Sends the records of dead letters back to their source topics; a failed order becomes a new order.
 
-A letter is marked as redriven only after the broker has acknowledged what was sent: a redrive that dies half-way is
-repeated and sends at most the same again, which every reader drops. A failed order's successor is reserved by the same
-script as everybody's, under a key made of the failed order's id, so that repeating finds it and never takes units twice.
+A letter is marked as redriven only after the broker has acknowledged its record. A redrive that dies half-way can be
+repeated: at most it sends the same record again, which every reader drops. The new order is reserved by the ordinary
+script under a key made of the failed order's id, so a repetition finds that reservation and never takes units twice.
 """
 
 import asyncio
@@ -32,7 +32,7 @@ SOURCES = {topic.name: topic for topic in ALL if topic is not DEAD_LETTERS}
 
 @dataclass(frozen=True, slots=True)
 class Fate:
-    """What became, or would become, of one letter. `done`: republished, new_order or refused."""
+    """The result, or in a dry run the expected result, of one letter. `done`: republished, new_order or refused."""
 
     letter: str
     done: str
@@ -44,7 +44,7 @@ class Fate:
 
 @dataclass(frozen=True, slots=True)
 class _Plan:
-    """Exactly one of the three: where to republish to, which failed order to make anew, why neither."""
+    """Exactly one of three: the topic to republish to, the failed order to replace, or the reason for neither."""
 
     topic: Topic | None = None
     failed: OrderPlaced | None = None
@@ -52,17 +52,17 @@ class _Plan:
 
 
 class Redrive:
-    """Letters one by one, in order."""
+    """Redrives letters one by one, in order."""
 
     def __init__(
         self, settings: Settings, pool: asyncpg.Pool, inventory: Inventory, publisher: Publisher, who: str
     ) -> None:
         self._settings, self._pool, self._inventory, self._publisher = settings, pool, inventory, publisher
         self._who = who
-        self._ends: dict[int, int] = {}  # of the dead letters, before anything was sent: what comes after has come back
+        self._ends: dict[int, int] = {}  # of the dead letters before the redrive: later letters may have come back
 
     async def run(self, letters: Sequence[Letter], *, rate: float, dry_run: bool) -> AsyncIterator[Fate]:
-        """At most `rate` letters a second. Raises DlqError where another redrive is under way, or what the stores raise."""
+        """Redrives at most `rate` letters per second. Raises DlqError if another redrive runs, or what the stores raise."""
         if dry_run:
             for letter in letters:
                 yield _foretold(letter, await self._plan(letter))
@@ -134,7 +134,7 @@ class Redrive:
         return Fate(letter.name, "new_order", letter.topic, detail, failed.order_id, new_id)
 
     async def _finish_earlier(self, product: ProductId, new_id: OrderId) -> None:
-        """An earlier redrive died after reserving: its record may or may not be on the log. A copy harms nobody."""
+        """An earlier redrive died after its reservation, and its record may be missing on the log. A second copy is harmless."""
         entry = (await self._inventory.entries(product, [new_id])).get(new_id)
         if entry is not None and entry.state is Entry.HELD:
             await self._acknowledged(ORDERS, new_id.encode(), entry.placed_value)
@@ -149,7 +149,7 @@ class Redrive:
 
 
 def _again(failed: OrderPlaced, new_id: OrderId) -> Reservation:
-    """A wish of its own; the key begins with NUL, which no client can send."""
+    """A reservation of its own; its key starts with NUL, which no client can send."""
     return Reservation(
         order_id=new_id,
         user_id=UserId(failed.user_id),

@@ -1,4 +1,4 @@
-"""Letters and their fates in, text and plain values for machines out."""
+"""Renders letters and results of redrives as text and as plain values."""
 
 import json
 from collections.abc import Iterator
@@ -32,7 +32,7 @@ def as_row(letter: Letter) -> dict[str, Any]:
 
 
 def as_page(letter: Letter) -> dict[str, Any]:
-    """All of one letter; the value as JSON where it is some, else as text."""
+    """One letter in full; the value as JSON if it is JSON, else as text."""
     return {**as_row(letter), "cut": letter.cut, "value": _value(letter.value)}
 
 

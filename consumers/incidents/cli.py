@@ -16,19 +16,19 @@ app = typer.Typer(
 
 @app.callback()
 def group() -> None:
-    """Keeps `acknowledge` a command of its own name."""
+    """A group, so that `acknowledge` stays a subcommand."""
 
 
 @app.command()
 def acknowledge(
     product: Annotated[int, typer.Argument(min=1, max=options.LARGEST_INTEGER, metavar="PRODUCT")],
     why: Annotated[str, typer.Option("--why", parser=options.why, metavar="TEXT", help="Kept on the log.")],
-    who: Annotated[str, typer.Option("--who", help="Your name on the log; else the system's name for you.")] = "",
+    who: Annotated[str, typer.Option("--who", help="Your name on the log. Default: your login name.")] = "",
     as_json: Json = False,
 ) -> None:
-    """Take note of everything that `audit` and `prove` find wrong with a product now: shown from then on, no failure.
+    """Acknowledge everything that `audit` and `prove` find wrong with a product now: still shown, but no failure.
 
-    What is found later fails again. Refused while the product is not at rest.
+    Later findings fail again. Refused while orders of the product are under way.
 
     Example: thrones incident acknowledge 1 --why "redis was restored from a copy, ticket 4711" --who Ned
     """

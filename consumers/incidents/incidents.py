@@ -1,6 +1,6 @@
-"""`thrones incident acknowledge`: what the audit and the proof find now in; a line of the trail that names it, and on the log, out.
+"""`thrones incident acknowledge`: records the current findings of the audit and the proof in the trail and on the log.
 
-A finding is acknowledged by its own words: whatever is found later in other words fails as before.
+A finding is acknowledged by its exact text: a later finding with another text fails as before.
 """
 
 from collections.abc import Sequence
@@ -16,11 +16,11 @@ from schemas.ids import ProductId
 from schemas.topics import SALE_ACTIONS
 
 AUDIT_WAIT_S = 30.0
-FINDINGS_MOST = 2_000  # a record of about a megabyte is the broker's limit
+FINDINGS_MOST = 2_000  # the broker's limit is about a megabyte per record
 
 
 async def acknowledge(to: Stores, product: ProductId, who: str, why: str) -> list[str]:
-    """The findings that are acknowledged now. Raises OperationRefused where there are none, or the books are not at rest."""
+    """Acknowledges and returns the current findings. Raises OperationRefused if there are none or the system is not quiet."""
     findings = await _findings(to, product)
     if not findings:
         raise OperationRefused(f"product {product}: the books balance, there is nothing to acknowledge")
@@ -33,7 +33,7 @@ async def acknowledge(to: Stores, product: ProductId, who: str, why: str) -> lis
     row = await to.pool.fetchrow(SQL.add_acknowledgement, product, who, why, findings)
     assert row is not None
     await _publish(to.publisher, product, row["id"], row["at_ms"], who, why, findings)
-    await to.pool.execute(SQL.mark_sale_actions_published, [row["id"]])  # if not, the relay publishes it again
+    await to.pool.execute(SQL.mark_sale_actions_published, [row["id"]])  # else the relay publishes it again
     return findings
 
 

@@ -14,14 +14,14 @@ from .when import bound
 app = typer.Typer(no_args_is_help=True)
 
 From = Annotated[
-    Any,  # Bound | None: typer knows no unions
-    typer.Option("--from", parser=bound, metavar="TIME|OFFSET", help="Begin here. A time is the broker's append time."),
+    Any,  # Bound | None: typer does not support unions
+    typer.Option("--from", parser=bound, metavar="TIME|OFFSET", help="Start here. A time is the broker's append time."),
 ]
-To = Annotated[Any, typer.Option("--to", parser=bound, metavar="TIME|OFFSET", help="End before this.")]
+To = Annotated[Any, typer.Option("--to", parser=bound, metavar="TIME|OFFSET", help="Stop before this.")]
 
 
 class PartitionBy(StrEnum):
-    """How a directory of files is divided."""
+    """How files are split into directories."""
 
     DATE = "date"
 
@@ -31,15 +31,17 @@ def replay(
     topics: Annotated[list[str], typer.Argument(metavar="TOPIC...", help="orders, payments, order-status, ...")],
     start: From = None,
     end: To = None,
-    key: Annotated[str | None, typer.Option("--key", metavar="ORDER_ID", help="Only the records of this key.")] = None,
+    key: Annotated[
+        str | None, typer.Option("--key", metavar="ORDER_ID", help="Copy only the records with this key.")
+    ] = None,
     out: Annotated[str, typer.Option("--out", help="x.parquet, x.csv or x.jsonl; - is standard output.")] = "-",
     partition_by: Annotated[
-        PartitionBy | None, typer.Option("--partition-by", help="OUT becomes a directory: topic=.../date=.../.")
+        PartitionBy | None, typer.Option("--partition-by", help="Write a directory OUT: topic=.../date=.../.")
     ] = None,
-    force: Annotated[bool, typer.Option("--force", help="Replace what OUT was.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Replace an existing OUT.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Copy a stretch of topics into a file. Joins no consumer group and writes to no topic; leaves a whole file or none.
+    """Copy records of topics into a file. Joins no consumer group and writes to no topic; leaves a complete file or none.
 
     TIME is like 2026-11-22T12:00:03.250Z (UTC without a zone), 12:00:03.250 (today) or 15m (ago).
 
@@ -54,8 +56,8 @@ def replay(
     from .show import saying
 
     try:
-        raise_file_limit()  # by date there are as many files as days and topics
-        format_of(out, partition_by is not None)  # before anybody is asked
+        raise_file_limit()  # by date there is one file per day and topic
+        format_of(out, partition_by is not None)  # before any server is asked
         request = Request(tuple(topics), out, start, end, key, partition_by is not None, force)
         with saying(quiet=as_json) as say:
             summary = run_command(lambda: copy(get_settings(), request, say), asks=[Server.KAFKA])
@@ -63,7 +65,7 @@ def replay(
         give_up(error)
     except EnoughRead:
         _end_quietly()
-    # The rows have standard output to themselves.
+    # Standard output carries the rows only.
     typer.echo(_as_json(summary) if as_json else show(summary), err=out == STDOUT or not as_json)
 
 
@@ -74,7 +76,7 @@ def _as_json(value: object) -> str:
 
 
 def give_up(error: Exception) -> NoReturn:
-    """A ReplayError: a fault of usage (exit 2), or something that is not there (exit 1)."""
+    """Ends the command: exit 2 for a usage error, exit 1 for anything else."""
     from .reader import Unmeant
 
     if isinstance(error, Unmeant):
@@ -85,5 +87,5 @@ def give_up(error: Exception) -> NoReturn:
 def _end_quietly() -> None:
     import os
 
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else Python complains at exit
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else Python prints an error at exit
     raise SystemExit(0)

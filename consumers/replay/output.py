@@ -1,4 +1,4 @@
-"""Tables in; a finished file or directory out, or nothing at all: written beside its place and moved there at the end."""
+"""Writes tables to a file or directory. It writes a draft beside it and renames it at the end: a complete output or none."""
 
 import os
 import shutil
@@ -25,11 +25,11 @@ ASIDE_NAME = "undecodable.jsonl"
 
 
 class EnoughRead(Exception):
-    """Nobody reads standard output any more (`| head`)."""
+    """The reader of standard output has closed it (`| head`)."""
 
 
 class Format(StrEnum):
-    """How rows are written; a file's ending says which."""
+    """The format of rows; a file's extension selects it."""
 
     PARQUET = "parquet"
     CSV = "csv"
@@ -37,7 +37,7 @@ class Format(StrEnum):
 
 
 class Rows(Protocol):
-    """One kind of file."""
+    """A writer of one format."""
 
     @abstractmethod
     def write(self, table: pa.Table) -> None: ...
@@ -69,7 +69,7 @@ class _Csv:
 
 
 class _Jsonl:
-    """Nulls are left out."""
+    """JSON lines without nulls."""
 
     def __init__(self, file: BinaryIO) -> None:
         self._file = file
@@ -86,7 +86,7 @@ class _Jsonl:
 
 
 class Output:
-    """Where a replay writes; `draft` is None for standard output, which alone can be left half-written."""
+    """The target of a replay; `draft` is None for standard output, the only target that can end half-written."""
 
     def __init__(self, name: str, draft: Path | None, kind: Format, by_date: bool) -> None:
         self._name = name
@@ -99,10 +99,10 @@ class Output:
             assert draft is not None
             draft.mkdir()
         else:
-            self._rows("")  # a replay of nothing is still a file
+            self._rows("")  # a replay without records still makes a file
 
     def write(self, table: pa.Table, aside: Sequence[Aside]) -> None:
-        """Raises ReplayError when the disk is full, EnoughRead when nobody reads standard output any more."""
+        """Raises ReplayError if the disk is full, EnoughRead if the reader has closed standard output."""
         with writing(self._name):
             if table.num_rows:
                 self._write(table)
@@ -153,12 +153,12 @@ class Output:
 
 
 def aside_of(path: Path, by_date: bool) -> Path:
-    """The file beside the rows for what is no event."""
+    """The file for records that are no events, beside the rows."""
     return path / ASIDE_NAME if by_date else path.with_name(path.name + ASIDE_SUFFIX)
 
 
 def format_of(out: str, by_date: bool) -> Format:
-    """Raises Unmeant for an ending that means no format."""
+    """Raises Unmeant if the extension names no format."""
     if out == STDOUT:
         if by_date:
             raise Unmeant("--partition-by writes a directory: give --out a name")
@@ -175,9 +175,9 @@ def format_of(out: str, by_date: bool) -> Format:
 
 @contextmanager
 def output(out: str, *, by_date: bool, force: bool) -> Iterator[Output]:
-    """Rows written in the body stand at `out` when it ends well; when it does not, what stood there is untouched.
+    """If the body succeeds, `out` has its rows; if it fails, `out` is as it was before.
 
-    Raises ReplayError: before anything is read when `out` cannot be, later when the disk is full.
+    Raises ReplayError: at once if `out` cannot be written, later if the disk is full.
     """
     kind = format_of(out, by_date)
     if out == STDOUT:
@@ -204,7 +204,7 @@ def output(out: str, *, by_date: bool, force: bool) -> Iterator[Output]:
 
 @contextmanager
 def writing(out: str) -> Iterator[None]:
-    """The disk's errors apart from the broker's."""
+    """Turns errors of the disk into ReplayError, so that they differ from errors of the broker."""
     try:
         yield
     except BrokenPipeError:
@@ -240,7 +240,7 @@ def _move(draft: Path, path: Path, by_date: bool) -> None:
     if aside.exists():
         aside.replace(aside_of(path, by_date))
     else:
-        aside_of(path, by_date).unlink(missing_ok=True)  # an earlier replay's
+        aside_of(path, by_date).unlink(missing_ok=True)  # from an earlier replay
     draft.replace(path)
 
 

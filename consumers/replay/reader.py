@@ -1,6 +1,6 @@
-"""Topics in, their raw records out in offset order by partition: no consumer group, no commit, nothing written anywhere.
+"""Reads raw records of topics, in offset order by partition. It joins no consumer group, commits nothing, writes nothing.
 
-What is read is fixed at the start (`OffsetRange` by partition), so a replay of a living topic ends.
+The offsets to read are fixed at the start (`OffsetRange` by partition), so a replay of a growing topic ends.
 """
 
 import asyncio
@@ -21,16 +21,16 @@ from .when import AppendTime, Bound, Offset, show_ms
 RECORDS_AT_ONCE = 20_000
 PARTITION_FETCH_BYTES = 2 * 1024 * 1024
 WAIT_MS = 500
-STALLED_S = 10.0  # a broker that answers at all sends something by then
+STALLED_S = 10.0  # a working broker sends something within this
 Record = Any  # aiokafka's ConsumerRecord
 
 
 class ReplayError(Exception):
-    """What was asked for cannot be read; the text is for whoever asked."""
+    """The requested records cannot be read; the text is for the user."""
 
 
 class Unmeant(ReplayError):
-    """What was asked for makes no sense, whatever there is: a fault of usage."""
+    """The request itself is invalid: a usage error."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +50,7 @@ Spans = dict[TopicPartition, OffsetRange]
 
 @dataclass(slots=True)
 class ReadProgress:
-    """How far a replay is. Offsets, not records: a transaction's markers take offsets too."""
+    """The progress of a replay in offsets, not records: transaction markers use offsets too."""
 
     total: int
     done: int = 0
@@ -58,14 +58,14 @@ class ReadProgress:
 
 
 class TopicReader:
-    """One consumer without a group. Every method raises KafkaError or OSError when the broker does not answer."""
+    """A consumer without a group. Every method raises KafkaError or OSError if the broker does not answer."""
 
     def __init__(self, consumer: AIOKafkaConsumer) -> None:
         self._consumer = consumer
 
     async def partitions(self, names: Sequence[str]) -> list[TopicPartition]:
-        """Raises ReplayError naming the topics that do exist."""
-        # What topics() asks too; only this tells the partitions of topics that are not subscribed to.
+        """Raises ReplayError with the names of existing topics if one is unknown."""
+        # topics() makes the same request, but only this returns partitions of topics without a subscription.
         cluster = await self._consumer._client.fetch_all_metadata()  # noqa: SLF001
         known: set[str] = cluster.topics(exclude_internal_topics=False)
         if unknown := [name for name in names if name not in known]:
@@ -77,7 +77,7 @@ class TopicReader:
         return found
 
     async def spans(self, names: Sequence[str], start: Bound | None, end: Bound | None) -> Spans:
-        """What lies between two bounds, of what is kept now. Raises ReplayError when that is nothing though bounded."""
+        """The kept offsets between two bounds. Raises ReplayError if bounds are given and nothing lies between them."""
         partitions = await self.partitions(names)
         self._consumer.assign(partitions)
         begins = await self._consumer.beginning_offsets(partitions)
@@ -103,7 +103,7 @@ class TopicReader:
             case Offset(value):
                 return {tp: min(max(value, begins[tp]), ends[tp]) for tp in partitions}
             case AppendTime(ms):
-                # The broker's time index: the first record appended at that time or later, none if all are older.
+                # The broker's time index returns the first record appended at that time or later, or none.
                 found = await self._consumer.offsets_for_times(dict.fromkeys(partitions, ms))
                 return {tp: min(found[tp].offset, ends[tp]) if found.get(tp) else ends[tp] for tp in partitions}
 
@@ -120,7 +120,7 @@ class TopicReader:
         return f"no records between these bounds: {what} has {offsets}, {show_ms(first)} to {show_ms(last)}"
 
     async def _at(self, tp: TopicPartition, offset: int) -> int:
-        """Append time of the record at an offset (or of the next one, if a marker lies there)."""
+        """The append time of the record at an offset, or of the next record if a marker has that offset."""
         self._consumer.assign([tp])
         self._consumer.seek(tp, offset)
         batches = await self._consumer.getmany(tp, timeout_ms=5_000, max_records=1)
@@ -163,7 +163,7 @@ async def topic_reader(settings: Settings) -> AsyncIterator[TopicReader]:
     )
     try:
         await consumer.start()
-        await asyncio.sleep(0)  # lets its tasks begin: aiokafka's stop() fails on one that never did
+        await asyncio.sleep(0)  # lets its tasks start: aiokafka's stop() fails on a task that never started
         yield TopicReader(consumer)
     finally:
         await close_within(consumer.stop(), CLOSE_TIMEOUT_S)

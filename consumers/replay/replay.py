@@ -1,4 +1,4 @@
-"""`thrones replay`: a stretch of topics in, a file out and a summary. Reads without a group, so it has no side effects."""
+"""`thrones replay`: copies records of topics into a file and returns a summary. It has no side effects on the broker."""
 
 import asyncio
 import resource
@@ -15,13 +15,13 @@ from .reader import ReadProgress, Record, ReplayError, TopicReader, topic_reader
 from .table import to_table
 from .when import Bound, show_ms
 
-ROWS_AT_ONCE = 50_000  # of one row group: bounds memory, and still compresses well
+ROWS_AT_ONCE = 50_000  # one row group: bounds memory and still compresses well
 SAY_EVERY_S = 0.5
 Say = Callable[[ReadProgress], None]
 
 
 class Stretch(msgspec.Struct, frozen=True):
-    """What was read of one partition: offsets, `end` exclusive."""
+    """The offsets read from one partition; `end` is exclusive."""
 
     partition: int
     start: int
@@ -49,7 +49,7 @@ class TopicSummary(msgspec.Struct):
 
 
 class Summary(msgspec.Struct):
-    """What a replay did; `records` = `written` + `undecodable` (+ those of other keys, where --key was given)."""
+    """The result of a replay; `records` = `written` + `undecodable` (+ records with other keys, if --key is given)."""
 
     out: str
     records: int
@@ -58,12 +58,12 @@ class Summary(msgspec.Struct):
     undecodable_file: str | None
     bytes: int | None
     seconds: float
-    peak_mb: int  # of this process' memory
+    peak_mb: int  # peak memory of this process
     topics: dict[str, TopicSummary]
 
 
 class Request(msgspec.Struct, frozen=True):
-    """What an analyst asked for."""
+    """The arguments of a replay."""
 
     topics: tuple[str, ...]
     out: str = STDOUT
@@ -75,7 +75,7 @@ class Request(msgspec.Struct, frozen=True):
 
 
 async def replay(settings: Settings, request: Request, say: Say | None = None) -> Summary:
-    """Raises ReplayError (nothing is left behind then), KafkaError or OSError when the broker does not answer."""
+    """Raises ReplayError; KafkaError or OSError if the broker does not answer. No file is left after an error."""
     started = time.monotonic()
     with output(request.out, by_date=request.by_date, force=request.force) as out:
         async with topic_reader(settings) as reader:
@@ -124,7 +124,7 @@ async def _copy(reader: TopicReader, request: Request, out: Output, say: Say | N
 
 
 async def _aside(write: Callable[..., None], *arguments: object) -> None:
-    """In a thread, so that fetching goes on meanwhile. It always ends first: what it writes to is closed after it."""
+    """Writes in a thread while fetching continues. It always waits for the thread, because the file is closed afterwards."""
     writing = asyncio.ensure_future(asyncio.to_thread(write, *arguments))
     try:
         await asyncio.shield(writing)
@@ -145,7 +145,7 @@ def _write(records: Sequence[Record], out: Output, topics: dict[str, TopicSummar
 
 
 def show(summary: Summary) -> str:
-    """The summary for people."""
+    """The summary as text."""
     lines = [
         f"{name:<16}{topic.written:>10} written{topic.undecodable:>8} undecodable   "
         f"{'-' if topic.first_at_ms is None else show_ms(topic.first_at_ms)} .. "

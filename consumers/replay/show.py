@@ -1,4 +1,4 @@
-"""A replay's progress, on standard error: a bar in a terminal, a line every few seconds where there is none."""
+"""Shows the progress of a replay on standard error: a bar in a terminal, else a line every few seconds."""
 
 import sys
 import time
@@ -13,7 +13,7 @@ LINE_EVERY_S = 5.0
 
 @contextmanager
 def saying(*, quiet: bool = False) -> Iterator[Say | None]:
-    """`quiet`: nothing, for machines."""
+    """`quiet` shows nothing."""
     if quiet:
         yield None
     elif sys.stderr.isatty():

@@ -1,7 +1,7 @@
-"""Raw records in, columns out: one wide table for every topic, the same in Parquet, CSV, JSON lines and SQL.
+"""Turns raw records into one wide table, the same for every topic and in Parquet, CSV, JSON lines and SQL.
 
-The fields are those of schemas/events.py, under their names and in their units; a field that an event lacks is null. What
-does not decode becomes no row: it is returned beside the table, as it was found.
+Its columns are the fields of schemas/events.py with the same names and units; a field that an event lacks is null. Records
+that cannot be decoded become no rows: they are returned separately and unchanged.
 """
 
 import base64
@@ -92,13 +92,13 @@ _ONLY_VERSION = _encode({VERSION_HEADER[0]: VERSION_HEADER[1].decode()}).decode(
 
 @dataclass(frozen=True, slots=True)
 class Aside:
-    """A record that is no event."""
+    """A record that cannot be decoded as an event."""
 
     record: Record
     reason: str
 
     def line(self) -> bytes:
-        """One JSON line; bytes that are not text are base64 of what was there, under a name that says so."""
+        """One JSON line; bytes that are not text are in base64, and the member name says so."""
         record = self.record
         return _encode(
             {
@@ -115,7 +115,7 @@ class Aside:
 
 
 def to_table(records: Sequence[Record]) -> tuple[pa.Table, list[Aside]]:
-    """Rows in the order of the records."""
+    """The rows keep the order of the records."""
     aside: list[Aside] = []
     found: defaultdict[type[AnyEvent], list[tuple[int, Record, AnyEvent]]] = defaultdict(list)
     for n, record in enumerate(records):
@@ -134,7 +134,7 @@ def to_table(records: Sequence[Record]) -> tuple[pa.Table, list[Aside]]:
 
 
 def _columns(kind: type[AnyEvent], rows: Sequence[tuple[int, Record, AnyEvent]]) -> pa.Table:
-    """A column at a time: row by row is ten times slower."""
+    """Builds one column at a time: row by row is ten times slower."""
     records = [record for _, record, _ in rows]
     columns: dict[str, pa.Array] = {
         "topic": pa.array([record.topic for record in records], pa.string()),
@@ -157,7 +157,7 @@ def _plain(kind: type[AnyEvent], name: str, column: Sequence[Any]) -> Sequence[A
         return [_listed(value) for value in column]
     if kind.__struct_defaults__ and name in kind.__struct_fields__[-len(kind.__struct_defaults__) :]:
         return [None if value is UNSET else value for value in column]
-    return column  # never absent
+    return column  # always present
 
 
 def _listed(value: Any) -> str | None:

@@ -1,4 +1,4 @@
-"""What an analyst types as a bound in, an offset or a moment in milliseconds since the epoch out."""
+"""Parses a bound that an analyst types: an offset, or a time in milliseconds since the epoch."""
 
 import re
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ _OFFSET = re.compile(r"(offset:)?([0-9]+)")
 _EPOCH = datetime.fromtimestamp(0, UTC)
 _UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}
 LARGEST_OFFSET = 2**63 - 1
-# Where a number without a word is more likely a Unix time (2001 to 2100) than an offset, by its unit.
+# A bare number in one of these ranges is more likely a Unix time (2001 to 2100) in that unit than an offset.
 UNIX_FROM_S, UNIX_TO_S = 1_000_000_000, 4_102_444_800
 UNIX_UNITS = {"seconds": 1, "milliseconds": 1_000, "microseconds": 1_000_000, "nanoseconds": 1_000_000_000}
 EXAMPLES = (
@@ -47,7 +47,7 @@ def bound(text: str) -> Bound:
 
 
 def parse_bound(text: str, now: datetime) -> Bound:
-    """Raises ValueError, with examples, for anything else."""
+    """Raises ValueError with examples for any other text."""
     text = text.strip()
     if number := _OFFSET.fullmatch(text):
         return _offset(int(number[2]), sure=bool(number[1]))

@@ -1,4 +1,4 @@
-"""What people are known by in, its one spelling out: names, email addresses, passwords. What cannot be one is a ValueError."""
+"""Normalises and validates names, email addresses and passwords; an invalid one raises ValueError."""
 
 import unicodedata
 
@@ -10,12 +10,12 @@ NAME_MAX_CHARACTERS = 100
 EMAIL_MAX_CHARACTERS = 254
 PASSWORD_MIN_BYTES, PASSWORD_MAX_BYTES = 8, 72  # bcrypt reads no further than 72
 
-# .invalid, .test and the like: whether mail gets there is no question of ours, and load tests and demos use them.
+# Reserved domains such as .invalid and .test are allowed: we send no mail, and load tests and demos use them.
 email_validator.SPECIAL_USE_DOMAIN_NAMES.clear()
 
 
 def clean_name(text: str) -> str:
-    """As it was written, without the spaces around it."""
+    """The name without surrounding spaces."""
     name = text.strip()
     if not is_plain(name, NAME_MAX_CHARACTERS):
         raise ValueError(f"A name has 1 to {NAME_MAX_CHARACTERS} characters and no control characters.")
@@ -23,7 +23,7 @@ def clean_name(text: str) -> str:
 
 
 def clean_email(text: str) -> str:
-    """Of a new account."""
+    """The email address of a new account."""
     email = known_email(text)
     try:
         email_validator.validate_email(
@@ -35,7 +35,7 @@ def clean_email(text: str) -> str:
 
 
 def known_email(text: str) -> str:
-    """As accounts are looked up by it. Only ASCII is lowered: there are others that become ASCII by it (U+212A, a `k`)."""
+    """The key for looking up an account. It lowers ASCII only: other characters would become ASCII (U+212A becomes `k`)."""
     email = text.strip(" ")
     if not (email.isascii() and email.isprintable() and 1 <= len(email) <= EMAIL_MAX_CHARACTERS):
         raise ValueError("This is not an email address.")
@@ -43,7 +43,7 @@ def known_email(text: str) -> str:
 
 
 def password_spellings(text: str, *, minimum: int = PASSWORD_MIN_BYTES) -> tuple[bytes, ...]:
-    """The bytes to hash first, then those that it may have been hashed as before passwords were normalised."""
+    """The bytes to hash, then the bytes that older versions hashed, before passwords were normalised."""
     secret = _normalised(text)
     if not _fits(secret, minimum):
         raise ValueError(f"A password has {PASSWORD_MIN_BYTES} to {PASSWORD_MAX_BYTES} bytes and no NUL.")
@@ -52,7 +52,7 @@ def password_spellings(text: str, *, minimum: int = PASSWORD_MIN_BYTES) -> tuple
 
 
 def _normalised(text: str) -> bytes:
-    """As RFC 8265's OpaqueString: spaces of any kind are one kind, and letters are composed (NFC)."""
+    """OpaqueString of RFC 8265: every kind of space becomes one kind, and letters are composed (NFC)."""
     spaced = "".join(" " if unicodedata.category(character) == "Zs" else character for character in text)
     try:
         return unicodedata.normalize("NFC", spaced).encode()

@@ -22,7 +22,7 @@ product_app = typer.Typer(
     help='Products on sale.\n\nExample: thrones product create --id 7 --name "Valyrian steel" --price 9.99 --stock 500',
 )
 stock_app = typer.Typer(
-    no_args_is_help=True, help="The books of a product in Redis.\n\nExample: thrones stock rebuild 1"
+    no_args_is_help=True, help="The stock of a product in Redis.\n\nExample: thrones stock rebuild 1"
 )
 operator_app = typer.Typer(
     no_args_is_help=True,
@@ -37,11 +37,11 @@ ProductArgument = Annotated[int, typer.Argument(min=1, max=options.LARGEST_INTEG
 
 
 def _moment(option: str) -> Any:
-    return typer.Option(option, parser=options.moment, metavar="TIME", help="ISO 8601; UTC where no zone is given.")
+    return typer.Option(option, parser=options.moment, metavar="TIME", help="ISO 8601; UTC without a zone.")
 
 
 class SettleAs(StrEnum):
-    """What an operator may settle an order as."""
+    """The outcomes that an operator may give an order."""
 
     CONFIRMED = "confirmed"
     PAYMENT_FAILED = "payment_failed"
@@ -49,7 +49,7 @@ class SettleAs(StrEnum):
 
 @app.command()
 def deploy(as_json: Json = False) -> None:
-    """Migrations, topics, and the reference's product 1 with its stock on sale; what is there already is left alone.
+    """Apply migrations, create topics, and put product 1 on sale with its stock. It never changes what exists.
 
     Example: thrones deploy
     """
@@ -92,7 +92,7 @@ def create_product(
     closes_at: Annotated[datetime | None, _moment("--closes-at")] = None,
     as_json: Json = False,
 ) -> None:
-    """A new product, buyable on every worker when this returns. An id that exists is refused.
+    """Create a product, buyable on every worker when this returns. An existing id is refused.
 
     Example: thrones product create --id 7 --name "Valyrian steel" --price 9.99 --stock 500
     """
@@ -133,7 +133,7 @@ def _check_terms(product: "NewProduct") -> None:
 
 @stock_app.command("rebuild")
 def rebuild(product: ProductArgument, as_json: Json = False) -> None:
-    """Make a product's books anew from Postgres, the log and what Redis still holds, under a new epoch.
+    """Rebuild a product's books from Postgres, the log and what Redis still holds, in a new epoch.
 
     Example: thrones stock rebuild 1
     """
@@ -152,16 +152,16 @@ def rebuild(product: ProductArgument, as_json: Json = False) -> None:
 @app.command()
 def settle(
     order: Annotated[str, typer.Argument(parser=options.order_id, metavar="ORDER")],
-    outcome: Annotated[SettleAs, typer.Option("--as", help="What the provider says has become of the charge.")],
+    outcome: Annotated[SettleAs, typer.Option("--as", help="The outcome of the charge, as the provider reports it.")],
     why: Annotated[str, typer.Option("--why", parser=options.why, metavar="TEXT", help="Kept with the order.")],
     early: Annotated[
-        bool, typer.Option("--early", help="Although the reconciler is still asking the provider.")
+        bool, typer.Option("--early", help="Settle even while the reconciler still asks the provider.")
     ] = False,
     as_json: Json = False,
 ) -> None:
-    """Settle an order by hand, once the provider has answered a person and can no longer answer the reconciler.
+    """Settle an order by hand, with the answer of the provider's staff, once the reconciler can no longer ask the provider.
 
-    Only where its payment is unknown. It is taken out of the reconciler's hands first, which takes 8 s.
+    Only for an order whose payment is unknown. The command first takes it from the reconciler, which takes 8 s.
 
     Example: thrones settle 01936f2e-7d1c-7a30-8000-0123456789ab --as confirmed --why "provider ticket 4711"
     """
@@ -186,11 +186,13 @@ def create_operator(
     name: Annotated[str, typer.Option("--name")] = "Operator",
     password: Annotated[
         str,
-        typer.Option("--password", envvar="OPERATOR_PASSWORD", prompt=True, hide_input=True, help="Asked if absent."),
+        typer.Option(
+            "--password", envvar="OPERATOR_PASSWORD", prompt=True, hide_input=True, help="Prompted for if absent."
+        ),
     ] = "",
     as_json: Json = False,
 ) -> None:
-    """A user with the operator's role, who logs in like everybody else.
+    """Create a user with the operator's role, who logs in like every user.
 
     Example: OPERATOR_PASSWORD=... thrones operator create --email ned@winterfell.example --name Ned
     """
@@ -207,7 +209,7 @@ def create_operator(
 
 @operator_app.command("demote")
 def demote_operator(email: Annotated[str, typer.Option("--email")], as_json: Json = False) -> None:
-    """Take the operator's role from a user, at once: tokens that still name it are refused by the operators' routes.
+    """Take the operator's role from a user. It takes effect at once: older tokens are refused by the operators' routes.
 
     Example: thrones operator demote --email ned@winterfell.example
     """
@@ -228,7 +230,7 @@ def tokens(
     out: Annotated[Path, typer.Option("--out", help="The file to write: a JSON array of bearer tokens.")],
     as_json: Json = False,
 ) -> None:
-    """Bearer tokens of users who exist but cannot log in, for load tests. Development profile only; repeatable.
+    """Write bearer tokens for load tests, of users who exist but cannot log in. Development profile only; repeatable.
 
     Example: thrones tokens --users 100000 --out tokens.json
     """
@@ -253,4 +255,4 @@ def tokens(
         out.write_bytes(msgspec.json.encode(made))
         report({"users": users, "out": str(out)}, f"{users} tokens in {out}", as_json)
 
-    run_command(main, asks=[])  # it asks itself, once it knows that it may
+    run_command(main, asks=[])  # it checks the servers itself, after the profile

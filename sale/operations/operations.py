@@ -1,6 +1,6 @@
-"""An operator's wishes in, rows and books changed out: deploy, products, operators, settling by hand, bulk tokens.
+"""What operators do: deploy, create products, manage operators, settle by hand, make bulk tokens.
 
-Every one may be repeated: what is done already is found done, never done twice.
+Every operation can be repeated: it detects what is done already and never does it twice.
 """
 
 import asyncio
@@ -34,13 +34,15 @@ from schemas.order_state import TERMINAL, Status
 
 USERS_PER_STATEMENT = 20_000  # well inside the statement timeout
 SETTLE_TIMEOUT_S = 30.0
-LAST_ATTEMPT_S = IN_HAND_AFTER_S + ATTEMPT_TIMEOUT_S + 1.0  # one that began on a row read just before has ended by then
+LAST_ATTEMPT_S = (
+    IN_HAND_AFTER_S + ATTEMPT_TIMEOUT_S + 1.0
+)  # an attempt that began on a row read just before has ended by then
 SettledAs = Literal[Status.CONFIRMED, Status.PAYMENT_FAILED]
-NO_LOGIN = "!"  # stands where the hash would; no bcrypt hash looks like this
+NO_LOGIN = "!"  # in place of the hash; no bcrypt hash equals it
 
 
 class OperationRefused(CommandFailed):
-    """The wish cannot be granted; the text says why. Nothing was changed."""
+    """The operation is not possible; the text says why. Nothing was changed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +70,7 @@ REFERENCE_PRODUCT = NewProduct(ProductId(1), "iPhone 15 Pro - Flash Sale", 99_99
 
 @dataclass(slots=True)
 class Stores:
-    """The three stores, for as long as one command runs."""
+    """Connections to the three stores for one command."""
 
     settings: Settings
     redis: Redis
@@ -78,7 +80,7 @@ class Stores:
 
 @asynccontextmanager
 async def connected(settings: Settings) -> AsyncIterator[Stores]:
-    """Redis, Postgres and Kafka; closed at the end, after what was published has been acknowledged."""
+    """Connects to Redis, Postgres and Kafka; at the end waits for outstanding acknowledgements and closes."""
     redis = connect_redis(settings, timeout_s=5.0)
     pool = await connect_postgres(settings)
     publisher = await Publisher.start(settings)
@@ -91,26 +93,26 @@ async def connected(settings: Settings) -> AsyncIterator[Stores]:
 
 
 async def deploy(to: Stores) -> StockOpened | None:
-    """The reference's product with its stock on sale. None where it is there already: its stock is never loaded again.
+    """Puts the reference product on sale. Returns None if it exists: its stock is never loaded again.
 
     Migrations and topics come first (sale/operations/provision.py).
     """
     await _insert(to.pool, REFERENCE_PRODUCT)
     row = await to.pool.fetchrow(SQL.product, REFERENCE_PRODUCT.id)
     assert row is not None
-    # No verified books: it is new, or an earlier deploy was cut short between the row and its stock.
+    # Without verified books it is new, or an earlier deploy ended between the row and its stock.
     return await open_stock(to, REFERENCE_PRODUCT.id, "deploy") if row["verified_at"] is None else None
 
 
 async def create_product(to: Stores, product: NewProduct) -> StockOpened:
-    """A new product, buyable when this returns. Raises OperationRefused where the id is taken."""
+    """Creates a product, buyable when this returns. Raises OperationRefused if the id is taken."""
     if not await _insert(to.pool, product):
         raise OperationRefused(f"product {product.id} exists")
     return await open_stock(to, product.id, "product created")
 
 
 async def open_stock(to: Stores, product: ProductId, reason: str) -> StockOpened:
-    """Make a product's books anew from Postgres, the log and Redis. Raises OperationRefused for an unknown one."""
+    """Rebuilds a product's books from Postgres, the log and Redis. Raises OperationRefused for an unknown product."""
     if await to.pool.fetchrow(SQL.product, product) is None:
         raise OperationRefused(f"there is no product {product}")
     return await rebuild(product, reason, redis=to.redis, pool=to.pool, settings=to.settings, publisher=to.publisher)
@@ -133,16 +135,16 @@ async def _insert(pool: asyncpg.Pool, product: NewProduct) -> bool:
 
 
 async def settle(to: Stores, order_id: OrderId, outcome: SettledAs, why: str, *, early: bool = False) -> Status:
-    """An operator's answer for an order whose charge nobody else can answer for; the status it then has.
+    """Settles an order whose payment is unknown with the operator's outcome; returns its status.
 
-    Out of the reconciler's hands first, and no sooner settled than any attempt that was under way must have ended; then the
-    reconciler's path with the operator's words as the reason. An order that has ended this way already is only announced
-    again. Raises OperationRefused for one that is unknown, ended the other way, is still being charged, or - unless `early` - is
-    asked about still.
+    It first takes the order from the reconciler and waits until any attempt under way has ended. Then it settles on the
+    reconciler's path, with the operator's words as the reason. If the order has this outcome already, it is announced again.
+    Raises OperationRefused if the order is unknown, has the other outcome, is still being charged, or (unless `early`) if
+    the reconciler still asks about it.
     """
     if await _refuse_other_end(to.pool, order_id, outcome) is not outcome:
         await _take_in_hand(to.pool, order_id, early=early)
-        await _refuse_other_end(to.pool, order_id, outcome)  # the provider's answer may have come first
+        await _refuse_other_end(to.pool, order_id, outcome)  # the provider's answer may have come meanwhile
     desk = SettlementDesk(to.pool, Inventory(to.redis), to.publisher)
     async with asyncio.timeout(SETTLE_TIMEOUT_S):
         await desk.settle([Verdict(order_id, outcome, reason=f"operator: {why}")])
@@ -150,7 +152,7 @@ async def settle(to: Stores, order_id: OrderId, outcome: SettledAs, why: str, *,
 
 
 async def _take_in_hand(pool: asyncpg.Pool, order_id: OrderId, *, early: bool) -> None:
-    """Returns when nobody else can be asking about it any more."""
+    """Returns when no other process can still be asking the provider about it."""
     if await pool.fetchval(SQL.take_in_hand, order_id, ASKED_FOR, early) is None:
         row = (await read_rows(pool, [order_id]))[order_id]
         if row.status in TERMINAL:
@@ -177,7 +179,7 @@ async def _refuse_other_end(pool: asyncpg.Pool, order_id: OrderId, outcome: Sett
 
 
 async def create_operator(to: Stores, name: str, email: str, password: str) -> int:
-    """A user with the operator's role. Raises OperationRefused for a taken email, and for what cannot be a name, email or password."""
+    """Creates a user with the operator's role. Raises OperationRefused for a taken email and for an invalid name, email or password."""
     try:
         name, email, secret = clean_name(name), clean_email(email), password_spellings(password)[0]
     except ValueError as error:
@@ -190,7 +192,7 @@ async def create_operator(to: Stores, name: str, email: str, password: str) -> i
 
 
 async def demote_operator(to: Stores, email: str) -> int:
-    """An operator is a user like everybody else from the next request on. Raises OperationRefused where there is no such operator."""
+    """Makes an operator an ordinary user, from the next request on. Raises OperationRefused if there is no such operator."""
     try:
         user_id = await to.pool.fetchval(SQL.demote_operator, known_email(email))
     except ValueError as error:
@@ -201,13 +203,13 @@ async def demote_operator(to: Stores, email: str) -> int:
 
 
 def require_development(settings: Settings) -> None:
-    """Raises OperationRefused."""
+    """Raises OperationRefused outside the development profile."""
     if not settings.development:
         raise OperationRefused("bulk users exist in the development profile only (THRONES_PROFILE=development)")
 
 
 async def bulk_tokens(pool: asyncpg.Pool, users: int, settings: SigningSettings) -> list[str]:
-    """Tokens of `users` stable users, who are written where they are missing. Raises OperationRefused outside development."""
+    """Tokens of `users` fixed users; creates missing users. Raises OperationRefused outside development."""
     require_development(settings)
     ids: list[int] = []
     for first in range(1, users + 1, USERS_PER_STATEMENT):
@@ -218,7 +220,7 @@ async def bulk_tokens(pool: asyncpg.Pool, users: int, settings: SigningSettings)
 
 
 def describe(opened: StockOpened, product: NewProduct | None = None) -> str:
-    """One line for people."""
+    """One line of text about an opened product."""
     name = f' "{product.name}" at {to_decimal(product.price_cents)} {product.currency}' if product else ""
     return (
         f"product {opened.product_id}{name}: {opened.available} of {opened.initial} on sale{_terms(product)}, "
@@ -227,7 +229,7 @@ def describe(opened: StockOpened, product: NewProduct | None = None) -> str:
 
 
 def _terms(product: NewProduct | None) -> str:
-    """The window and the limits, where there are any but the default."""
+    """The window and the limits that differ from the default."""
     if product is None:
         return ""
     opens = f" from {iso(product.opens_at)}" if product.opens_at else ""
@@ -238,7 +240,7 @@ def _terms(product: NewProduct | None) -> str:
 
 
 def created(opened: StockOpened, product: NewProduct) -> dict[str, object]:
-    """What was created, for machines."""
+    """The created product as plain values."""
     return {
         "product_id": product.id,
         "epoch": opened.epoch,
@@ -254,5 +256,5 @@ def created(opened: StockOpened, product: NewProduct) -> dict[str, object]:
 
 
 def iso(at: datetime) -> str:
-    """In UTC; to the second where it is one."""
+    """UTC; without fractions if the time is a whole second."""
     return at.astimezone(UTC).isoformat().replace("+00:00", "Z")

@@ -1,6 +1,6 @@
-"""What the servers must hold before a process may start: the schema, the topics, and settings that the promises rest on.
+"""Prepares the servers before a process starts: the schema, the topics, and a check of settings that the promises need.
 
-Idempotent, safe from many at once.
+It is idempotent, and several processes may run it at once.
 """
 
 from infra.kafka.client import create_topics
@@ -13,7 +13,7 @@ log = get_logger()
 
 
 async def provision(settings: Settings) -> None:
-    """Apply missing migrations, create missing topics. Raises WrongServerSettings outside the development profile."""
+    """Applies missing migrations and creates missing topics. Outside development it raises WrongServerSettings."""
     await migrate_to_newest(settings)
     await create_topics(settings)
     for setting in await assert_servers(settings):

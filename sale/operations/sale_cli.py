@@ -11,24 +11,25 @@ from infra.servers import Server
 
 app = typer.Typer(
     no_args_is_help=True,
-    help="Sales under way: who did what to them, when and why is kept.\n\nExample: thrones sale show 1",
+    help="Control a running sale. Every action is kept with who, when and why.\n\nExample: thrones sale show 1",
 )
 
 ProductArgument = Annotated[int, typer.Argument(min=1, max=options.LARGEST_INTEGER, metavar="PRODUCT")]
 Why = Annotated[str, typer.Option("--why", parser=options.why, metavar="TEXT", help="Kept in the audit trail.")]
-Who = Annotated[str, typer.Option("--who", help="Your name in the audit trail; else the system's name for you.")]
+Who = Annotated[str, typer.Option("--who", help="Your name in the audit trail. Default: your login name.")]
 
 Key = Annotated[
     str,
     typer.Option(
-        "--key", help="Repeat the command with the same key: it is done once, and the key serves no other wish."
+        "--key",
+        help="An idempotency key: a repetition with the same key does nothing, another action with it is refused.",
     ),
 ]
 
 
 @app.command()
 def show(product: ProductArgument, as_json: Json = False) -> None:
-    """A sale's state and its audit trail, newest action first.
+    """Show the state of a sale and its audit trail, newest action first.
 
     Example: thrones sale show 1
     """
@@ -50,7 +51,7 @@ def show(product: ProductArgument, as_json: Json = False) -> None:
 
 @app.command()
 def pause(product: ProductArgument, why: Why, who: Who = "", key: Key = "", as_json: Json = False) -> None:
-    """Refuse new orders with 503 `sale_paused`; what was accepted goes on. Survives every restart and rebuild.
+    """Refuse new orders with 503 `sale_paused`; accepted orders continue. It survives every restart and rebuild.
 
     Example: thrones sale pause 1 --why "wrong picture on the page"
     """
@@ -59,7 +60,7 @@ def pause(product: ProductArgument, why: Why, who: Who = "", key: Key = "", as_j
 
 @app.command()
 def resume(product: ProductArgument, why: Why, who: Who = "", key: Key = "", as_json: Json = False) -> None:
-    """Sell again.
+    """Sell again after a pause.
 
     Example: thrones sale resume 1 --why "picture replaced"
     """
@@ -68,7 +69,7 @@ def resume(product: ProductArgument, why: Why, who: Who = "", key: Key = "", as_
 
 @app.command()
 def close(product: ProductArgument, why: Why, who: Who = "", key: Key = "", as_json: Json = False) -> None:
-    """End the sale now and for good: new orders get 409 `sale_closed`, what was accepted goes on.
+    """End the sale for good: new orders get 409 `sale_closed`; accepted orders continue.
 
     Example: thrones sale close 1 --why "recalled by the maker"
     """
@@ -84,7 +85,7 @@ def restock(
     key: Key = "",
     as_json: Json = False,
 ) -> None:
-    """Add units: the product's books are made anew under a new epoch, and refuse with 503 for that moment.
+    """Add units. The product's books are rebuilt in a new epoch; meanwhile new orders get 503.
 
     Example: thrones sale restock 1 --units 50 --why "second delivery" --key delivery-2
     """

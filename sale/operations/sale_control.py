@@ -1,7 +1,7 @@
-"""An operator's wish for a sale in; the row, its audit trail and the books in Redis changed out.
+"""Controls a sale: pause, resume, close, restock. Every action can be repeated.
 
-Postgres first, in one transaction with the trail; then Redis, by `sale.lua`, which takes the newest action only. A rebuild
-writes the same row into its books, so a paused sale stays paused whatever becomes of Redis. Every action may be repeated.
+It first changes Postgres, in one transaction with the audit trail, and then Redis with `sale.lua`, which accepts only the
+newest action. A rebuild copies the row into the books, so a paused sale stays paused even if Redis loses its data.
 """
 
 from dataclasses import dataclass, replace
@@ -41,12 +41,12 @@ class SaleOver(OperationRefused):
 
 
 class KeyReused(OperationRefused):
-    """The key was used for another wish."""
+    """The key was used for another command."""
 
 
 @dataclass(frozen=True, slots=True)
 class SaleCommand:
-    """Who wants what, and why. `key_hash`: a wish of the same person and key is granted once, and the key serves no other."""
+    """An action with its operator and reason. With a `key_hash` it is done once per operator and key."""
 
     action: Action
     who: str
@@ -69,20 +69,20 @@ class TrailEntry:
 
 @dataclass(frozen=True, slots=True)
 class SaleStatus:
-    """A sale as its row says. `state` is over, paused, scheduled or open."""
+    """A sale according to its row. `state` is over, paused, scheduled or open."""
 
     product_id: ProductId
     state: str
     initial: int
     trail: list[TrailEntry]
-    in_force: bool = True  # False: the books are closed; the rebuild that opens them applies it
-    replayed: bool = False  # the key's wish was granted before; nothing was changed now
+    in_force: bool = True  # False: the books are closed, and the rebuild that opens them applies it
+    replayed: bool = False  # the key was used before for this command; nothing was changed
 
 
 async def control(to: Stores, product: ProductId, wish: SaleCommand) -> SaleStatus:
-    """Grant the wish, if it is not granted already. Raises OperationRefused, or what the stores raise.
+    """Carries out the command, unless it is done already. Raises OperationRefused, or what the stores raise.
 
-    After an error of Redis or Kafka the wish is recorded: repeat it (restock: `stock rebuild`) to put it in force.
+    After an error of Redis or Kafka the command is on record: repeat it (after a restock: `stock rebuild`) to apply it.
     """
     check(wish)
     async with to.pool.acquire() as connection, connection.transaction():
@@ -105,7 +105,7 @@ async def sale(pool: asyncpg.Pool, product: ProductId) -> SaleStatus:
 
 
 def check(wish: SaleCommand) -> None:
-    """Raises OperationRefused for a wish that makes no sense, whatever the sale."""
+    """Raises OperationRefused for a command that is invalid for every sale."""
     if not is_plain(wish.why, LONGEST_WHY):
         raise OperationRefused(f"why: 1 to {LONGEST_WHY} printable characters")
     if wish.action is Action.RESTOCK and (wish.units is None or not 1 <= wish.units <= LARGEST_STOCK):
@@ -115,7 +115,7 @@ def check(wish: SaleCommand) -> None:
 
 
 async def _record(connection: asyncpg.pool.PoolConnectionProxy, product: ProductId, wish: SaleCommand) -> bool:
-    """Whether the wish's key was granted before. The key comes first: a repeat is one also after the sale is over."""
+    """Whether the key was used before for this command. It checks the key first: a repetition counts even after the sale."""
     row = await connection.fetchrow(SQL.sale_for_change, product)
     if row is None:
         raise UnknownProduct(f"there is no product {product}")
@@ -131,7 +131,7 @@ async def _record(connection: asyncpg.pool.PoolConnectionProxy, product: Product
 
 
 async def _claim_key(connection: asyncpg.pool.PoolConnectionProxy, product: ProductId, wish: SaleCommand) -> bool:
-    """False where this very wish has the key already. Raises KeyReused where another one has it."""
+    """False if this command has the key already. Raises KeyReused if another command has it."""
     asked = (product, wish.action, wish.units, wish.why.strip())
     if await connection.fetchval(SQL.claim_sale_key, wish.who, wish.key_hash, *asked) is not None:
         return True
@@ -142,7 +142,7 @@ async def _claim_key(connection: asyncpg.pool.PoolConnectionProxy, product: Prod
 
 
 def _check_sale(product: ProductId, row: asyncpg.Record, wish: SaleCommand) -> None:
-    """Raises OperationRefused for a wish that this sale cannot grant."""
+    """Raises OperationRefused for a command that this sale does not allow."""
     match wish.action:
         case Action.PAUSE | Action.RESUME if row["over"]:
             raise SaleOver(f"the sale of product {product} is over")
@@ -153,7 +153,7 @@ def _check_sale(product: ProductId, row: asyncpg.Record, wish: SaleCommand) -> N
 
 
 def _already_done(row: asyncpg.Record, action: Action) -> bool:
-    """Whether the sale is what the action would make it. A restock always adds."""
+    """Whether the sale is already in the state that the action leads to. A restock always adds units."""
     match action:
         case Action.PAUSE:
             return bool(row["sale_state"] == "paused")
@@ -166,7 +166,7 @@ def _already_done(row: asyncpg.Record, action: Action) -> bool:
 
 
 async def _rebuilt(to: Stores, product: ProductId, wish: SaleCommand) -> StockOpened:
-    """Stock is loaded by a rebuild only."""
+    """Only a rebuild loads stock."""
     reason = f"restock by {wish.units}: {wish.why.strip()}"
     return await rebuild(product, reason, redis=to.redis, pool=to.pool, settings=to.settings, publisher=to.publisher)
 
@@ -181,7 +181,7 @@ def _state(row: asyncpg.Record) -> str:
 
 
 def describe(sale: SaleStatus) -> str:
-    """For people: the state, and the trail newest first."""
+    """The state and the trail, newest first, as text."""
     head = f"product {sale.product_id}: {sale.state}, {sale.initial} units in all"
     if not sale.in_force:
         head += "; its books are being rebuilt, which puts this in force"

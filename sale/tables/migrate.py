@@ -1,4 +1,4 @@
-"""The migrations beside this file, applied to a database."""
+"""Applies the migrations beside this file to a database."""
 
 import asyncio
 from pathlib import Path
@@ -14,7 +14,7 @@ MIGRATION_LOCK = 0x7412_0001  # advisory lock keys of this project start with 0x
 
 
 async def migrate_to_newest(settings: Settings) -> None:
-    """Apply what is missing of migrations/. Safe to run from many processes at once: one applies, the others wait."""
+    """Applies missing migrations. Several processes may run it at once: one applies them, the others wait."""
     connection = await asyncpg.connect(settings.postgres_dsn, timeout=CONNECT_TIMEOUT_S)
     try:
         await connection.execute("SELECT pg_advisory_lock($1)", MIGRATION_LOCK)

@@ -1,4 +1,4 @@
-"""The statements of queries.sql by name, so that SQL is read as SQL and never assembled from strings."""
+"""Loads the statements of queries.sql by name: SQL stays SQL and is never put together from strings."""
 
 import re
 from pathlib import Path

@@ -5,7 +5,7 @@ SELECT order_id::text, outcome, status, unit_price_cents, currency
 FROM place_orders($1, $2, $3, $4, $5, $6, $7, $8, $9, $10);
 
 -- name: fail_order
--- A reservation that no books vouch for and that could not be made again: recorded, never charged.
+-- An order whose reservation no books confirm and that could not be reserved again: recorded, never charged.
 INSERT INTO orders (id, product_id, user_id, quantity, unit_price_cents, currency, status, reason, epoch, version, available,
     key_hash, placed_at_ms, key_lost)
 SELECT $1, p.id, $3, $4, p.price_cents, p.currency, 'failed', $5, $6, $7, $8, $9, $10, $11 FROM products p WHERE p.id = $2
@@ -19,7 +19,7 @@ INSERT INTO parked_orders (product_id, record) SELECT $1, record FROM unnest($2:
 SELECT record FROM parked_orders WHERE product_id = $1;
 
 -- name: parked_to_send
--- Of each of these products the oldest, so that none waits for another's.
+-- The oldest orders of each product, so that no product waits for another.
 SELECT p.id, p.record FROM unnest($1::integer[]) AS product,
 LATERAL (SELECT id, record FROM parked_orders WHERE product_id = product ORDER BY id LIMIT $2) AS p;
 
@@ -37,13 +37,13 @@ SELECT id::text, product_id, user_id, quantity, unit_price_cents, currency, stat
 FROM orders WHERE id = ANY ($1);
 
 -- name: orders_of_user
--- Newest first, older than the cursor ($2) where one is given.
+-- Newest first; with a cursor ($2) only older orders.
 SELECT id::text, product_id, user_id, quantity, unit_price_cents, currency, status, reason, placed_at_ms, created_at, updated_at,
     charge_started_at_ms, charge_answered_at_ms
 FROM orders WHERE user_id = $1 AND ($2::uuid IS NULL OR id < $2) ORDER BY id DESC LIMIT $3;
 
 -- name: unsettled_payments
--- What the reconciler asks the provider about, oldest first; past the key's lifetime ($1, an interval)
+-- The orders that the reconciler asks the provider about, oldest first; after the key's lifetime ($1, an interval)
 -- only an operator settles.
 SELECT id::text, product_id, user_id, quantity, unit_price_cents, currency, status, reason, placed_at_ms, created_at, updated_at,
     clock_timestamp() AS read_at, charge_started_at_ms, charge_answered_at_ms
@@ -52,12 +52,12 @@ FROM orders WHERE status = 'needs_reconciliation' AND created_at > now() - $1::i
 ORDER BY updated_at LIMIT $2;
 
 -- name: take_in_hand
--- An order out of the reconciler's hands, if its payment is unknown and its provider may have forgotten it ($2), or early ($3).
+-- Takes an order from the reconciler if its payment is unknown and the provider may have forgotten it ($2), or early ($3).
 UPDATE orders SET by_hand_since = now()
 WHERE id = $1 AND status = 'needs_reconciliation' AND ($3 OR created_at <= now() - $2::interval) RETURNING id;
 
 -- name: expired_payments
--- How many only an operator can settle.
+-- The number of orders that only an operator can settle.
 SELECT count(*) FROM orders WHERE status = 'needs_reconciliation' AND created_at <= now() - $1::interval;
 
 -- name: product
@@ -75,25 +75,25 @@ INSERT INTO products (id, name, price_cents, currency, initial, opens_at, closes
 VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9) ON CONFLICT (id) DO NOTHING RETURNING id;
 
 -- name: draw_epoch
--- Before a rebuild reads anything: from now on records of older books need a held entry to be believed.
+-- Runs before a rebuild reads anything: from then on a record of an older epoch counts only with a held entry.
 UPDATE products SET epoch = epoch + 1, updated_at = now() WHERE id = $1 RETURNING epoch, log_lost;
 
 -- name: note_lost_log
--- The log has lost what came before: the next opening says so.
+-- The log has lost its older records: the next opening says so.
 UPDATE products SET log_lost = true, updated_at = now() WHERE id = $1;
 
 -- name: lost_log_is_told
--- Unless a later rebuild has begun, which says so too.
+-- Not if a later rebuild has begun: it says so too.
 UPDATE products SET log_lost = false, updated_at = now() WHERE id = $1 AND epoch = $2;
 
 -- name: mark_verified
--- Not a mark that lies ahead: the clock was set back since, and what ends now would be dated before it.
+-- Rejects a mark in the future: the clock was set back, and orders that end now would be dated before the mark.
 UPDATE products SET verified_at = $2, updated_at = now() WHERE id = $1 AND $2 <= clock_timestamp();
 
 -- name: rebuild_rows
--- What counts as held: every order that is not terminal, and every one that ended since the books were last verified less a
--- minute (those are settled and announced again, the ordinary way). A mark that lies ahead says nothing: the clock was set back
--- since, and orders that ended afterwards are dated before it.
+-- The orders that count as held: those that are not terminal, and those that ended since a minute before the books were last
+-- verified (they are settled and announced again on the ordinary path). A mark in the future is ignored: the clock was set
+-- back, and orders that ended afterwards are dated before the mark.
 SELECT o.id::text, o.product_id, o.user_id, o.quantity, o.unit_price_cents, o.currency, o.status, o.epoch, o.version, o.available,
     o.key_hash, o.placed_at_ms, o.created_at, o.updated_at
 FROM orders o JOIN products p ON p.id = o.product_id
@@ -102,14 +102,14 @@ WHERE o.product_id = $1
        OR p.verified_at IS NULL OR p.verified_at > clock_timestamp() OR o.updated_at > p.verified_at - interval '1 minute');
 
 -- name: rebuild_rows_by_id
--- The same columns for orders that Redis or the log knows of.
+-- The same columns for orders that Redis or the log has.
 SELECT o.id::text, o.product_id, o.user_id, o.quantity, o.unit_price_cents, o.currency, o.status, o.epoch, o.version, o.available,
     o.key_hash, o.placed_at_ms, o.created_at, o.updated_at
 FROM orders o WHERE o.id = ANY ($1);
 
 -- name: rebuild_keys
--- Acceptances that an Idempotency-Key must still find; $2 is the oldest placed_at_ms. An order keeps its key however it
--- ended, unless the key was lost with the books and may have gone to another. `orders_of_keys` is the same rule.
+-- Accepted orders that an Idempotency-Key must still find; $2 is the oldest placed_at_ms. An order keeps its key after any
+-- end, unless the key was lost with the books and another order may have taken it. `orders_of_keys` has the same rule.
 SELECT id::text, user_id, key_hash, quantity, placed_at_ms FROM orders
 WHERE product_id = $1 AND key_hash IS NOT NULL AND NOT key_lost AND placed_at_ms > $2;
 
@@ -120,12 +120,12 @@ JOIN orders o ON o.user_id = k.user_id AND o.key_hash = k.key_hash
 WHERE NOT o.key_lost AND o.placed_at_ms > $3;
 
 -- name: earliest_end
--- Of those of these orders that have ended.
+-- The earliest end among these orders.
 SELECT min(updated_at) FROM orders WHERE id = ANY ($1) AND status IN ('confirmed', 'payment_failed', 'failed');
 
 -- name: ended_since
--- Orders whose row has ended after a rebuild began ($2, which lies ahead where the clock was set back meanwhile): its
--- snapshot may have missed that. A rebuild takes five minutes at most.
+-- Orders that ended after a rebuild began ($2, in the future if the clock was set back meanwhile): its snapshot may have
+-- missed their end. A rebuild takes at most five minutes.
 SELECT id::text FROM orders
 WHERE product_id = $1 AND status IN ('confirmed', 'payment_failed', 'failed')
   AND updated_at > CASE WHEN $2 <= clock_timestamp() THEN $2 ELSE clock_timestamp() - interval '5 minutes' END;
@@ -151,7 +151,7 @@ INSERT INTO users (name, email, password_hash, role) VALUES ($1, $2, $3, $4) ON 
 UPDATE users SET role = 'user' WHERE email = $1 AND role = 'operator' RETURNING id;
 
 -- name: create_bulk_users
--- Load-test users number $1 to $2, who cannot log in: stable emails, so that a repetition finds them.
+-- Creates load-test users number $1 to $2, who cannot log in. Their emails are fixed, so a repetition finds them.
 INSERT INTO users (name, email, password_hash)
 SELECT 'Buyer ' || n, 'buyer-' || n || '@load.invalid', $3 FROM generate_series($1::integer, $2::integer) AS n
 ON CONFLICT (email) DO NOTHING;
@@ -175,7 +175,7 @@ SELECT product_id, 'parked', count(*) FROM parked_orders WHERE product_id = ANY 
 SELECT sale_state, initial, closes_at IS NOT NULL AND closes_at <= now() AS over FROM products WHERE id = $1 FOR UPDATE;
 
 -- name: claim_sale_key
--- No row: the key was used before; a claim under way is waited for.
+-- Returns no row if the key was used before. It waits for a concurrent claim.
 INSERT INTO sale_keys (who, key_hash, product_id, action, units, why) VALUES ($1, $2, $3, $4, $5, $6)
 ON CONFLICT DO NOTHING RETURNING key_hash;
 
@@ -214,7 +214,7 @@ UPDATE sale_actions SET published_at = clock_timestamp() WHERE id = ANY ($1);
 SELECT partition, "offset", appended_at_ms, who, order_id::text, new_order_id::text, ended_at_offset, at FROM redriven_letters;
 
 -- name: redriven_order
--- The order made in place of a failed one.
+-- The new order in place of a failed one.
 SELECT new_order_id::text FROM redriven_letters WHERE order_id = $1 AND new_order_id IS NOT NULL LIMIT 1;
 
 -- name: mark_redriven
@@ -225,6 +225,6 @@ VALUES ($1, $2, $3, $4, $5, $6, $7) ON CONFLICT DO NOTHING;
 SELECT partition, "offset", appended_at_ms, who, why, at FROM resolved_letters;
 
 -- name: resolve_letter
--- The first one's reason stands.
+-- The first reason stays.
 INSERT INTO resolved_letters (partition, "offset", appended_at_ms, who, why) VALUES ($1, $2, $3, $4, $5)
 ON CONFLICT DO NOTHING;
