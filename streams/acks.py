@@ -28,27 +28,27 @@ RESUME_BELOW = MAX_OPEN // 2
 
 
 @dataclass(slots=True, eq=False)
-class Ticket(Generic[E]):
+class OpenRecord(Generic[E]):
     """One record in work."""
 
     record: E
-    line: "_Line[E]"
+    assignment: "_Assignment[E]"
     done: bool = False
 
 
 @dataclass(slots=True, eq=False)
-class _Line(Generic[E]):
+class _Assignment(Generic[E]):
     """The open records of one partition under one assignment, in offset order."""
 
-    tickets: deque[Ticket[E]] = field(default_factory=deque)
+    open_records: deque[OpenRecord[E]] = field(default_factory=deque)
     revoked: bool = False
 
 
 class InOrderAcks(Generic[E, Partition]):
-    """`take` a record, `finish` its ticket when its effects are durable; `room` bounds what is `open`: taken, not acknowledged."""
+    """`take` a record, `finish` it when its effects are durable; `room` bounds what is `open`: taken, not acknowledged."""
 
     def __init__(self) -> None:
-        self._lines: dict[Partition, _Line[E]] = {}
+        self._assignments: dict[Partition, _Assignment[E]] = {}
         self._room = asyncio.Event()
         self.open = 0
 
@@ -62,22 +62,22 @@ class InOrderAcks(Generic[E, Partition]):
             self._room.clear()
             await self._room.wait()
 
-    def take(self, partition: Partition, record: E) -> Ticket[E]:
+    def take(self, partition: Partition, record: E) -> OpenRecord[E]:
         """Records of a partition must be taken in offset order."""
-        line = self._lines.setdefault(partition, _Line())
-        ticket = Ticket(record, line)
-        line.tickets.append(ticket)
+        assignment = self._assignments.setdefault(partition, _Assignment())
+        open_record = OpenRecord(record, assignment)
+        assignment.open_records.append(open_record)
         self.open += 1
-        return ticket
+        return open_record
 
-    def finish(self, tickets: Iterable[Ticket[E]]) -> None:
+    def finish(self, open_records: Iterable[OpenRecord[E]]) -> None:
         """The effects of these records are durable. Acknowledges every record that has no open one before it."""
-        for ticket in tickets:
-            ticket.done = True
-            line = ticket.line
-            while line.tickets and line.tickets[0].done:
-                head = line.tickets.popleft()
-                if not line.revoked:
+        for open_record in open_records:
+            open_record.done = True
+            assignment = open_record.assignment
+            while assignment.open_records and assignment.open_records[0].done:
+                head = assignment.open_records.popleft()
+                if not assignment.revoked:
                     self.open -= 1
                     head.record.ack()
         self._make_room()
@@ -85,10 +85,10 @@ class InOrderAcks(Generic[E, Partition]):
     def revoke(self, partitions: Iterable[Partition]) -> None:
         """These partitions are no longer ours: nothing of theirs may be acknowledged any more."""
         for partition in partitions:
-            line = self._lines.pop(partition, None)
-            if line is not None:
-                line.revoked = True
-                self.open -= len(line.tickets)
+            assignment = self._assignments.pop(partition, None)
+            if assignment is not None:
+                assignment.revoked = True
+                self.open -= len(assignment.open_records)
         self._make_room()
 
     def _make_room(self) -> None:

@@ -40,7 +40,7 @@ from schemas.codec import Headers, Undecodable, decode
 from schemas.events import AnyEvent
 from schemas.topics import Topic
 
-from .acks import InOrderAcks, Ticket
+from .acks import InOrderAcks, OpenRecord
 from .dead_letters import DeadLetters
 from .gathering import GatheringTransport
 from .inbox import BUSY_PER_S
@@ -50,7 +50,7 @@ STOP_DEADLINE_S = DRAIN_DEADLINE_S + 3.0  # the supervisor kills after 25 s
 _records, _batch = CONSUMER_RECORDS.make(), CONSUMER_BATCH.make()
 _open, _partitions, _rebalances = CONSUMER_OPEN.make(), CONSUMER_PARTITIONS.make(), CONSUMER_REBALANCES.make()
 log = get_logger()
-Record = Ticket["faust.Event"]
+Record = OpenRecord["faust.Event"]
 Acks = InOrderAcks["faust.Event", TP]
 
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, invariant, rule
 
 from streams import acks
-from streams.acks import InOrderAcks, Ticket
+from streams.acks import InOrderAcks, OpenRecord
 
 
 @dataclass(eq=False)
@@ -36,7 +36,7 @@ class Reader:
         self._next: dict[int, int] = defaultdict(int)
         self.assignment: dict[int, int] = defaultdict(int)
 
-    def take(self, partition: int) -> Ticket[Message]:
+    def take(self, partition: int) -> OpenRecord[Message]:
         offset = self._next[partition]
         self._next[partition] += 1
         return self.acks.take(partition, Message(partition, offset, self.assignment[partition], self.acked))
@@ -51,11 +51,11 @@ def test_whatever_the_order_of_finishing_the_order_of_acks_is_that_of_offsets(
 ) -> None:
     """After every single finish what is acknowledged is a prefix, and it reaches as far as it may."""
     reader = Reader()
-    tickets = [reader.take(partition) for partition in partitions]
+    open_records = [reader.take(partition) for partition in partitions]
     finished: set[tuple[int, int]] = set()
     for number in order:
-        reader.acks.finish([tickets[number]])
-        finished.add((tickets[number].record.partition, tickets[number].record.offset))
+        reader.acks.finish([open_records[number]])
+        finished.add((open_records[number].record.partition, open_records[number].record.offset))
         for partition in range(3):
             acked = reader.offsets(partition)
             assert acked == list(range(len(acked)))
@@ -89,9 +89,9 @@ def test_late_work_of_a_revoked_partition_acknowledges_nothing() -> None:
 
 def test_finishing_twice_acknowledges_once() -> None:
     reader = Reader()
-    ticket, following = reader.take(0), reader.take(0)
-    reader.acks.finish([ticket, ticket])
-    reader.acks.finish([ticket])
+    open_record, following = reader.take(0), reader.take(0)
+    reader.acks.finish([open_record, open_record])
+    reader.acks.finish([open_record])
     assert reader.offsets(0) == [0]
     reader.acks.finish([following])
     assert reader.offsets(0) == [0, 1]
@@ -102,12 +102,12 @@ async def test_a_reader_with_too_much_open_waits_until_half_is_acknowledged(monk
     monkeypatch.setattr(acks, "MAX_OPEN", 10)
     monkeypatch.setattr(acks, "RESUME_BELOW", 5)
     reader = Reader()
-    tickets = [reader.take(0) for _ in range(10)]
+    open_records = [reader.take(0) for _ in range(10)]
     waiting = asyncio.create_task(reader.acks.room())
-    reader.acks.finish(tickets[1:])  # all but the head: still open
+    reader.acks.finish(open_records[1:])  # all but the head: still open
     await asyncio.sleep(0)
     assert not waiting.done()
-    reader.acks.finish(tickets[:1])
+    reader.acks.finish(open_records[:1])
     async with asyncio.timeout(1):
         await waiting
 
@@ -131,21 +131,21 @@ async def test_what_is_revoked_makes_room(monkeypatch: pytest.MonkeyPatch) -> No
 class Assignments(RuleBasedStateMachine):
     """Records, work, revocations and new assignments in any order."""
 
-    tickets = Bundle("tickets")
+    open_records = Bundle("open_records")
 
     def __init__(self) -> None:
         super().__init__()
         self.reader = Reader()
-        self.taken: list[Ticket[Message]] = []
+        self.taken: list[OpenRecord[Message]] = []
 
-    @rule(target=tickets, partition=st.integers(0, 2))
-    def take(self, partition: int) -> Ticket[Message]:
-        ticket = self.reader.take(partition)
-        self.taken.append(ticket)
-        return ticket
+    @rule(target=open_records, partition=st.integers(0, 2))
+    def take(self, partition: int) -> OpenRecord[Message]:
+        open_record = self.reader.take(partition)
+        self.taken.append(open_record)
+        return open_record
 
-    @rule(done=st.lists(tickets, max_size=5))
-    def finish(self, done: list[Ticket[Message]]) -> None:
+    @rule(done=st.lists(open_records, max_size=5))
+    def finish(self, done: list[OpenRecord[Message]]) -> None:
         self.reader.acks.finish(done)
 
     @rule(partition=st.integers(0, 2))
@@ -156,20 +156,20 @@ class Assignments(RuleBasedStateMachine):
     @invariant()
     def open_is_what_is_taken_and_not_acknowledged(self) -> None:
         current = [t for t in self.taken if t.record.assignment == self.reader.assignment[t.record.partition]]
-        assert self.reader.acks.open == sum(ticket.record not in self.reader.acked for ticket in current)
+        assert self.reader.acks.open == sum(open_record.record not in self.reader.acked for open_record in current)
 
     @invariant()
     def acked_is_the_finished_prefix_of_each_assignment(self) -> None:
-        by_assignment: dict[tuple[int, int], list[Ticket[Message]]] = defaultdict(list)
-        for ticket in self.taken:
-            by_assignment[ticket.record.partition, ticket.record.assignment].append(ticket)
-        for (partition, assignment), tickets in by_assignment.items():
+        by_assignment: dict[tuple[int, int], list[OpenRecord[Message]]] = defaultdict(list)
+        for open_record in self.taken:
+            by_assignment[open_record.record.partition, open_record.record.assignment].append(open_record)
+        for (partition, assignment), open_records in by_assignment.items():
             acked = [m for m in self.reader.acked if (m.partition, m.assignment) == (partition, assignment)]
-            assert acked == [ticket.record for ticket in tickets[: len(acked)]]
-            assert all(ticket.done for ticket in tickets[: len(acked)])
+            assert acked == [open_record.record for open_record in open_records[: len(acked)]]
+            assert all(open_record.done for open_record in open_records[: len(acked)])
             current = self.reader.assignment[partition] == assignment
-            if current and len(acked) < len(tickets):
-                assert not tickets[len(acked)].done
+            if current and len(acked) < len(open_records):
+                assert not open_records[len(acked)].done
 
 
 TestAssignments = Assignments.TestCase

@@ -61,6 +61,20 @@ def test_every_page_has_a_place_in_the_site() -> None:
     assert {page.name for page in PAGES if page.name != "README.md"} - {Path(place).name for place in places} == set()
 
 
+def test_what_the_glossary_names_is_in_the_code() -> None:
+    """Behind each term: classes, functions and constants of the product, or files."""
+    rooms = ("schemas", "infra", "sale", "gateway", "streams", "consumers")
+    text = "\n".join(path.read_text() for room in rooms for path in (ROOT / room).rglob("*.py"))
+    terms = re.findall(r"^\*\*([^*]+)\*\*(?: \(([^)]*)\))?:", read("docs/glossary.md"), re.M)
+    assert [term for term, _ in terms] == sorted((term for term, _ in terms), key=str.lower)
+    for term, places in terms:
+        for name in re.findall(r"`([^`]+)`", places):
+            if "/" in name:
+                assert (ROOT / name).exists(), f"{term}: {name}"
+            else:
+                assert re.search(rf"^(class|def|async def) {name}\b|^{name}\b.* = ", text, re.M), f"{term}: {name}"
+
+
 def test_every_promise_names_the_tests_that_would_break_it() -> None:
     """Each row of the README's table links to at least one test."""
     table = read("README.md").partition("## Promises")[2].partition("\n## ")[0]
