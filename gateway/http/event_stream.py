@@ -26,7 +26,7 @@ HEADERS = {
     "Content-Type": "text/event-stream; charset=utf-8",
     "Cache-Control": "no-store",
     "X-Accel-Buffering": "no",
-    "HttpProtocol": "close",  # true at the end of a stream: else a client would send its next request while we close
+    "Connection": "close",  # true at the end of a stream: else a client would send its next request while we close
     "Server": "thrones",
 }
 
