@@ -1,4 +1,4 @@
-"""The log in; whether it is still the log we knew, and whether it holds a product's opening (stock.opened of an epoch)."""
+"""Checks whether the log was wiped, and whether it has a product's opening (stock.opened of an epoch)."""
 
 import asyncio
 from contextlib import suppress
@@ -20,16 +20,16 @@ READ_TIMEOUT_S = 10.0
 
 
 class EventLog:
-    """Raises KafkaError, OSError or TimeoutError when Kafka cannot say."""
+    """Methods raise KafkaError, OSError or TimeoutError if Kafka does not answer."""
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
         self._offsets = Offsets(settings)
         self._ends: dict[str, dict[int, int]] = {}
-        self._has_topics = False  # as far as we know: asked again after every trouble
+        self._has_topics = False  # a cached answer; asked again after every error
 
     async def was_wiped(self) -> bool:
-        """A topic is missing, or ends before where it ended when last asked."""
+        """Whether a topic is missing, or ends before its last known end."""
         try:
             async with asyncio.timeout(READ_TIMEOUT_S):
                 return await self._ask()
@@ -61,9 +61,9 @@ class EventLog:
             await close_within(consumer.stop(), CLOSE_TIMEOUT_S)
 
     async def has_opening(self, product: ProductId, epoch: int, opened_from: int) -> bool:
-        """Whether stock.opened of this epoch or a later one is on the log, or is so old that it is no longer kept.
+        """Whether the log has stock.opened of this epoch or a later one, or no longer keeps it.
 
-        `opened_from`: where the log ended before it was published.
+        `opened_from`: the end of the log before it was published.
         """
         key = str(product).encode()
         tp = TopicPartition(ORDERS.name, partition_of(key, len(await self._offsets.partitions(ORDERS))))
