@@ -78,8 +78,8 @@ async def prove(settings: Settings, product: ProductId) -> Proof:
 
 
 def proof_of(product: int, book: LogBook) -> Proof:
-    totals, told = book.check()
-    problems = [problem for problem in told if WITHOUT_END not in problem]  # an order under way is not an error
+    totals, found = book.check()
+    problems = [problem for problem in found if WITHOUT_END not in problem]  # an order under way is not an error
     epochs = [_epoch(book, opening) for _, opening in sorted(book.openings.items())]
     if not epochs:
         problems.append(f"product {product}: no opening of its stock is kept, so there is nothing to start from")

@@ -122,8 +122,8 @@ def _choose(known: Sequence[ReportedProduct], wanted: int | None) -> tuple[list[
     if not opened:  # a stretch from the middle of a sale
         return list(known), ""
     others = [f"{product.orders:,} of product {product.id}" for product in known if not product.opened]
-    told = f"Left out are orders of products that were never put on sale in these records: {', '.join(others)}."
-    return opened, told if others else ""
+    text = f"Left out are orders of products that were never put on sale in these records: {', '.join(others)}."
+    return opened, text if others else ""
 
 
 def _title(products: Sequence[ReportedProduct]) -> str:

@@ -160,8 +160,8 @@ async def rewind(settings: Settings, product: int | None = None, say: Say | None
         finally:
             await live.close()
     if product is not None and not products.rows + orders.rows:
-        told = f", but for {foreign[0].records} records without an opening" if foreign else ""
-        raise RewindImpossible(f"neither the log nor the database knows product {product}{told}")
+        foreign_text = f", but for {foreign[0].records} records without an opening" if foreign else ""
+        raise RewindImpossible(f"neither the log nor the database knows product {product}{foreign_text}")
     different = products.different + orders.different
     return Rewound(
         equal=different == 0 and not oversold,
@@ -316,7 +316,7 @@ async def _rows(
 
 def show(rewound: Rewound) -> str:
     """The comparison as text."""
-    lines = [f"compared {rewound.products} products and {rewound.orders} orders with what the log tells"]
+    lines = [f"compared {rewound.products} products and {rewound.orders} orders with the log"]
     if rewound.kept_from_ms:
         lines.append(
             f"the log was cut at {show_ms(rewound.kept_from_ms)}: {rewound.before_the_log} older orders were not judged, "

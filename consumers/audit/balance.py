@@ -405,5 +405,5 @@ def _check_clients(client_log: ClientAnswers, products: Sequence[ProductFacts], 
             problems.add(
                 "accepted for another body", f"order {order_id}: asked for {sorted(asked)}, has {row.quantity}"
             )
-    for (user, _), told in client_log.doubled_wishes.items():
-        problems.add("one key, two orders", f"user {user} was told {' and '.join(sorted(told))}")
+    for (user, _), order_ids in client_log.doubled_wishes.items():
+        problems.add("one key, two orders", f"user {user} was told {' and '.join(sorted(order_ids))}")

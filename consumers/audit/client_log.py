@@ -64,7 +64,7 @@ def read_client_log(path: Path, product: int | None = None) -> ClientAnswers:
     """Reads the lines of one product, or of all. Raises msgspec.DecodeError or OSError."""
     orders: dict[str, set[str]] = {"A": set(), "U": set(), "R": set()}
     wishes: dict[str, set[ScopedKey]] = {"A": set(), "U": set(), "R": set()}
-    told: defaultdict[ScopedKey, set[str]] = defaultdict(set)
+    order_ids: defaultdict[ScopedKey, set[str]] = defaultdict(set)
     quantities: dict[str, set[int]] = {}
     complaints = Findings("clients")
     for line in _lines(path):
@@ -75,7 +75,7 @@ def read_client_log(path: Path, product: int | None = None) -> ClientAnswers:
         if line.order is not None:
             orders[line.outcome].add(line.order)
         if line.order is not None and line.outcome == "A" and line.key is not None:
-            told[line.wish].add(line.order)
+            order_ids[line.wish].add(line.order)
         if line.order is not None and line.outcome == "A" and line.quantity is not None:
             quantities.setdefault(line.order, set()).add(line.quantity)
     keyed = {wish for wish in wishes["R"] if wish[1] is not None}  # without a key, requests cannot be told apart
@@ -85,7 +85,7 @@ def read_client_log(path: Path, product: int | None = None) -> ClientAnswers:
         refused=frozenset(orders["R"]),
         unknown_wishes=frozenset(wishes["U"]),
         refused_wishes=frozenset(keyed - wishes["A"] - wishes["U"]),
-        doubled_wishes={wish: frozenset(ids) for wish, ids in told.items() if len(ids) > 1},
+        doubled_wishes={wish: frozenset(ids) for wish, ids in order_ids.items() if len(ids) > 1},
         quantities={order: frozenset(units) for order, units in quantities.items()},
         complaints=complaints.texts(),
     )

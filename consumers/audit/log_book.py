@@ -72,9 +72,9 @@ class LogBook:
     @property
     def whole_from(self) -> int:
         """The first epoch whose orders must all be on the log. A lone opening may be a late copy on a log that was wiped."""
-        told = max((epoch for epoch, opening in self.openings.items() if opening.log_lost), default=0)
+        log_lost_in = max((epoch for epoch, opening in self.openings.items() if opening.log_lost), default=0)
         used = (epoch for epoch in self.openings if last_version(epoch, self.openings, self._uses))
-        return max(told, min(used, default=self.newest_epoch))
+        return max(log_lost_in, min(used, default=self.newest_epoch))
 
     @property
     def newest_epoch(self) -> int:
@@ -139,10 +139,10 @@ class LogBook:
 
     def _add_placed(self, event: OrderPlaced, appended_ms: int) -> None:
         first = self.placed.setdefault(event.order_id, event)
-        told, tells = _terms(first), _terms(event)
-        if told != tells:
+        before, now = _terms(first), _terms(event)
+        if before != now:
             self._note(
-                "order placed twice, differently", f"{event.order_id}: {min(told, tells)} and {max(told, tells)}"
+                "order placed twice, differently", f"{event.order_id}: {min(before, now)} and {max(before, now)}"
             )
         use = Use(event.order_id, PLACED, -event.quantity, event.available, appended_ms)
         self._use(event.epoch, event.version, use)

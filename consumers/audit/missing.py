@@ -72,20 +72,20 @@ class VersionHistory:
 
     def _settled_unannounced(self, epoch: int, later: Sequence[StockOpened]) -> int:
         """Settlements that the openings found and announced again, until an epoch was in force; at most what the log shows."""
-        told: list[int] = []
+        announced: list[int] = []
         for opening in later:
             if opening.announced_again is UNSET:
                 return self._ended_after(epoch)
-            told.append(opening.announced_again)
+            announced.append(opening.announced_again)
             if self.chains.get(opening.epoch):
                 break
-        return min(self._ended_after(epoch), max(told, default=0))
+        return min(self._ended_after(epoch), max(announced, default=0))
 
     def _ended_after(self, epoch: int) -> int:
         """Orders that may have been settled in `epoch` without an announcement: it came later, or is still to come."""
-        told = {use.order_id for use in self.chains.get(epoch, {}).values() if use.kind == ENDED}
+        announced = {use.order_id for use in self.chains.get(epoch, {}).values() if use.kind == ENDED}
         return sum(
-            life.placed_in <= epoch and (life.ended_in is None or life.ended_in > epoch) and order_id not in told
+            life.placed_in <= epoch and (life.ended_in is None or life.ended_in > epoch) and order_id not in announced
             for order_id, life in self.lives.items()
         )
 

@@ -145,12 +145,14 @@ def _redriven(
     from consumers.dead_letters import show
 
     counts = Counter(fate.done for fate in fates) + Counter({"came back": len(returned)})
-    told = [", ".join(f"{count} {done}" for done, count in sorted(counts.items())) or "nothing to redrive"]
+    sentences = [", ".join(f"{count} {done}" for done, count in sorted(counts.items())) or "nothing to redrive"]
     if not known:
-        told.append("not all of it is processed yet: `thrones dlq list` will show what comes back")
+        sentences.append("not all records are processed yet: `thrones dlq list` will show those that fail again")
     comebacks = [{"letter": letter.came_back_from, "as": letter.name, "reason": letter.reason} for letter in returned]
     summary = {"dry_run": dry_run, "letters": len(fates), **counts, "fates": fates, "processed": known}
-    text = "\n".join([*map(show.comeback, returned), f"{'would be: ' if dry_run and fates else ''}{'; '.join(told)}"])
+    text = "\n".join(
+        [*map(show.comeback, returned), f"{'would be: ' if dry_run and fates else ''}{'; '.join(sentences)}"]
+    )
     return {**summary, "came_back": comebacks}, text
 
 
@@ -172,8 +174,8 @@ def resolve(
         return await close(settings, pool, letter, who.strip() or getpass.getuser(), why)
 
     found = _run(main)
-    told = f"{letter} resolved by {found.resolved.who}: {found.resolved.why}"
-    report(show.as_row(found), told, as_json)
+    text = f"{letter} resolved by {found.resolved.who}: {found.resolved.why}"
+    report(show.as_row(found), text, as_json)
 
 
 def _run(main: Callable[[Any, Any], Awaitable[T]], asks: Collection[Server] = (Server.KAFKA, Server.POSTGRES)) -> T:

@@ -144,7 +144,7 @@ async def letters(settings: Settings, pool: asyncpg.Pool) -> AsyncIterator[Lette
             return
         async for records in reader.read(spans, progress):
             for record in records:
-                yield comebacks.told(_letter(record, redriven, resolved))
+                yield comebacks.mark(_letter(record, redriven, resolved))
 
 
 async def matching(
@@ -196,7 +196,7 @@ class _Comebacks:
     made: Mapping[str, str]  # new orders in place of failed ones, and the letters of those
     _sent: dict[tuple[int, bytes], tuple[str, int]] = field(default_factory=dict)
 
-    def told(self, letter: Letter) -> Letter:
+    def mark(self, letter: Letter) -> Letter:
         content = letter.partition, sha256(b"\0".join((letter.topic.encode(), letter.key, letter.value))).digest()
         name, sent_before = self._sent.get(content, (None, 0))
         came_back_from = name if letter.offset >= sent_before else None

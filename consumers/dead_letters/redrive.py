@@ -65,7 +65,7 @@ class Redrive:
         """Redrives at most `rate` letters per second. Raises DlqError if another redrive runs, or what the stores raise."""
         if dry_run:
             for letter in letters:
-                yield _foretold(letter, await self._plan(letter))
+                yield _planned_fate(letter, await self._plan(letter))
             return
         loop = asyncio.get_running_loop()
         async with self._alone():
@@ -96,7 +96,7 @@ class Redrive:
     async def _plan(self, letter: Letter) -> _Plan:
         topic = SOURCES.get(letter.topic)
         if topic is None:
-            return _Plan(refused=f"its source topic {letter.topic!r} is none of ours")
+            return _Plan(refused=f"its source topic {letter.topic!r} is unknown")
         if letter.cut:
             whole = f"{letter.topic} partition {letter.source_partition} offset {letter.source_offset}"
             return _Plan(refused=f"the letter holds only its beginning; the whole record is at {whole}")
@@ -113,13 +113,13 @@ class Redrive:
             await self._acknowledged(plan.topic, letter.key, letter.value)
             await self._mark(letter, None, None)
         elif plan.failed is not None:
-            return await self._order_anew(letter, plan.failed)
-        return _foretold(letter, plan)
+            return await self._replace_order(letter, plan.failed)
+        return _planned_fate(letter, plan)
 
-    async def _order_anew(self, letter: Letter, failed: OrderPlaced) -> Fate:
+    async def _replace_order(self, letter: Letter, failed: OrderPlaced) -> Fate:
         earlier = await self._pool.fetchval(SQL.redriven_order, failed.order_id)
         new_id = OrderId(earlier) if earlier else new_order_id()
-        detail = f"order {failed.order_id} was made anew before"
+        detail = f"order {failed.order_id} was replaced before"
         if not earlier:
             detail = f"in place of the failed order {failed.order_id}"
             match await self._inventory.reserve(_again(failed, new_id)):
@@ -162,7 +162,7 @@ def _again(failed: OrderPlaced, new_id: OrderId) -> Reservation:
     )
 
 
-def _foretold(letter: Letter, plan: _Plan) -> Fate:
+def _planned_fate(letter: Letter, plan: _Plan) -> Fate:
     if plan.refused:
         return Fate(letter.name, "refused", letter.topic, plan.refused)
     if plan.failed is not None:

@@ -38,7 +38,7 @@ def as_page(letter: Letter) -> dict[str, Any]:
 
 def listing(letters: list[Letter]) -> str:
     if not letters:
-        return "no dead letters that need anybody (--all: also redriven, resolved, and of orders that have ended)"
+        return "no dead letters need action (--all shows the others: redriven, resolved, order ended)"
     return "\n".join(_line(letter) for letter in letters)
 
 
