@@ -87,13 +87,13 @@ def lag(
         report(by_group, show(by_group), as_json)
         return
 
-    def tell(groups: list[GroupLag]) -> None:
+    def print_lags(groups: list[GroupLag]) -> None:
         report(groups, show_live(groups) + "\n", as_json)
 
     async def main() -> None:
         seen = 0
         async for groups in watch(get_settings(), every):
-            tell(groups)
+            print_lags(groups)
             seen += 1
             if seen == looks:
                 return

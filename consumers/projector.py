@@ -12,7 +12,7 @@ from aiokafka import ConsumerRebalanceListener, ConsumerRecord, TopicPartition
 from aiokafka.errors import CommitFailedError, IllegalGenerationError, KafkaError
 
 from infra import tracing
-from infra.kafka.client import AT_ONCE, Gathering, gather, make_consumer
+from infra.kafka.client import NO_WAIT, FetchWait, make_consumer, set_fetch_wait
 from infra.lifecycle import Stop, background, cancelled, close_within
 from infra.logs import get_logger
 from infra.metrics.definitions import (
@@ -33,7 +33,7 @@ from schemas.events import OrderStatusChanged
 from schemas.topics import ORDER_STATUS, PROJECTOR_GROUP
 
 MAX_BATCH = 1_000
-GATHERED = Gathering(min_bytes=32 * 1024, max_wait_ms=50)  # how stale the read model may be
+GATHERED = FetchWait(min_bytes=32 * 1024, max_wait_ms=50)  # how stale the read model may be
 COMMIT_EVERY_S = 0.25  # far below the 2 s after which the relay takes an announcement for stranded
 POLL_MS = 250  # the last projected batch is committed after at most this silence
 STOP_TIMEOUT_S = 5.0
@@ -64,7 +64,7 @@ async def _project(consumer: Any, inventory: Inventory) -> None:
     committed_at, uncommitted = time.monotonic(), False
     while not cancelled():
         batches = await consumer.getmany(timeout_ms=POLL_MS, max_records=MAX_BATCH)
-        gather(consumer, GATHERED if batches else AT_ONCE)
+        set_fetch_wait(consumer, GATHERED if batches else NO_WAIT)
         events = [event for records in batches.values() for record in records if (event := _read(record))]
         if events:
             spans = [] if tracing.on is None else _follow(tracing.on, batches.values())

@@ -112,13 +112,13 @@ async def _reconcile_in_rounds(reconciler: Reconciler, pool: asyncpg.Pool) -> No
         asked = Moment()  # the figures are as old as this query
         records = await retry_until_ok("postgres", UNAVAILABLE, pool.fetch, SQL.unsettled_payments, ASKED_FOR, MAX_ROWS)
         rows = [replace(OrderRow.of(record), seen=asked) for record in records]
-        _tell(rows, await retry_until_ok("postgres", UNAVAILABLE, pool.fetchval, SQL.expired_payments, ASKED_FOR))
+        _set_gauges(rows, await retry_until_ok("postgres", UNAVAILABLE, pool.fetchval, SQL.expired_payments, ASKED_FOR))
         settled = await reconciler.reconcile(rows)
         if settled:
             log.info("reconciled", orders=settled)
 
 
-def _tell(rows: list[OrderRow], expired: int) -> None:
+def _set_gauges(rows: list[OrderRow], expired: int) -> None:
     _orders.set(len(rows))
     _oldest.set(max((row.age_s() for row in rows), default=0.0))
     _expired.set(expired)

@@ -43,7 +43,7 @@ class Commands(TyperGroup):
         try:
             code = super().main(args, prog_name, complete_var, False, windows_expand_args, **extra)
         except TyperException as error:
-            _say_fault(error)
+            _print_usage_error(error)
             code = error.exit_code
         except typer.Abort:
             fail("aborted")
@@ -52,7 +52,7 @@ class Commands(TyperGroup):
         return code
 
 
-def _say_fault(error: TyperException) -> None:
+def _print_usage_error(error: TyperException) -> None:
     text = " ".join(error.format_message().replace("Value error, ", "").split())
     context = getattr(error, "ctx", None)
     if text:  # none where a group was named without a command: that has printed its help

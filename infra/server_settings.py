@@ -53,13 +53,13 @@ class WrongServerSettings(SystemExit):
     """The servers would break the guarantees; the text names every wrong setting."""
 
 
-async def ask_all(settings: Settings) -> list[Setting]:
+async def read_server_settings(settings: Settings) -> list[Setting]:
     """Raises the client's own error if a server does not answer."""
-    answers = await asyncio.gather(ask_redis(settings), ask_postgres(settings), ask_kafka(settings))
+    answers = await asyncio.gather(_redis_settings(settings), _postgres_settings(settings), _kafka_settings(settings))
     return [setting for answer in answers for setting in answer]
 
 
-async def ask_redis(settings: Settings) -> list[Setting]:
+async def _redis_settings(settings: Settings) -> list[Setting]:
     client = connect_redis(settings, connections=1, timeout_s=5.0)
     try:
         told = await client.config_get(*REDIS)
@@ -69,7 +69,7 @@ async def ask_redis(settings: Settings) -> list[Setting]:
     return [Setting("redis", name, values.get(name), wanted) for name, wanted in REDIS.items()]
 
 
-async def ask_postgres(settings: Settings) -> list[Setting]:
+async def _postgres_settings(settings: Settings) -> list[Setting]:
     connection = await asyncpg.connect(settings.postgres_dsn, timeout=CONNECT_TIMEOUT_S, command_timeout=5.0)
     try:
         return [
@@ -80,7 +80,7 @@ async def ask_postgres(settings: Settings) -> list[Setting]:
         await connection.close(timeout=CONNECT_TIMEOUT_S)
 
 
-async def ask_kafka(settings: Settings) -> list[Setting]:
+async def _kafka_settings(settings: Settings) -> list[Setting]:
     """Settings of all our topics (which must exist), and of the broker that answers."""
     admin = AIOKafkaAdminClient(bootstrap_servers=settings.kafka_bootstrap_servers)
     try:
@@ -114,9 +114,9 @@ def _text(value: Any) -> str:
     return value.decode() if isinstance(value, bytes) else str(value)
 
 
-async def assert_servers(settings: Settings) -> list[Setting]:
+async def require_server_settings(settings: Settings) -> list[Setting]:
     """The wrong settings, for a warning in the development profile. Raises WrongServerSettings in any other profile."""
-    wrong = [setting for setting in await ask_all(settings) if not setting.ok]
+    wrong = [setting for setting in await read_server_settings(settings) if not setting.ok]
     if wrong and not settings.development:
         faults = "\n".join(f"  {setting}" for setting in wrong)
         raise WrongServerSettings(f"these servers would break the guarantees:\n{faults}")

@@ -1,4 +1,4 @@
-"""Faust's consumer with two things that faust-streaming 0.15 lacks: fetches that gather, and an eye for a log that was wiped.
+"""Faust's consumer with two things that faust-streaming 0.15 lacks: batched fetches, and an eye for a log that was wiped.
 
 A broker that lost its data begins its logs anew. Faust drops every record below the offset it has read or committed last,
 so a member would be blind until the new log is longer than the old one was; and a commit that was waiting for the broker
@@ -14,14 +14,14 @@ from faust.transport.consumer import ensure_TP
 from faust.transport.drivers.aiokafka import AIOKafkaConsumerThread, Consumer, Transport
 from faust.types import TP
 
-from infra.kafka.client import AT_ONCE, Gathering, gather
+from infra.kafka.client import NO_WAIT, FetchWait, set_fetch_wait
 from infra.logs import get_logger
 from infra.pace import Pace
 from infra.watchdog import EXIT_CODE
 
 from .inbox import BUSY_PER_S, GATHER_S
 
-GATHERED = Gathering(min_bytes=32 * 1024, max_wait_ms=round(1000 * GATHER_S))
+GATHERED = FetchWait(min_bytes=32 * 1024, max_wait_ms=round(1000 * GATHER_S))
 SILENCE_S = 0.1  # so long without a record, and the next one is not kept waiting
 log = get_logger()
 
@@ -35,7 +35,7 @@ def _end_process(tp: TP, offset: int, committed: int) -> None:
 
 
 class _GatheringThread(AIOKafkaConsumerThread):
-    """Lets the broker gather records while many come, and hand over each one at once while few do."""
+    """Lets the broker gather records at a high rate, and answer at once at a low rate."""
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
@@ -56,7 +56,7 @@ class _GatheringThread(AIOKafkaConsumerThread):
             if found and committed is not None and found[0].offset < committed:
                 _end_process(tp, found[0].offset, committed)
         self._pace.add(sum(map(len, records.values())), asyncio.get_running_loop().time())
-        gather(consumer, GATHERED if self._pace.busy else AT_ONCE)
+        set_fetch_wait(consumer, GATHERED if self._pace.busy else NO_WAIT)
         return records
 
 

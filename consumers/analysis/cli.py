@@ -63,7 +63,7 @@ def _lake(
 ) -> "Iterator[duckdb.DuckDBPyConnection]":
     """Opens the views over files, or over the topics as they are now. Exits with 1 if they cannot be read."""
     from consumers.replay.reader import ReplayError
-    from consumers.replay.show import saying
+    from consumers.replay.show import show_progress
     from infra.settings import get_settings
 
     from .lake import open_lake, replay_into, scratch
@@ -77,7 +77,7 @@ def _lake(
             yield open_lake(data)
             return
         with scratch() as path:
-            with saying(quiet=quiet) as say:
+            with show_progress(quiet=quiet) as say:
                 run_command(lambda: replay_into(get_settings(), path, start, end, say), asks=[Server.KAFKA])
             yield open_lake([path])
     except ReplayError as error:
@@ -139,13 +139,13 @@ def rewind(
     Example: thrones rewind
     """
     from consumers.replay.reader import ReplayError
-    from consumers.replay.show import saying
+    from consumers.replay.show import show_progress
     from infra.settings import get_settings
 
     from . import rewind as rewinding
 
     try:
-        with saying(quiet=as_json) as say:
+        with show_progress(quiet=as_json) as say:
             found = run_command(
                 lambda: rewinding.rewind(get_settings(), product, say), asks=[Server.KAFKA, Server.POSTGRES]
             )

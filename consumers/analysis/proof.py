@@ -38,7 +38,7 @@ class EpochProof(msgspec.Struct, frozen=True):
     ended_with: tuple[int, int, int]
 
     @property
-    def adds_up(self) -> bool:
+    def balances(self) -> bool:
         """Whether the units balance. An epoch with missing versions passes: the next epoch's opening decides about it."""
         return self.missing > 0 or sum(self.ended_with) == self.initial
 
@@ -86,7 +86,7 @@ def proof_of(product: int, book: LogBook) -> Proof:
     for epoch in epochs:
         if epoch.lowest < 0:
             problems.append(f"epoch {epoch.epoch}: {epoch.lowest} units on sale")
-        if not epoch.adds_up:
+        if not epoch.balances:
             problems.append(f"epoch {epoch.epoch}: {epoch.ended_with} are not the {epoch.initial} it was opened with")
     initial = epochs[-1].initial if epochs else 0
     if totals.confirmed > initial:

@@ -203,7 +203,7 @@ def _check_redis(facts: ProductFacts, problems: Findings) -> None:
         return
     if not book.in_force:
         problems.add("books not in force", "closed, or made for another run of Redis")
-    if not book.units.add_up:
+    if not book.units.balances:
         problems.add("Redis does not add up", str(book.units))
     problems.expect("initial in Redis", book.initial, postgres.initial)
     problems.expect("epoch in Redis", book.epoch, postgres.epoch)

@@ -21,7 +21,7 @@ class StockUnits:
     sold: int
 
     @property
-    def add_up(self) -> bool:
+    def balances(self) -> bool:
         """Invariant I1, which holds at every instant."""
         return self.initial == self.available + self.held + self.sold and min(self.available, self.held, self.sold) >= 0
 

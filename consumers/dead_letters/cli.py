@@ -86,10 +86,10 @@ def show_letter(
     Example: thrones dlq show 1:42
     """
     from consumers.dead_letters import show
-    from consumers.dead_letters.letters import one
+    from consumers.dead_letters.letters import find_letter
 
     async def main(settings: Any, pool: Any) -> Any:
-        return await one(settings, pool, letter)
+        return await find_letter(settings, pool, letter)
 
     found = _run(main)
     report(show.as_page(found), show.page(found), as_json)

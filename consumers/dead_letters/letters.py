@@ -160,7 +160,7 @@ async def matching(
     return sorted(judged, key=lambda letter: (letter.at_ms, letter.partition, letter.offset))
 
 
-async def one(settings: Settings, pool: asyncpg.Pool, name: str) -> Letter:
+async def find_letter(settings: Settings, pool: asyncpg.Pool, name: str) -> Letter:
     """The letter with that name. Raises DlqError."""
     async for letter in letters(settings, pool):
         if letter.name == name:
@@ -170,9 +170,9 @@ async def one(settings: Settings, pool: asyncpg.Pool, name: str) -> Letter:
 
 async def resolve(settings: Settings, pool: asyncpg.Pool, name: str, who: str, why: str) -> Letter:
     """Closes a letter for good; the first reason stays. Raises DlqError."""
-    letter = await one(settings, pool, name)
+    letter = await find_letter(settings, pool, name)
     await pool.execute(SQL.resolve_letter, *letter.place, who, why)
-    return await one(settings, pool, name)
+    return await find_letter(settings, pool, name)
 
 
 async def _with_ends(pool: asyncpg.Pool, found: Sequence[Letter]) -> list[Letter]:

@@ -53,18 +53,18 @@ def replay(
     from .reader import ReplayError
     from .replay import Request, show
     from .replay import replay as copy
-    from .show import saying
+    from .show import show_progress
 
     try:
         raise_file_limit()  # by date there is one file per day and topic
         format_of(out, partition_by is not None)  # before any server is asked
         request = Request(tuple(topics), out, start, end, key, partition_by is not None, force)
-        with saying(quiet=as_json) as say:
+        with show_progress(quiet=as_json) as say:
             summary = run_command(lambda: copy(get_settings(), request, say), asks=[Server.KAFKA])
     except ReplayError as error:
         give_up(error)
     except EnoughRead:
-        _end_quietly()
+        _exit_without_error()
     # Standard output carries the rows only.
     typer.echo(_as_json(summary) if as_json else show(summary), err=out == STDOUT or not as_json)
 
@@ -84,7 +84,7 @@ def give_up(error: Exception) -> NoReturn:
     fail(str(error))
 
 
-def _end_quietly() -> None:
+def _exit_without_error() -> None:
     import os
 
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else Python prints an error at exit

@@ -12,7 +12,7 @@ LINE_EVERY_S = 5.0
 
 
 @contextmanager
-def saying(*, quiet: bool = False) -> Iterator[Say | None]:
+def show_progress(*, quiet: bool = False) -> Iterator[Say | None]:
     """`quiet` shows nothing."""
     if quiet:
         yield None

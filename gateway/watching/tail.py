@@ -5,14 +5,14 @@ from collections.abc import Callable
 
 from aiokafka.errors import KafkaError
 
-from infra.kafka.client import AT_ONCE, CLOSE_TIMEOUT_S, Gathering, gather, make_consumer
+from infra.kafka.client import CLOSE_TIMEOUT_S, NO_WAIT, FetchWait, make_consumer, set_fetch_wait
 from infra.lifecycle import cancelled, close_within
 from infra.logs import REQUEST_ID, get_logger
 from infra.settings import Settings
 from schemas.topics import Topic
 
 POLL_MS = 500
-GATHERED = Gathering(min_bytes=32 * 1024, max_wait_ms=30)
+GATHERED = FetchWait(min_bytes=32 * 1024, max_wait_ms=30)
 BATCH_MAX = 2_000
 AGAIN_AFTER_S = 1.0
 LINGER_S = 10.0  # a listener that comes back soon finds the tail still running
@@ -81,7 +81,7 @@ class Tail:
             self._at_end()  # whatever changed before this is in the snapshots taken after it
             while True:
                 batches = await consumer.getmany(timeout_ms=POLL_MS, max_records=BATCH_MAX)
-                gather(consumer, GATHERED if batches else AT_ONCE)
+                set_fetch_wait(consumer, GATHERED if batches else NO_WAIT)
                 for records in batches.values():
                     for record in records:
                         self._take(record.key, record.value)

@@ -31,24 +31,24 @@ NO_COORDINATOR = (GroupCoordinatorNotAvailableError, CoordinatorLoadInProgressEr
 
 
 @dataclass(frozen=True, slots=True)
-class Gathering:
+class FetchWait:
     """How long a broker delays the answer to a fetch: until it has `min_bytes`, at most `max_wait_ms`."""
 
     min_bytes: int
     max_wait_ms: int
 
 
-AT_ONCE = Gathering(1, 500)  # the first record after a pause is answered at once
+NO_WAIT = FetchWait(1, 500)  # the first record after a pause is answered at once
 
 
-def gather(consumer: Any, how: Gathering) -> None:
+def set_fetch_wait(consumer: Any, wait: FetchWait) -> None:
     """Change it from the consumer's next fetch on; aiokafka has no public way to do so.
 
     A fetch costs us and the broker as much as some twenty records. So at a high rate the broker gathers records, and at
     a low rate it answers at once.
     """
     fetcher = consumer._fetcher  # noqa: SLF001
-    fetcher._fetch_min_bytes, fetcher._fetch_max_wait_ms = how.min_bytes, how.max_wait_ms  # noqa: SLF001
+    fetcher._fetch_min_bytes, fetcher._fetch_max_wait_ms = wait.min_bytes, wait.max_wait_ms  # noqa: SLF001
 
 
 def make_consumer(settings: Settings, *names: str, group: str | None = None, **overrides: Any) -> AIOKafkaConsumer:

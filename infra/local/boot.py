@@ -10,7 +10,7 @@ from typing import NoReturn
 
 from infra.lifecycle import Stop, stop_on_signals
 from infra.local.config import StackConfig, load_config
-from infra.local.readiness import note_former_members
+from infra.local.readiness import store_former_members
 from infra.local.specs import server_specs
 from infra.local.targets import keep_targets
 from infra.logs import configure, get_logger
@@ -102,7 +102,7 @@ async def _boot(
         return
     write_phase(state_dir, Phase("applying migrations, creating topics"))
     await _provision(provision)
-    await note_former_members(config, state_dir)
+    await store_former_members(config, state_dir)
     listener = bind(config.port)  # the first worker listens on it: until then clients are refused at once
     settings = get_settings()
     supervisor.start(application_specs(settings))

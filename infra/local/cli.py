@@ -132,11 +132,11 @@ def scale(
         rows = resize(default_state_dir(), stage, members)
     except StackError as error:
         fail(str(error))
-    told = scaling_warning(stage, members)
+    warning = scaling_warning(stage, members)
     if as_json:
-        typer.echo(json.dumps({"stage": stage, "members": rows, "scaling_warning": told or None}))
+        typer.echo(json.dumps({"stage": stage, "members": rows, "remark": warning or None}))
         return
-    typer.echo(f"{stage}: {len(rows)} member(s) run" + (f"; {told}" if told else ""))
+    typer.echo(f"{stage}: {len(rows)} member(s) run" + (f"; {warning}" if warning else ""))
 
 
 @app.command(rich_help_panel="Local stack")

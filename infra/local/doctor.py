@@ -24,7 +24,7 @@ from infra.local.readiness import STABLE, group_members
 from infra.local.specs import stack_env
 from infra.local.valkey import redis_url
 from infra.reach import ServersUnreachable, require_reachable
-from infra.server_settings import Setting, ask_kafka, ask_postgres, ask_redis
+from infra.server_settings import Setting, _kafka_settings, _postgres_settings, _redis_settings
 from infra.servers import Server
 from infra.settings import Settings
 from infra.supervision import registry
@@ -120,7 +120,7 @@ def _finding(setting: Setting) -> CheckResult:
 async def _redis(config: StackConfig) -> AsyncIterator[CheckResult]:
     client = Redis.from_url(redis_url(config), socket_timeout=2, decode_responses=True)
     try:
-        for setting in await ask_redis(_settings(config)):
+        for setting in await _redis_settings(_settings(config)):
             yield _finding(setting)
         limit, used = [(await client.info("memory"))[key] for key in ("maxmemory", "used_memory")]
         yield CheckResult(
@@ -134,7 +134,7 @@ async def _redis(config: StackConfig) -> AsyncIterator[CheckResult]:
 
 async def _postgres(config: StackConfig) -> AsyncIterator[CheckResult]:
     try:
-        for setting in await ask_postgres(_settings(config)):
+        for setting in await _postgres_settings(_settings(config)):
             yield _finding(setting)
         connection = await asyncpg.connect(postgres_dsn(config), timeout=3, command_timeout=5)
     except (OSError, TimeoutError, asyncpg.PostgresError) as error:
@@ -152,7 +152,7 @@ async def _postgres(config: StackConfig) -> AsyncIterator[CheckResult]:
 
 async def _kafka(config: StackConfig) -> AsyncIterator[CheckResult]:
     try:
-        settings = await ask_kafka(_settings(config))
+        settings = await _kafka_settings(_settings(config))
         groups = await group_members(config)
     except (KafkaError, OSError, TimeoutError) as error:
         yield CheckResult("kafka", False, f"{type(error).__name__}: {error}", "thrones logs kafka")

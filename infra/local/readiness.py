@@ -57,7 +57,7 @@ async def wait_ready(
         await asyncio.sleep(POLL_INTERVAL_S)
 
 
-async def note_former_members(config: StackConfig, state_dir: Path) -> None:
+async def store_former_members(config: StackConfig, state_dir: Path) -> None:
     """Store the members of the groups before our processes start: killed members seem alive for a while."""
     try:
         members = [member for _state, held in (await group_members(config)).values() for member in held]

@@ -23,7 +23,7 @@ async def keep_sizes(supervisor: Supervisor, state_dir: Path) -> None:
     """Runs beside a supervisor, for ever: adds and removes members. Requests come only when the whole stack runs."""
     _file(state_dir).unlink(missing_ok=True)
     while True:
-        for role, members in _wishes(state_dir).items():
+        for role, members in _requested(state_dir).items():
             await _resize(supervisor, role, members)
         await asyncio.sleep(POLL_INTERVAL_S)
 
@@ -32,7 +32,7 @@ def scale(state_dir: Path, role: str, members: int, deadline_s: float = 60.0) ->
     """Request `members` of a stage and wait until they run. Raises StackError."""
     require_running_stack(state_dir)
     draft = _file(state_dir).with_suffix(".draft")
-    draft.write_text(json.dumps(_wishes(state_dir) | {role: members}))
+    draft.write_text(json.dumps(_requested(state_dir) | {role: members}))
     draft.replace(_file(state_dir))
     until = time.monotonic() + deadline_s
     while len(rows := [row for row in registry.live_rows(state_dir) if row["role"] == role]) != members:
@@ -69,7 +69,7 @@ async def _resize(supervisor: Supervisor, role: str, members: int) -> None:
         await supervisor.stop(surplus)
 
 
-def _wishes(state_dir: Path) -> dict[str, int]:
+def _requested(state_dir: Path) -> dict[str, int]:
     try:
         wishes = json.loads(_file(state_dir).read_text())
         return {

@@ -108,14 +108,14 @@ class Supervisor:
         except Exception as error:  # a supervisor must not give up: it logs the error and retries
             child.error = str(error)
             return f"not started: {type(error).__name__}: {error}"
-        self._note_start(child.spec, child.process.pid)
+        self._report_start(child.spec, child.process.pid)
         child.started = registry.started(child.process.pid)
         self._record()
         if child.stopping.is_set():  # stopped while it was starting
             _signal(child.process, child.spec.stop_signal)
         return await child.process.wait()
 
-    def _note_start(self, spec: ProcessSpec, pid: int) -> None:
+    def _report_start(self, spec: ProcessSpec, pid: int) -> None:
         _starts.labels(spec.role).inc()
         self._log.info("process started", process=spec.name, pid=pid)
         if not spec.registers_itself and self._state_dir:

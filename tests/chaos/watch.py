@@ -46,7 +46,7 @@ class Watch:
                 units = await read_units(redis, ProductId(self.product))
                 if units is not None:
                     self.seen += 1
-                    if not units.add_up and len(self.violations) < SHOWN:
+                    if not units.balances and len(self.violations) < SHOWN:
                         self.violations.append(f"I1 at {time.time():.1f}: {units}")
             await asyncio.sleep(UNITS_EVERY_S)
 

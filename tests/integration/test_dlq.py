@@ -11,7 +11,7 @@ import pytest
 
 from consumers.dead_letters import show
 from consumers.dead_letters.comebacks import came_back, processed
-from consumers.dead_letters.letters import DlqError, Letter, condition, matching, one, resolve
+from consumers.dead_letters.letters import DlqError, Letter, condition, find_letter, matching, resolve
 from consumers.dead_letters.redrive import Fate, Redrive
 from infra.kafka.client import Offsets, make_consumer
 from sale.books.inventory import Held, Reservation
@@ -88,7 +88,7 @@ async def test_a_letter_says_where_it_came_from_and_why() -> None:
             *("missing field `type`", b'{"odd": 1}'),
             *(False, None),
         )
-        assert await one(desk.sale.settings, desk.sale.pool, letter.name) == letter
+        assert await find_letter(desk.sale.settings, desk.sale.pool, letter.name) == letter
         assert show.as_page(letter)["value"] == {"odd": 1}
         assert letter.name in show.listing([letter])
         assert "missing field" in show.page(letter)
@@ -113,7 +113,7 @@ def test_a_condition_that_makes_no_sense_is_refused(where: str) -> None:
 
 async def test_a_letter_that_is_not_there_is_refused() -> None:
     async with a_desk() as desk:
-        for act in (one, partial(resolve, who="ned", why="x")):
+        for act in (find_letter, partial(resolve, who="ned", why="x")):
             with pytest.raises(DlqError, match="there is no letter 0:99999999"):
                 await act(desk.sale.settings, desk.sale.pool, "0:99999999")
 

@@ -9,7 +9,7 @@ from aiokafka.admin import AIOKafkaAdminClient
 from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
 
 from infra.redis.client import Redis
-from infra.server_settings import WrongServerSettings, ask_all, assert_servers
+from infra.server_settings import WrongServerSettings, read_server_settings, require_server_settings
 from infra.settings import Settings
 from sale.operations.provision import provision
 from schemas.topics import DEAD_LETTERS
@@ -22,7 +22,7 @@ def production(settings: Settings, topics: None) -> Settings:
 
 async def test_our_own_servers_are_as_the_promises_need_them(production: Settings) -> None:
     await provision(production)
-    asked = await ask_all(production)
+    asked = await read_server_settings(production)
     assert [str(setting) for setting in asked if not setting.ok] == []
     assert all(setting.value is not None for setting in asked)
     assert len(asked) > 25
@@ -50,18 +50,18 @@ async def test_a_postgres_that_forgets_commits_is_refused(production: Settings, 
 async def test_a_topic_whose_leader_may_forget_is_refused(production: Settings) -> None:
     async with topic_settings(production, {"unclean.leader.election.enable": "true"}):
         with pytest.raises(WrongServerSettings, match=r"topic dead-letters: unclean\.leader\.election\.enable is true"):
-            await assert_servers(production)
+            await require_server_settings(production)
 
 
 async def test_too_few_in_sync_replicas_are_refused_where_there_are_three_brokers(production: Settings) -> None:
     three = production.model_copy(update={"brokers": 3})
     with pytest.raises(WrongServerSettings, match=r"topic orders: min\.insync\.replicas is 1, must be 2"):
-        await assert_servers(three)
+        await require_server_settings(three)
 
 
 async def test_the_development_profile_is_only_warned(settings: Settings, topics: None, pool: asyncpg.Pool) -> None:
     await pool.execute(f'ALTER DATABASE "{settings.postgres_db}" SET synchronous_commit = off')
-    assert [str(wrong) for wrong in await assert_servers(settings)] == [
+    assert [str(wrong) for wrong in await require_server_settings(settings)] == [
         "postgres: synchronous_commit is off, must be on"
     ]
 
