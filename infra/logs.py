@@ -23,19 +23,19 @@ class Repeats(logging.Filter):
 
     def __init__(self) -> None:
         super().__init__()
-        self._told: dict[tuple[str, str], tuple[float, int]] = {}  # when it was logged, and the repeats since then
+        self._logged: dict[tuple[str, str], tuple[float, int]] = {}  # when it was logged, and the repeats since then
 
     def filter(self, record: logging.LogRecord) -> bool:
         if not isinstance(record.msg, str):  # our own lines are event dictionaries
             return True
         line, now = (record.name, record.getMessage()), time.monotonic()
-        told_at, left_out = self._told.get(line, (-REPEAT_AFTER_S, 0))
-        if now - told_at < REPEAT_AFTER_S:
-            self._told[line] = (told_at, left_out + 1)
+        logged_at, left_out = self._logged.get(line, (-REPEAT_AFTER_S, 0))
+        if now - logged_at < REPEAT_AFTER_S:
+            self._logged[line] = (logged_at, left_out + 1)
             return False
-        if len(self._told) >= REMEMBERED:
-            self._told.clear()
-        self._told[line] = (now, 0)
+        if len(self._logged) >= REMEMBERED:
+            self._logged.clear()
+        self._logged[line] = (now, 0)
         if left_out:
             record.msg, record.args = f"{line[1]} (and {left_out} times before)", ()
         return True

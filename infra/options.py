@@ -49,9 +49,9 @@ def currency(text: str) -> str:
     try:
         known = Currency(text)
     except ValueError:
-        raise typer.BadParameter(f"{text!r} is no code of ISO 4217, like USD") from None
+        raise typer.BadParameter(f"{text!r} is not an ISO 4217 code, like USD") from None
     if known.exponent is None:
-        raise typer.BadParameter(f"nobody pays in {text} ({known.currency_name})")
+        raise typer.BadParameter(f"a price cannot be in {text} ({known.currency_name})")
     return text
 
 

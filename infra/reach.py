@@ -30,8 +30,8 @@ class ServersUnreachable(Exception):
 async def require_reachable(settings: Settings, servers: Collection[Server]) -> None:
     """Raises ServersUnreachable unless all of them answer."""
     reasons = await asyncio.gather(*(_reason(settings, server) for server in servers))
-    if told := [reason for reason in reasons if reason]:
-        raise ServersUnreachable("; ".join(told))
+    if silent := [reason for reason in reasons if reason]:
+        raise ServersUnreachable("; ".join(silent))
 
 
 async def _reason(settings: Settings, server: Server) -> str | None:

@@ -62,10 +62,10 @@ async def read_server_settings(settings: Settings) -> list[Setting]:
 async def _redis_settings(settings: Settings) -> list[Setting]:
     client = connect_redis(settings, connections=1, timeout_s=5.0)
     try:
-        told = await client.config_get(*REDIS)
+        replies = await client.config_get(*REDIS)
     finally:
         await client.aclose()
-    values = {_text(name): _text(value) for name, value in told.items()}
+    values = {_text(name): _text(value) for name, value in replies.items()}
     return [Setting("redis", name, values.get(name), wanted) for name, wanted in REDIS.items()]
 
 

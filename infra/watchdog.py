@@ -91,5 +91,5 @@ class Watchdog:
     def _watch_loop(self) -> None:
         while not self._over.wait(1.0):
             if self._clock() - self._turned_at > LOOP_STALL_S:
-                log.error("stuck: the event loop does not turn", group=self._group)
+                log.error("stuck: the event loop does not run", group=self._group)
                 self._end_process(EXIT_CODE)

@@ -18,7 +18,7 @@ class Cors:
         self._origins = frozenset(origins)
         self._any = ANY in self._origins
 
-    def mark(self, request: web.BaseRequest, response: web.StreamResponse) -> None:
+    def add_headers(self, request: web.BaseRequest, response: web.StreamResponse) -> None:
         """Set the headers that say who may read this answer. `Vary` tells caches that it depends on the origin."""
         if not self._origins:
             return

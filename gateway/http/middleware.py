@@ -19,18 +19,18 @@ log = get_logger()
 def make_application(cors: Cors, is_draining: Callable[[], bool]) -> web.Application:
     """An application without routes. While it drains, each answer closes its connection."""
     app = web.Application(middlewares=[_problems(cors, is_draining)])
-    app.on_response_prepare.append(_mark(cors))
+    app.on_response_prepare.append(_add_headers(cors))
     return app
 
 
-def _mark(cors: Cors) -> Callable[[web.Request, web.StreamResponse], Awaitable[None]]:
+def _add_headers(cors: Cors) -> Callable[[web.Request, web.StreamResponse], Awaitable[None]]:
     """Set the common headers of every answer, including streams and problems."""
 
-    async def mark(request: web.Request, response: web.StreamResponse) -> None:
-        request_ids.mark(response)
-        cors.mark(request, response)
+    async def add_headers(request: web.Request, response: web.StreamResponse) -> None:
+        request_ids.add_header(response)
+        cors.add_headers(request, response)
 
-    return mark
+    return add_headers
 
 
 def _problems(cors: Cors, is_draining: Callable[[], bool]) -> Middleware:

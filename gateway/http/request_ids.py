@@ -30,7 +30,7 @@ def begin(request: web.BaseRequest) -> None:
     REQUEST_ID.set(given if given is not None and _SANE.fullmatch(given) else next(_own))
 
 
-def mark(response: web.StreamResponse) -> None:
+def add_header(response: web.StreamResponse) -> None:
     """Put the id of the current request on its answer."""
     if (request_id := REQUEST_ID.get()) is not None:
         response.headers[HEADER] = request_id

@@ -75,7 +75,7 @@ class HttpProtocol(RequestHandler):
         else:
             code = "header_too_large" if isinstance(exc, LineTooLong) else "invalid_request"
         response = Problem(code, close=True).answer()
-        request_ids.mark(response)
+        request_ids.add_header(response)
         return response
 
 

@@ -43,7 +43,7 @@ async def wait_ready(
     config: StackConfig, state_dir: Path, say: Callable[[str], None], deadline_s: float = READY_DEADLINE_S
 ) -> None:
     """Return when ready. Raises StackError, which names what is missing, with the end of the log of a failing process."""
-    told = ""
+    reported = ""
     until = time.monotonic() + deadline_s
     former = former_members(state_dir)
     while missing := await _missing(config, former):
@@ -51,8 +51,8 @@ async def wait_ready(
             raise StackError(f"not ready after {deadline_s:.0f} s: {missing}{_log_of(missing, state_dir)}")
         if not any(row["role"] == "supervisor" for row in registry.live_rows(state_dir)):
             raise StackError(f"the supervisor ended:\n{tail(state_dir / 'logs' / 'supervisor-1.log')}")
-        if missing != told:
-            told = missing
+        if missing != reported:
+            reported = missing
             say(f"waiting: {missing}")
         await asyncio.sleep(POLL_INTERVAL_S)
 

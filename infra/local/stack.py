@@ -167,7 +167,7 @@ def _launch(config: StackConfig, state_dir: Path, servers_only: bool, tied: bool
 
 
 def _wait_started(state_dir: Path, say: Say) -> None:
-    told = ""
+    reported = ""
     until = time.monotonic() + BOOT_DEADLINE_S
     while (phase := read_phase(state_dir)).name != "running":
         if phase.name == "failed":
@@ -177,9 +177,9 @@ def _wait_started(state_dir: Path, say: Say) -> None:
             raise StackError(f"the supervisor ended; the end of {log}:\n{tail(log)}")
         if time.monotonic() > until:
             raise StackError(f"still {phase.name} after {BOOT_DEADLINE_S:.0f} s; see {state_dir / 'logs'}")
-        if phase.name != told:
-            told = phase.name
-            say(told)
+        if phase.name != reported:
+            reported = phase.name
+            say(reported)
         time.sleep(POLL_S)
 
 

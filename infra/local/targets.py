@@ -15,15 +15,15 @@ SHARED = ("gateway", "sse")  # any worker answers for all workers
 
 async def keep_targets(state_dir: Path) -> None:
     """Runs beside a supervisor, for ever: keeps the file up to date."""
-    told: list[dict[str, object]] | None = None
+    written: list[dict[str, object]] | None = None
     while True:
         found = targets(registry.live_rows(state_dir))
-        if found != told:
+        if found != written:
             draft = targets_file(state_dir).with_suffix(".draft")
             draft.parent.mkdir(parents=True, exist_ok=True)
             draft.write_bytes(msgspec.json.encode(found))
             draft.replace(targets_file(state_dir))
-            told = found
+            written = found
         await asyncio.sleep(WRITE_INTERVAL_S)
 
 

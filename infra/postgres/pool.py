@@ -27,7 +27,7 @@ UNAVAILABLE: tuple[type[Exception], ...] = (
 record. The write is retried (all our writes are guarded), and no record goes to the dead letters for it."""
 
 REPEAT_AFTER_S = 5.0
-_refused, _told_at = POSTGRES_REFUSALS.make(), dict[str, float]()
+_refused, _logged_at = POSTGRES_REFUSALS.make(), dict[str, float]()
 log = get_logger()
 
 
@@ -75,7 +75,7 @@ def count_refusal(error: BaseException | None) -> None:
     state = getattr(error, "sqlstate", None) or "none"
     _refused.labels(state).inc()
     now = time.monotonic()
-    if now - _told_at.get(state, -REPEAT_AFTER_S) >= REPEAT_AFTER_S:
-        _told_at[state] = now
+    if now - _logged_at.get(state, -REPEAT_AFTER_S) >= REPEAT_AFTER_S:
+        _logged_at[state] = now
         whose = "the record's" if isinstance(error, RECORDS_FAULT) else "not the record's: tried again"
         log.warning("postgres refuses", sqlstate=state, fault=whose, error=repr(error))

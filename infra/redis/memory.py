@@ -18,7 +18,7 @@ class RedisMemory:
 
 
 async def read_memory(redis: Redis) -> RedisMemory:
-    told = await redis.info("memory")
+    info = await redis.info("memory")
     # Redis does not count the buffers of the append-only file and of replicas against maxmemory.
-    uncounted = int(told.get("mem_not_counted_for_evict", 0))
-    return RedisMemory(int(told["used_memory"]) - uncounted, int(told["maxmemory"]))
+    uncounted = int(info.get("mem_not_counted_for_evict", 0))
+    return RedisMemory(int(info["used_memory"]) - uncounted, int(info["maxmemory"]))

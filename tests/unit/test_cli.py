@@ -128,7 +128,7 @@ def test_version() -> None:
         (["--price", "9007199254741.00"], "an order of 10"),
         (["--currency", "dollars"], "ISO 4217"),
         (["--currency", "ABC"], "ISO 4217"),
-        (["--currency", "XXX"], "nobody pays in XXX"),
+        (["--currency", "XXX"], "a price cannot be in XXX"),
         (["--opens-at", "soon"], "not a time"),
         (["--opens-at", "٢٠٢٦-12-24"], "not a time"),
         (["--opens-at", "9999-12-31T23:59:59-14:00"], "out of range: 1970-01-01T00:00:00Z to 9999-12-31T23:59:59Z"),

@@ -32,4 +32,4 @@ def test_every_line_of_ours_is_told() -> None:
 def test_what_is_remembered_is_bounded() -> None:
     repeats = Repeats()
     assert all(repeats.filter(_line("line %d", number)) for number in range(3 * REMEMBERED))
-    assert len(repeats._told) <= REMEMBERED
+    assert len(repeats._logged) <= REMEMBERED
