@@ -21,7 +21,7 @@ from .plan import Plan, Share, pieces
 from .tally import Tally
 from .wire import Connections, NoAnswer, Reply, Unreachable
 
-FLUSH_EVERY_S = 0.25
+FLUSH_INTERVAL_S = 0.25
 SOLD_OUT_PAUSE_S = 0.25  # a buyer in a sell-out looks again after about this long
 NO_SERVER_PAUSE_S = 0.1
 LOOK_S = 20  # one status request waits this long for the end
@@ -92,7 +92,7 @@ class ClientLog:
 
     async def keep_flushing(self) -> None:
         while True:
-            await asyncio.sleep(FLUSH_EVERY_S)
+            await asyncio.sleep(FLUSH_INTERVAL_S)
             self.flush()
 
     def close(self) -> None:

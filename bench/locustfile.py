@@ -30,7 +30,7 @@ from bench.shapes import SHAPES
 USERS = 2_000  # tokens made when there are none
 SOLD_OUT_FOR_S = 5.0  # nothing accepted for so long, then a sell-out has ended
 SPAWN_RATE = 100  # users a second, the most that locust does well
-PROGRESS_EVERY_S = 5.0
+PROGRESS_INTERVAL_S = 5.0
 
 __all__ = ["FlashSaleUser", "Profile"]  # what locust looks for
 
@@ -122,7 +122,7 @@ class Profile(LoadTestShape):
         sale.attendance.see(wanted or 0, running)
         if wanted is None or (sale.shape.until_sold_out and _is_sold_out(sale.metrics)):
             return None
-        if time.monotonic() - sale.said_s >= PROGRESS_EVERY_S:
+        if time.monotonic() - sale.said_s >= PROGRESS_INTERVAL_S:
             sale.said_s = time.monotonic()
             print(show_progress(sale.metrics, sale.attendance, wanted, running), file=sys.stderr, flush=True)
         return wanted, SPAWN_RATE

@@ -23,7 +23,7 @@ from bench.shapes import SHAPES, Shape
 
 FOLLOW_S = 60.0  # then an order is given up on
 WAIT_S = 25  # the longest `?wait=` there is
-POLL_EVERY_S = 1.0
+POLL_INTERVAL_S = 1.0
 TRIES = 3  # of one wish with one key, while its outcome is unknown
 TERMINAL = ENDS.keys()
 UNKNOWN = {0, 502, 504}  # the order may have been taken
@@ -158,7 +158,7 @@ class FlashSaleUser(FastHttpUser):
         return self._ask_until(order, until_s, f"?wait={WAIT_S}", "?wait=", 0.0)
 
     def _poll(self, order: str, until_s: float) -> tuple[str, float | None]:
-        return self._ask_until(order, until_s, "", "", POLL_EVERY_S)
+        return self._ask_until(order, until_s, "", "", POLL_INTERVAL_S)
 
     def _ask_until(
         self, order: str, until_s: float, query: str, shown: str, pause_s: float
@@ -173,7 +173,7 @@ class FlashSaleUser(FastHttpUser):
                 steps = {step["status"]: _ms(step["at"]) for step in body.get("history", [])}
                 return str(body["status"]), _charged_ms(steps, str(body["status"]))
             if not known:
-                time.sleep(POLL_EVERY_S)
+                time.sleep(POLL_INTERVAL_S)
         return "unseen", None
 
     def _stream(self, order: str, until_s: float) -> tuple[str, float | None]:
@@ -189,7 +189,7 @@ class FlashSaleUser(FastHttpUser):
                         return event["status"], _charged_ms(steps, event["status"])
                     if time.monotonic() > until_s:
                         break
-            time.sleep(POLL_EVERY_S)
+            time.sleep(POLL_INTERVAL_S)
         return "unseen", None
 
     @contextmanager

@@ -24,8 +24,8 @@ from schemas.topics import CONSUMED_BY, ORDER_STAGE_GROUP, PAYMENT_STAGE_GROUP
 LAG_PER_MEMBER: Mapping[str, int] = {ORDER_STAGE_GROUP: 20_000, PAYMENT_STAGE_GROUP: 10_000}
 LEAST = 1
 EVALUATION_INTERVAL_S = 5.0
-UP_AT_MOST, UP_EVERY_S = 2, 15.0  # members at a time: each join pauses the others for a moment
-DOWN_AT_MOST, DOWN_EVERY_S = 1, 30.0
+UP_AT_MOST, UP_INTERVAL_S = 2, 15.0  # members at a time: each join pauses the others for a moment
+DOWN_AT_MOST, DOWN_INTERVAL_S = 1, 30.0
 DOWN_AFTER_S = 60.0  # scale down once fewer members have been enough for this long
 
 
@@ -51,9 +51,9 @@ class Scaler:
             self._recent.popleft()
         since_s = now_s - self._changed_at
         shall = members
-        if want > members and since_s >= UP_EVERY_S:
+        if want > members and since_s >= UP_INTERVAL_S:
             shall = min(want, members + UP_AT_MOST)
-        elif members > self._members_needed(now_s) and since_s >= DOWN_EVERY_S:
+        elif members > self._members_needed(now_s) and since_s >= DOWN_INTERVAL_S:
             shall = max(self._members_needed(now_s), members - DOWN_AT_MOST)
         if shall != members:
             self._changed_at = now_s

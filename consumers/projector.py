@@ -34,7 +34,7 @@ from schemas.topics import ORDER_STATUS, PROJECTOR_GROUP
 
 MAX_BATCH = 1_000
 GATHERED = FetchWait(min_bytes=32 * 1024, max_wait_ms=50)  # how stale the read model may be
-COMMIT_EVERY_S = 0.25  # far below the 2 s after which the relay takes an announcement for stranded
+COMMIT_INTERVAL_S = 0.25  # far below the 2 s after which the relay takes an announcement for stranded
 POLL_MS = 250  # the last projected batch is committed after at most this silence
 STOP_TIMEOUT_S = 5.0
 
@@ -73,7 +73,7 @@ async def _project(consumer: Any, inventory: Inventory) -> None:
             for span in spans:
                 span.end()
         uncommitted = uncommitted or bool(batches)
-        if uncommitted and time.monotonic() - committed_at >= COMMIT_EVERY_S:
+        if uncommitted and time.monotonic() - committed_at >= COMMIT_INTERVAL_S:
             uncommitted = not await _commit(consumer)
             committed_at = time.monotonic()
 

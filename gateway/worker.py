@@ -31,7 +31,7 @@ RESERVE_CONNECTIONS = 4
 READ_CONNECTIONS = 8
 LAST_REQUESTS_S = 3.0  # connections stay open this long for requests that clients sent before they knew
 IN_FLIGHT_S = 6.0  # any answer is given within 5 s
-POLL_S = 0.05
+POLL_INTERVAL_S = 0.05
 
 log = get_logger()
 
@@ -61,7 +61,7 @@ async def _drain(gateway: Gateway, runner: web.AppRunner, acceptor: Acceptor) ->
     loop = asyncio.get_running_loop()
     until = loop.time() + LAST_REQUESTS_S
     while runner.server and runner.server.connections and loop.time() < until:  # noqa: ASYNC110 - aiohttp has no event for it
-        await asyncio.sleep(POLL_S)
+        await asyncio.sleep(POLL_INTERVAL_S)
     try:
         async with asyncio.timeout(IN_FLIGHT_S):
             await runner.cleanup()

@@ -19,7 +19,7 @@ from .settings import Settings
 
 RELAY_LOCK = 0x7412_0002
 RECONCILER_LOCK = 0x7412_0003
-PROBE_S = 0.5
+PROBE_INTERVAL_S = 0.5
 PROBE_TIMEOUT_S = 2.0
 
 log = get_logger()
@@ -72,7 +72,7 @@ async def _work_while_connected(connection: Any, stop: Stop, work: Callable[[], 
 async def _until_lost(connection: Any) -> None:
     with suppress(*UNAVAILABLE):
         while not cancelled():
-            await asyncio.sleep(PROBE_S)
+            await asyncio.sleep(PROBE_INTERVAL_S)
             await connection.fetchval("SELECT 1")
 
 

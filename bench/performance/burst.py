@@ -10,7 +10,7 @@ from .stack import MeasuredSale, Stack
 
 CONNECTIONS = 64
 NEARLY_ALL = 0.97  # the rest are payments that take their seconds, not work
-SAMPLE_EVERY_S = 0.5
+SAMPLE_INTERVAL_S = 0.5
 
 
 async def measure(stack: Stack, report: Report, size: Size) -> None:
@@ -42,4 +42,4 @@ async def _sample(sale: MeasuredSale, started_s: float, samples: list[Sample]) -
     while True:
         counts = await sale.counts()
         samples.append(Sample(round(time.monotonic() - started_s, 2), counts.accepted, counts.ended))
-        await asyncio.sleep(SAMPLE_EVERY_S)
+        await asyncio.sleep(SAMPLE_INTERVAL_S)

@@ -14,7 +14,7 @@ import time
 import msgspec
 import uvloop
 
-READ_EVERY_S = 1.0
+READ_INTERVAL_S = 1.0
 READ_BYTES = 256 * 1024
 CONNECT_TIMEOUT_S = 30.0
 AT_ONCE = 50
@@ -94,7 +94,7 @@ async def _crowd(watch: Watch) -> Seen:
     waiting = asyncio.create_task(_tell_and_wait())
     while not waiting.done():
         sockets = [sock for sock in sockets if _read(sock, seen)]
-        await asyncio.wait((waiting,), timeout=READ_EVERY_S)
+        await asyncio.wait((waiting,), timeout=READ_INTERVAL_S)
     return seen
 
 

@@ -12,7 +12,7 @@ from schemas.order_state import TERMINAL, Status
 from .sale_tally import SaleTally
 
 TRIES = 8  # of one wish, through 429, 503, 504 and broken connections: always with the same key
-LATE_EVERY_S = 2.5  # how often a patient buyer looks again whether a declined payment has put units back
+RETRY_INTERVAL_S = 2.5  # how often a patient buyer looks again whether a declined payment has put units back
 WAIT_S = 20
 CONNECTION_ERRORS = (aiohttp.ClientError, TimeoutError, OSError)
 
@@ -65,7 +65,7 @@ class Crowd:
         if len(orders) > 1:
             self._tally.doubled_orders += 1
         late_s = buyer.clicks_at_s
-        while not orders and (late_s := max(late_s + LATE_EVERY_S, self._now_s)) < buyer.patient_until_s:
+        while not orders and (late_s := max(late_s + RETRY_INTERVAL_S, self._now_s)) < buyer.patient_until_s:
             await self._until(late_s)
             order = await self._order(buyer, late_s)
             orders = {order} if order else set()

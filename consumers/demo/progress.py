@@ -16,9 +16,9 @@ from schemas.order_state import Status
 from .sale_tally import SaleTally, milliseconds, percentile
 from .view import WIDTH, RateSeries, screen
 
-LIVE_EVERY_S = 0.25
-LINE_EVERY_S = 1.0
-MEMBERS_EVERY_S = 2.0
+LIVE_INTERVAL_S = 0.25
+LINE_INTERVAL_S = 1.0
+MEMBERS_INTERVAL_S = 2.0
 FONTS_FROM_AFAR = re.compile(r"@font-face \{.*?\}\s*", re.DOTALL)  # a picture loads nothing when it is looked at
 TELLING = 0.6  # a picture of the sale is taken when this share of the units has been accepted
 
@@ -39,9 +39,9 @@ class LiveView:
         self._started = time.monotonic()
         if self._console.is_terminal:
             with Live(self._screen(), console=self._console, auto_refresh=False) as live:
-                await _repeat(LIVE_EVERY_S, lambda: live.update(self._screen(), refresh=True))
+                await _repeat(LIVE_INTERVAL_S, lambda: live.update(self._screen(), refresh=True))
         else:
-            await _repeat(LINE_EVERY_S, self._print_line)
+            await _repeat(LINE_INTERVAL_S, self._print_line)
 
     def save(self, path: Path) -> None:
         """The screen as it stood in mid-sale, as SVG."""
@@ -56,7 +56,7 @@ class LiveView:
 
     def _screen(self) -> RenderableType:
         now = time.monotonic()
-        if now - self._members_at > MEMBERS_EVERY_S:
+        if now - self._members_at > MEMBERS_INTERVAL_S:
             self._members, self._members_at = live_rows(), now
         view = screen(self._tally, self._units, self._elapsed_s, self._rates, self._members)
         if self._telling is None and len(self._tally.accepted) >= TELLING * self._units:

@@ -16,7 +16,7 @@ from .table import to_table
 from .when import Bound, show_ms
 
 ROWS_AT_ONCE = 50_000  # one row group: bounds memory and still compresses well
-SAY_EVERY_S = 0.5
+PROGRESS_INTERVAL_S = 0.5
 Say = Callable[[ReadProgress], None]
 
 
@@ -112,7 +112,7 @@ async def _copy(reader: TopicReader, request: Request, out: Output, say: Say | N
         if len(waiting) >= ROWS_AT_ONCE:
             await _aside(_write, waiting, out, topics)
             waiting = []
-        if say and time.monotonic() - said > SAY_EVERY_S:
+        if say and time.monotonic() - said > PROGRESS_INTERVAL_S:
             said = time.monotonic()
             say(progress)
     _write(waiting, out, topics)

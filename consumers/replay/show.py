@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from .reader import ReadProgress
 from .replay import Say
 
-LINE_EVERY_S = 5.0
+LINE_INTERVAL_S = 5.0
 
 
 @contextmanager
@@ -45,7 +45,7 @@ def _lines() -> Say:
     def say(progress: ReadProgress) -> None:
         nonlocal said
         now = time.monotonic()
-        if now - said >= LINE_EVERY_S:
+        if now - said >= LINE_INTERVAL_S:
             said = now
             pace = progress.done / (now - started)
             print(f"{progress.done} of {progress.total} records, {pace:,.0f}/s", file=sys.stderr, flush=True)

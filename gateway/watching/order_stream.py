@@ -5,7 +5,14 @@ import asyncio
 import orjson
 from aiohttp import web
 
-from gateway.http.event_stream import KEEP_ALIVE, KEEP_ALIVE_EVERY_S, EventStream, Frame, end_displaced, last_event_id
+from gateway.http.event_stream import (
+    KEEP_ALIVE,
+    KEEP_ALIVE_INTERVAL_S,
+    EventStream,
+    Frame,
+    end_displaced,
+    last_event_id,
+)
 from gateway.http.problems import Problem
 from gateway.http.shares import Shares, SharesFull
 from gateway.http.wire import iso_ms
@@ -59,7 +66,7 @@ class OrderStream:
                 alive_at = loop.time()
                 if view.terminal:
                     return
-            elif loop.time() - alive_at > KEEP_ALIVE_EVERY_S:
+            elif loop.time() - alive_at > KEEP_ALIVE_INTERVAL_S:
                 stream.push(KEEP_ALIVE)
                 alive_at = loop.time()
             await self._next_look(stream, news)

@@ -13,7 +13,14 @@ from aiohttp import web
 
 from gateway.buying.catalogue import Catalogue, parse_product_id
 from gateway.http.addresses import Addresses
-from gateway.http.event_stream import KEEP_ALIVE, KEEP_ALIVE_EVERY_S, EventStream, Frame, end_displaced, last_event_id
+from gateway.http.event_stream import (
+    KEEP_ALIVE,
+    KEEP_ALIVE_INTERVAL_S,
+    EventStream,
+    Frame,
+    end_displaced,
+    last_event_id,
+)
 from gateway.http.problems import Problem
 from gateway.http.shares import Shares, SharesFull
 from gateway.watching.tail import Tail
@@ -170,7 +177,7 @@ class StockHub:
 
     async def _keep_alive(self) -> None:
         while True:
-            await asyncio.sleep(KEEP_ALIVE_EVERY_S)
+            await asyncio.sleep(KEEP_ALIVE_INTERVAL_S)
             for watched in list(self._products.values()):
                 for watcher in list(watched.watchers):
                     watcher.stream.push(KEEP_ALIVE)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from infra.supervision.process import tail
 
-POLL_S = 0.2
+POLL_INTERVAL_S = 0.2
 
 
 def log_files(state_dir: Path, role: str | None) -> list[Path]:
@@ -37,7 +37,7 @@ def follow(logs: list[Path]) -> Iterator[str]:
                 offsets[log] += len(whole)
                 for line in whole.decode(errors="replace").splitlines():
                     yield _labelled(log, line, logs)
-        time.sleep(POLL_S)
+        time.sleep(POLL_INTERVAL_S)
 
 
 def _labelled(log: Path, line: str, logs: list[Path]) -> str:

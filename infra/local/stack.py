@@ -34,7 +34,7 @@ Say = Callable[[str], None]
 SUPERVISOR_S = 60.0  # until it reports that it runs: a second, or many on a busy machine; its death is noticed at once
 BOOT_DEADLINE_S = 90.0
 STOP_DEADLINE_S = 60.0  # applications 25 s, then servers 25 s
-POLL_S = 0.1
+POLL_INTERVAL_S = 0.1
 
 
 def start_servers(state_dir: Path, *, tied: bool = False, say: Say = lambda _: None) -> dict[str, str]:
@@ -163,7 +163,7 @@ def _launch(config: StackConfig, state_dir: Path, servers_only: bool, tied: bool
     while supervisor_pid(state_dir) is None:
         if process.poll() is not None or time.monotonic() > until:
             raise StackError(f"the supervisor does not start; the end of {log}:\n{tail(log)}")
-        time.sleep(POLL_S)
+        time.sleep(POLL_INTERVAL_S)
 
 
 def _wait_started(state_dir: Path, say: Say) -> None:
@@ -180,7 +180,7 @@ def _wait_started(state_dir: Path, say: Say) -> None:
         if phase.name != reported:
             reported = phase.name
             say(reported)
-        time.sleep(POLL_S)
+        time.sleep(POLL_INTERVAL_S)
 
 
 def _stop_supervisor(pid: int, say: Say) -> None:

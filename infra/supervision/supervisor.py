@@ -25,8 +25,8 @@ from infra.supervision.process import ProcessSpec, rotate, spawn, tail
 FIRST_DELAY_S = 0.5
 LONGEST_DELAY_S = 15.0
 STEADY_AFTER_S = 10.0  # after this long the next death counts as a first one
-HEALTH_EVERY_S = 0.15
-ROTATE_EVERY_S = 5.0
+HEALTH_CHECK_INTERVAL_S = 0.15
+ROTATE_INTERVAL_S = 5.0
 LEFTOVERS_S = 15.0
 
 _starts, _deaths = SUPERVISOR_STARTS.make(), SUPERVISOR_DEATHS.make()
@@ -84,7 +84,7 @@ class Supervisor:
         while self._state_dir:
             for log in (self._state_dir / "logs").glob("*.log"):
                 rotate(log)
-            await asyncio.sleep(ROTATE_EVERY_S)
+            await asyncio.sleep(ROTATE_INTERVAL_S)
 
     async def _keep(self, child: Child) -> None:
         while not child.stopping.is_set():
@@ -127,7 +127,7 @@ class Supervisor:
         while not (child.running and (looked is None or await looked())):
             if time.monotonic() > until or child.deaths > 2:
                 raise StackError(self._why_not_up(child))
-            await asyncio.sleep(HEALTH_EVERY_S)
+            await asyncio.sleep(HEALTH_CHECK_INTERVAL_S)
 
     def _why_not_up(self, child: Child) -> str:
         log = self.log_of(child.spec)

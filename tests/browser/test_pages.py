@@ -72,7 +72,7 @@ async def test_a_plain_event_source_hears_nothing_of_the_comments_between_events
     settings: SigningSettings, browser: Browser, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Many keep-alives come between two values; it fires for the values alone."""
-    monkeypatch.setattr("gateway.watching.stock_stream.KEEP_ALIVE_EVERY_S", 0.1)
+    monkeypatch.setattr("gateway.watching.stock_stream.KEEP_ALIVE_INTERVAL_S", 0.1)
     async with gateway_on(settings) as gateway:
         product = await gateway.product(9)
         await asyncio.to_thread(browser.open, f"{gateway.url}/docs")

@@ -15,8 +15,8 @@ from schemas.topics import CONSUMED_BY
 
 from .trial import Look
 
-UNITS_EVERY_S = 0.1
-BEHIND_EVERY_S = 0.5
+UNITS_INTERVAL_S = 0.1
+BEHIND_INTERVAL_S = 0.5
 SHOWN = 5
 
 
@@ -48,7 +48,7 @@ class Watch:
                     self.seen += 1
                     if not units.balances and len(self.violations) < SHOWN:
                         self.violations.append(f"I1 at {time.time():.1f}: {units}")
-            await asyncio.sleep(UNITS_EVERY_S)
+            await asyncio.sleep(UNITS_INTERVAL_S)
 
     async def _watch_stages(self, watermarks: Watermarks) -> None:
         while not cancelled():
@@ -57,4 +57,4 @@ class Watch:
                 with contextlib.suppress(*KAFKA_ERRORS):
                     behind[group] = await watermarks.delay_s(group)
             self.looks.append(Look(time.time(), behind))
-            await asyncio.sleep(BEHIND_EVERY_S)
+            await asyncio.sleep(BEHIND_INTERVAL_S)

@@ -65,7 +65,7 @@ async def test_httpx_sse_sees_our_events_and_nothing_else(
     settings: SigningSettings, foreign_python: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It takes every blank line for the end of an event, so a keep-alive comment must not be followed by one."""
-    monkeypatch.setattr("gateway.watching.stock_stream.KEEP_ALIVE_EVERY_S", 0.1)
+    monkeypatch.setattr("gateway.watching.stock_stream.KEEP_ALIVE_INTERVAL_S", 0.1)
     async with gateway_on(settings) as gateway:
         product = await gateway.product(9)
         command = (foreign_python, CLIENTS / "watch.py", f"{gateway.url}/sse/stock/{product}", 2)

@@ -248,9 +248,9 @@ async def test_a_quiet_stream_says_now_and_then_that_it_is_alive(
     settings: SigningSettings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A comment every 15 s on either stream, so that proxies and clients do not give it up. It ends no event: no blank line."""
-    assert event_stream.KEEP_ALIVE_EVERY_S == 15
+    assert event_stream.KEEP_ALIVE_INTERVAL_S == 15
     for module in ("stock_stream", "order_stream"):
-        monkeypatch.setattr(f"gateway.watching.{module}.KEEP_ALIVE_EVERY_S", 0.2)
+        monkeypatch.setattr(f"gateway.watching.{module}.KEEP_ALIVE_INTERVAL_S", 0.2)
     async with gateway_on(settings) as gateway:
         product = await gateway.product(9)
         order_id = (await gateway.buy({"productId": product})).json["orderId"]

@@ -13,7 +13,7 @@ EPOCH_S = 1_800_000_000.0  # the wall clocks when a simulation starts
 OURS, SERVERS = "ours", ("redis", "postgres", "kafka")
 HOUR_S = 3_600.0
 STEPS_S = (-HOUR_S, -40.0, -1.0, 1.0, 40.0, HOUR_S)
-STEP_EVERY_S = 15.0
+STEP_INTERVAL_S = 15.0
 
 
 class WallClocks:
@@ -43,7 +43,7 @@ class WallClocks:
         return f"the clock of {name} is set by {step_s:+.0f} s"
 
     def _pause_s(self) -> float:
-        return self._random.uniform(0.0, STEP_EVERY_S)
+        return self._random.uniform(0.0, STEP_INTERVAL_S)
 
 
 class _Leap:

@@ -11,7 +11,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from consumers import autoscale
-from consumers.autoscale import DOWN_AFTER_S, DOWN_AT_MOST, DOWN_EVERY_S, LEAST, UP_AT_MOST, UP_EVERY_S, Scaler, wanted
+from consumers.autoscale import (
+    DOWN_AFTER_S,
+    DOWN_AT_MOST,
+    DOWN_INTERVAL_S,
+    LEAST,
+    UP_AT_MOST,
+    UP_INTERVAL_S,
+    Scaler,
+    wanted,
+)
 from infra.settings import Settings
 from schemas.topics import CONSUMED_BY, StageName
 from tests.unit.test_cli import every_command
@@ -52,7 +61,7 @@ def test_members_stay_within_bounds_and_change_in_small_steps_apart(
     assert all(LEAST <= after <= PARTITIONS for _, _, after in changes)
     assert all(-DOWN_AT_MOST <= after - before <= UP_AT_MOST for _, before, after in changes)
     for (earlier, _, _), (later, before, after) in pairwise(changes):
-        assert later - earlier >= (UP_EVERY_S if after > before else DOWN_EVERY_S)
+        assert later - earlier >= (UP_INTERVAL_S if after > before else DOWN_INTERVAL_S)
 
 
 @given(looks, st.integers(LEAST, PARTITIONS))
@@ -106,11 +115,11 @@ def test_kubernetes_decides_by_the_same_numbers(stage: str) -> None:
     behavior = spec["advanced"]["horizontalPodAutoscalerConfig"]["behavior"]
     assert behavior["scaleUp"] == {
         "stabilizationWindowSeconds": 0,
-        "policies": [{"type": "Pods", "value": UP_AT_MOST, "periodSeconds": UP_EVERY_S}],
+        "policies": [{"type": "Pods", "value": UP_AT_MOST, "periodSeconds": UP_INTERVAL_S}],
     }
     assert behavior["scaleDown"] == {
         "stabilizationWindowSeconds": DOWN_AFTER_S,
-        "policies": [{"type": "Pods", "value": DOWN_AT_MOST, "periodSeconds": DOWN_EVERY_S}],
+        "policies": [{"type": "Pods", "value": DOWN_AT_MOST, "periodSeconds": DOWN_INTERVAL_S}],
     }
 
 

@@ -35,7 +35,7 @@ from bench.performance.run import NAMES, wanted
 from bench.performance.size import BENCH, FULL, QUICK, SIZES
 from bench.performance.stack import Counts
 from bench.performance.stock_stream import delays_ms
-from bench.performance.stream_clients import READ_EVERY_S, READY, Seen, Watch
+from bench.performance.stream_clients import READ_INTERVAL_S, READY, Seen, Watch
 from bench.performance.sustained import is_sustained
 from bench.performance.table import BEGIN, END, put_generated
 from bench.tally import Percentiles, Result, Tally, summarise
@@ -182,7 +182,7 @@ async def test_watchers_tell_what_came_to_them_and_how_many_were_cut_off(measure
             writer.write(b"id: 1.9\ndata: {}\n\n")
         served[0].close()
         # The crowd looks once a second; a second look has seen all that was sent before it.
-        await asyncio.sleep(0.2 if measured else 2 * READ_EVERY_S)
+        await asyncio.sleep(0.2 if measured else 2 * READ_INTERVAL_S)
         out, _ = await process.communicate(b"\n")
         for writer in served:
             writer.transport.abort()
