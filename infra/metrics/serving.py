@@ -38,7 +38,7 @@ def exposed() -> bytes:
     if FILES not in os.environ:
         return generate_latest(REGISTRY)
     registry = CollectorRegistry()
-    multiprocess.MultiProcessCollector(registry)  # type: ignore[no-untyped-call]
+    multiprocess.MultiProcessCollector(registry)  # type: ignore[no-untyped-call] # the library has no types here
     return generate_latest(registry)
 
 
@@ -47,7 +47,7 @@ def unshare() -> None:
     from prometheus_client import multiprocess
 
     if FILES in os.environ:
-        multiprocess.mark_process_dead(os.getpid())  # type: ignore[no-untyped-call]
+        multiprocess.mark_process_dead(os.getpid())  # type: ignore[no-untyped-call] # the library has no types here
 
 
 def _start_afresh(folder: Path) -> None:

@@ -120,8 +120,7 @@ class _Connection(asyncio.Protocol):
         self._replies, self._expected = [], len(commands)
         self._answer = loop.create_future()
         deadline = loop.call_later(timeout_s, self._fail, RedisTimeoutError(f"no reply within {timeout_s} s"))
-        # the stubs annotate a tuple of one where any length is accepted
-        packed = [hiredis.pack_command(command) for command in commands]  # type: ignore[arg-type]
+        packed = [hiredis.pack_command(command) for command in commands]  # type: ignore[arg-type] # stubs: tuples of one
         self._transport.write(b"".join(packed))
         try:
             return await self._answer

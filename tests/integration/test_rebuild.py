@@ -190,10 +190,15 @@ async def test_rebuilds_of_one_product_take_turns_and_all_succeed() -> None:
 
 async def test_a_rebuild_that_is_not_needed_is_not_done() -> None:
     async with a_sale(10) as sale:
-        stores = {"redis": sale.redis, "pool": sale.pool, "settings": sale.settings, "publisher": sale.publisher}
-        assert await rebuild_if_needed(sale.product, "test", **stores) is None  # type: ignore[arg-type]
+        stores: dict[str, Any] = {
+            "redis": sale.redis,
+            "pool": sale.pool,
+            "settings": sale.settings,
+            "publisher": sale.publisher,
+        }
+        assert await rebuild_if_needed(sale.product, "test", **stores) is None
         await sale.inventory.close(sale.product)
-        assert await rebuild_if_needed(sale.product, "test", **stores) is not None  # type: ignore[arg-type]
+        assert await rebuild_if_needed(sale.product, "test", **stores) is not None
 
 
 async def test_an_order_that_the_database_refused_gives_nothing_back_when_it_settles() -> None:
@@ -424,8 +429,8 @@ async def test_an_unreadable_entry_is_left_out() -> None:
         wish, _ = await sale.reserve(1, 2)
         await sale.redis.hset(keys.held(sale.product), wish.order_id[:-4] + "0000", "no entry")
         await sale.rebuild()
-        lines = await sale.redis.hgetall(keys.held(sale.product))
-        assert [parse(wish.order_id, line).quantity for line in lines.values()] == [2]  # type: ignore[arg-type]
+        lines: dict[Any, Any] = await sale.redis.hgetall(keys.held(sale.product))
+        assert [parse(wish.order_id, line).quantity for line in lines.values()] == [2]
 
 
 async def test_while_the_books_are_rebuilt_nothing_is_reserved() -> None:

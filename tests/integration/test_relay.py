@@ -221,7 +221,8 @@ async def an_ended_order(sale: Sale, user: int) -> OrderId:
 
 
 async def entry_ids(sale: Sale) -> list[OrderId]:
-    return [OrderId(id_.decode()) for id_ in await sale.redis.hkeys(keys.held(sale.product))]  # type: ignore[union-attr]
+    ids: list[Any] = await sale.redis.hkeys(keys.held(sale.product))
+    return [OrderId(id_.decode()) for id_ in ids]
 
 
 async def test_a_parked_order_is_sent_again_once_its_books_are_in_force() -> None:

@@ -8,6 +8,7 @@ import sys
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
+from typing import Any
 
 import asyncpg
 import pytest
@@ -21,7 +22,7 @@ from schemas.order_state import Status
 from schemas.topics import DEAD_LETTERS, PAYMENTS, Topic
 from tests.books import open_books
 from tests.conftest import child_env
-from tests.log import VERSIONED, Headers, commit, committed, create, event_of, own_topic, producing, tailing
+from tests.log import VERSIONED, Headers, Tail, commit, committed, create, event_of, own_topic, producing, tailing
 from tests.rows import PRICE_CENTS, create_product
 
 SLOW = {b"slow-fresh", b"slow-known"}
@@ -279,15 +280,15 @@ async def inject(stage: StageProcess, records: list[tuple[bytes | None, Headers]
             await producer.send_and_wait(stage.topic.name, value, b"poison", headers=headers)
 
 
-async def letters_of(stage: StageProcess, tail: object, wanted: int) -> list[dict[str, bytes]]:
+async def letters_of(stage: StageProcess, tail: Tail, wanted: int) -> list[dict[str, bytes]]:
     """The headers of the dead letters of this stage's topic."""
 
-    def mine(records: list[object]) -> list[dict[str, bytes]]:
-        headers = [dict(record.headers) for record in records]  # type: ignore[attr-defined]
+    def mine(records: list[Any]) -> list[dict[str, bytes]]:
+        headers = [dict(record.headers) for record in records]
         return [h for h in headers if h.get("source-topic") == stage.topic.name.encode()]
 
-    await tail.until(lambda records: len(mine(records)) >= wanted)  # type: ignore[attr-defined]
-    return mine(tail.records)  # type: ignore[attr-defined]
+    await tail.until(lambda records: len(mine(records)) >= wanted)
+    return mine(tail.records)
 
 
 async def test_poison_among_orders_is_dead_lettered_with_its_origin_and_the_orders_go_on(

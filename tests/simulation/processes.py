@@ -131,7 +131,7 @@ class Processes:
         publisher: Any = PublisherPort(self._world)
         inventory, addresses = Inventory(redis), Addresses(())
         bodies = SlowBodies(addresses)
-        orders = Purchases(SETTINGS, _Identity(), addresses, bodies, _Catalogue(), inventory, publisher, _Room())  # type: ignore[arg-type]
+        orders = Purchases(SETTINGS, _Identity(), addresses, bodies, _Catalogue(), inventory, publisher, _Room())  # type: ignore[arg-type] # stand-ins
         orders._rates = RateLimit(1_000)  # of a few users, who are many
         self.gateways[actor] = orders
         self.hubs[actor] = StockHub(SETTINGS, Pipeliner(redis))

@@ -118,7 +118,7 @@ class Verdict:
         world = self._world
         assert world.chances is CALM
         CURRENT.set(Actor("auditor"))
-        logs = await read_log(SETTINGS, OffsetsPort(world))  # type: ignore[arg-type]
+        logs = await read_log(SETTINGS, OffsetsPort(world))  # type: ignore[arg-type] # all of Offsets that it uses
         facts = [
             ProductFacts(
                 product,

@@ -30,7 +30,7 @@ class Server:
 
 
 async def test_it_counts_what_redis_counts() -> None:
-    memory = await read_memory(Server((900, 1_000)))  # type: ignore[arg-type]
+    memory = await read_memory(Server((900, 1_000)))  # type: ignore[arg-type] # all that it uses
     assert (memory, memory.share) == (RedisMemory(900, 1_000), 0.9)
     assert RedisMemory(900, 0).share == 0.0, "no limit is never reached"
 
@@ -52,7 +52,7 @@ async def test_it_is_full_from_its_share_on_until_there_is_room(
 ) -> None:
     monkeypatch.setattr(memory_budget, "REFRESH_INTERVAL_S", 0.0)
     server = Server(*answers)
-    budget = MemoryBudget(server, 0.9)  # type: ignore[arg-type]
+    budget = MemoryBudget(server, 0.9)  # type: ignore[arg-type] # all that it uses
     looking = asyncio.create_task(budget.run())
     async with asyncio.timeout(5):
         await server.asked_all.wait()
