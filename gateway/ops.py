@@ -75,13 +75,13 @@ class Ops:
         product = parse_product_id(request.match_info["id"])
         body = await read_members(request, self._bodies, Control, operator.id)
         units = None if body.units is UNSET else body.units
-        wish = SaleCommand(body.action, f"user {operator.id}", body.why, units, keys.key_hash(key) if key else None)
+        command = SaleCommand(body.action, f"user {operator.id}", body.why, units, keys.key_hash(key) if key else None)
         try:
-            check(wish)
+            check(command)
             redis = connect_redis(self._settings, connections=4, timeout_s=REDIS_TIMEOUT_S)
             try:
                 stores = Stores(self._settings, redis, self._pool, self._publisher)
-                return _controlled(await control(stores, product, wish))
+                return _controlled(await control(stores, product, command))
             finally:
                 await redis.aclose()
         except UnknownProduct:

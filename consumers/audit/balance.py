@@ -394,10 +394,10 @@ def _check_clients(client_log: ClientAnswers, products: Sequence[ProductFacts], 
             problems.add("accepted, not served", f"order {order_id} got 202")
     for order_id in rows.keys() - client_log.accepted - client_log.unknown:
         order = rows[order_id]
-        wish = (order.user_id, order.key_hash)
-        if order_id in client_log.refused or wish in client_log.refused_wishes:
+        scoped_key = (order.user_id, order.key_hash)
+        if order_id in client_log.refused or scoped_key in client_log.refused_keys:
             problems.add("refused, yet taken", f"order {order_id}")
-        elif wish not in client_log.unknown_wishes:
+        elif scoped_key not in client_log.unknown_keys:
             problems.add("order nobody placed", f"{order_id} is in no client's log")
     for order_id, asked in client_log.quantities.items():
         row = rows.get(order_id)
@@ -405,5 +405,5 @@ def _check_clients(client_log: ClientAnswers, products: Sequence[ProductFacts], 
             problems.add(
                 "accepted for another body", f"order {order_id}: asked for {sorted(asked)}, has {row.quantity}"
             )
-    for (user, _), order_ids in client_log.doubled_wishes.items():
+    for (user, _), order_ids in client_log.doubled_keys.items():
         problems.add("one key, two orders", f"user {user} was told {' and '.join(sorted(order_ids))}")

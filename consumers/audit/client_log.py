@@ -56,14 +56,14 @@ class _Line(msgspec.Struct, frozen=True):
     retry_after: str | None = ""  # None: the answer had none
 
     @property
-    def wish(self) -> ScopedKey:
+    def scoped_key(self) -> ScopedKey:
         return self.user, None if self.key is None else key_hash(self.key)
 
 
 def read_client_log(path: Path, product: int | None = None) -> ClientAnswers:
     """Reads the lines of one product, or of all. Raises msgspec.DecodeError or OSError."""
     orders: dict[str, set[str]] = {"A": set(), "U": set(), "R": set()}
-    wishes: dict[str, set[ScopedKey]] = {"A": set(), "U": set(), "R": set()}
+    scoped_keys: dict[str, set[ScopedKey]] = {"A": set(), "U": set(), "R": set()}
     order_ids: defaultdict[ScopedKey, set[str]] = defaultdict(set)
     quantities: dict[str, set[int]] = {}
     complaints = Findings("clients")
@@ -71,21 +71,23 @@ def read_client_log(path: Path, product: int | None = None) -> ClientAnswers:
         if product is not None and line.product not in (None, product):
             continue
         _check_answer(line, complaints)
-        wishes[line.outcome].add(line.wish)
+        scoped_keys[line.outcome].add(line.scoped_key)
         if line.order is not None:
             orders[line.outcome].add(line.order)
         if line.order is not None and line.outcome == "A" and line.key is not None:
-            order_ids[line.wish].add(line.order)
+            order_ids[line.scoped_key].add(line.order)
         if line.order is not None and line.outcome == "A" and line.quantity is not None:
             quantities.setdefault(line.order, set()).add(line.quantity)
-    keyed = {wish for wish in wishes["R"] if wish[1] is not None}  # without a key, requests cannot be told apart
+    keyed = {
+        scoped_key for scoped_key in scoped_keys["R"] if scoped_key[1] is not None
+    }  # without a key, requests cannot be told apart
     return ClientAnswers(
         accepted=frozenset(orders["A"]),
         unknown=frozenset(orders["U"]),
         refused=frozenset(orders["R"]),
-        unknown_wishes=frozenset(wishes["U"]),
-        refused_wishes=frozenset(keyed - wishes["A"] - wishes["U"]),
-        doubled_wishes={wish: frozenset(ids) for wish, ids in order_ids.items() if len(ids) > 1},
+        unknown_keys=frozenset(scoped_keys["U"]),
+        refused_keys=frozenset(keyed - scoped_keys["A"] - scoped_keys["U"]),
+        doubled_keys={scoped_key: frozenset(ids) for scoped_key, ids in order_ids.items() if len(ids) > 1},
         quantities={order: frozenset(units) for order, units in quantities.items()},
         complaints=complaints.texts(),
     )

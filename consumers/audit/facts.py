@@ -101,9 +101,9 @@ class ClientAnswers:
     accepted: frozenset[str] = frozenset()
     unknown: frozenset[str] = frozenset()
     refused: frozenset[str] = frozenset()
-    unknown_wishes: frozenset[ScopedKey] = frozenset()
-    refused_wishes: frozenset[ScopedKey] = frozenset()  # every answer was a refusal
-    doubled_wishes: Mapping[ScopedKey, frozenset[str]] = field(default_factory=dict)  # received more than one order id
+    unknown_keys: frozenset[ScopedKey] = frozenset()
+    refused_keys: frozenset[ScopedKey] = frozenset()  # every answer was a refusal
+    doubled_keys: Mapping[ScopedKey, frozenset[str]] = field(default_factory=dict)  # received more than one order id
     quantities: Mapping[str, frozenset[int]] = field(
         default_factory=dict
     )  # quantities of the accepted requests, by order id

@@ -11,7 +11,7 @@ from schemas.order_state import TERMINAL, Status
 
 from .sale_tally import SaleTally
 
-TRIES = 8  # of one wish, through 429, 503, 504 and broken connections: always with the same key
+TRIES = 8  # of one purchase, through 429, 503, 504 and broken connections: always with the same key
 RETRY_INTERVAL_S = 2.5  # how often a patient buyer looks again whether a declined payment has put units back
 WAIT_S = 20
 CONNECTION_ERRORS = (aiohttp.ClientError, TimeoutError, OSError)

@@ -73,16 +73,16 @@ _accepted, _acknowledged = GATEWAY_ACCEPTED.make(), GATEWAY_ACKNOWLEDGED.make()
 _outcome_unknown, _publish_timeouts = GATEWAY_OUTCOME_UNKNOWN.make(), GATEWAY_PUBLISH_TIMEOUTS.make()
 
 
-def decode_wish(body: bytes) -> tuple[ProductId, int]:
+def decode_purchase(body: bytes) -> tuple[ProductId, int]:
     """Product and quantity. Raises Problem 400."""
     try:
-        wish = _decoder.decode(body)
+        purchase = _decoder.decode(body)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise Problem("invalid_request", f"The body cannot be read: {reason(error)}.") from None
     # Both members are numbers, so each colon belongs to a member: more colons than members mean that one occurs twice.
-    if body.count(b":") != (1 if wish.quantity is UNSET else 2):
+    if body.count(b":") != (1 if purchase.quantity is UNSET else 2):
         raise duplicate_member(repeated_member(body))
-    return ProductId(wish.productId), 1 if wish.quantity is UNSET else wish.quantity
+    return ProductId(purchase.productId), 1 if purchase.quantity is UNSET else purchase.quantity
 
 
 def idempotency_key(request: web.Request) -> str | None:
@@ -134,7 +134,7 @@ class Purchases:
         if self._address_rates and not self._address_rates.take(self._addresses.of(request)):
             raise Problem("rate_limited")
         key = idempotency_key(request)
-        product_id, quantity = decode_wish(await read_json(request, self._bodies, user.id))
+        product_id, quantity = decode_purchase(await read_json(request, self._bodies, user.id))
         product = self._catalogue.cached(product_id) or await self._catalogue.find(product_id)
         if quantity > product.max_quantity:
             raise Problem(
@@ -146,7 +146,7 @@ class Purchases:
             raise Problem("busy")
         if self._memory.full:
             raise Problem("unavailable", "There is no room for more orders now; nothing was reserved.")
-        wish = Reservation(
+        reservation = Reservation(
             order_id=new_order_id(),
             user_id=user.id,
             product_id=product_id,
@@ -158,45 +158,49 @@ class Purchases:
         )
         try:
             with self._under_way.hold():  # only now: reading the body depended on the client
-                order_id = await self._place(wish)
+                order_id = await self._place(reservation)
         except Overload:
             raise Problem("busy") from None
         _accepted.inc()
         _acknowledged.observe(time.perf_counter() - started)
-        return accepted(product, order_id, replayed=order_id != wish.order_id)
+        return accepted(product, order_id, replayed=order_id != reservation.order_id)
 
-    async def _place(self, wish: Reservation) -> OrderId:
+    async def _place(self, reservation: Reservation) -> OrderId:
         """The id of the order for this request: its own, or the one for which its key was accepted before."""
         asked_at = time.monotonic()
-        match await self._reserve(wish):
+        match await self._reserve(reservation):
             case Held() as held:
-                self._sold_out.accepted(wish.product_id, held.epoch, held.version)
-                await self._publish(wish.order_id, held)
-                return wish.order_id
+                self._sold_out.accepted(reservation.product_id, held.epoch, held.version)
+                await self._publish(reservation.order_id, held)
+                return reservation.order_id
             case Known(order_id, same_body):
                 if not same_body:
                     raise Problem("key_reused")
                 return order_id
             case Refused() as refused:
                 if refused.reason == "sold_out":
-                    self._sold_out.refused(wish.product_id, wish.quantity, refused.epoch, refused.version, asked_at)
+                    self._sold_out.refused(
+                        reservation.product_id, reservation.quantity, refused.epoch, refused.version, asked_at
+                    )
                 raise _refusal(refused)
 
-    async def _reserve(self, wish: Reservation) -> Held | Known | Refused:
+    async def _reserve(self, reservation: Reservation) -> Held | Known | Refused:
         try:
-            return await self._inventory.reserve(wish)
+            return await self._inventory.reserve(reservation)
         except DEFINITE:
             raise Problem("unavailable") from None
         except RedisError:
             pass  # the reply is lost: the script may have run, or may still run
         try:
-            second = await self._inventory.reserve(wish)
+            second = await self._inventory.reserve(reservation)
         except RedisError:
             second = Refused("unknown")
         if isinstance(second, Refused):  # says nothing about the first attempt, which may still run
             _outcome_unknown.inc()
             raise Problem(
-                "outcome_unknown", headers={"Location": f"/api/order/{wish.order_id}/status"}, orderId=wish.order_id
+                "outcome_unknown",
+                headers={"Location": f"/api/order/{reservation.order_id}/status"},
+                orderId=reservation.order_id,
             )
         return second
 

@@ -26,11 +26,11 @@ class TracedPurchases(Purchases):
             span.set_attributes(refused=refused.code)
         raise refused
 
-    async def _reserve(self, wish: Reservation) -> Held | Known | Refused:
+    async def _reserve(self, reservation: Reservation) -> Held | Known | Refused:
         with tracing.step("reserve") as span:
             if span is not None:
-                span.set_attributes(order_id=wish.order_id)
-            return await super()._reserve(wish)
+                span.set_attributes(order_id=reservation.order_id)
+            return await super()._reserve(reservation)
 
     async def _publish(self, order_id: OrderId, held: Held, headers: Headers = HEADERS) -> None:
         with tracing.step("publish orders") as span:

@@ -100,11 +100,11 @@ def _control(product: int, action: str, why: str, who: str, key: str, as_json: b
     from schemas.ids import ProductId
 
     hashed = key_hash(key) if key else None
-    wish = SaleCommand(Action(action), who.strip() or getpass.getuser(), why, units, hashed)
+    command = SaleCommand(Action(action), who.strip() or getpass.getuser(), why, units, hashed)
 
     async def main() -> SaleStatus:
         async with connected(get_settings()) as stores:
-            return await control(stores, ProductId(product), wish)
+            return await control(stores, ProductId(product), command)
 
     done = run_command(main)
     report(done, describe(done), as_json)

@@ -79,16 +79,16 @@ class SaleStatus:
     replayed: bool = False  # the key was used before for this command; nothing was changed
 
 
-async def control(to: Stores, product: ProductId, wish: SaleCommand) -> SaleStatus:
+async def control(to: Stores, product: ProductId, command: SaleCommand) -> SaleStatus:
     """Carries out the command, unless it is done already. Raises OperationRefused, or what the stores raise.
 
     After an error of Redis or Kafka the command is on record: repeat it (after a restock: `stock rebuild`) to apply it.
     """
-    check(wish)
+    check(command)
     async with to.pool.acquire() as connection, connection.transaction():
-        replayed = await _record(connection, product, wish)
-    if wish.action is Action.RESTOCK:
-        await _rebuilt(to, product, wish)
+        replayed = await _record(connection, product, command)
+    if command.action is Action.RESTOCK:
+        await _rebuilt(to, product, command)
         in_force = True
     else:
         in_force = await Inventory(to.redis).control(sale_arguments(await to.pool.fetchrow(SQL.product, product)))
@@ -104,49 +104,49 @@ async def sale(pool: asyncpg.Pool, product: ProductId) -> SaleStatus:
     return SaleStatus(product, _state(row), row["initial"], trail)
 
 
-def check(wish: SaleCommand) -> None:
+def check(command: SaleCommand) -> None:
     """Raises OperationRefused for a command that is invalid for every sale."""
-    if not is_plain(wish.why, LONGEST_WHY):
+    if not is_plain(command.why, LONGEST_WHY):
         raise OperationRefused(f"why: 1 to {LONGEST_WHY} printable characters")
-    if wish.action is Action.RESTOCK and (wish.units is None or not 1 <= wish.units <= LARGEST_STOCK):
+    if command.action is Action.RESTOCK and (command.units is None or not 1 <= command.units <= LARGEST_STOCK):
         raise OperationRefused("restock needs the units to add, at least 1")
-    if wish.action is not Action.RESTOCK and wish.units is not None:
-        raise OperationRefused(f"{wish.action} takes no units")
+    if command.action is not Action.RESTOCK and command.units is not None:
+        raise OperationRefused(f"{command.action} takes no units")
 
 
-async def _record(connection: asyncpg.pool.PoolConnectionProxy, product: ProductId, wish: SaleCommand) -> bool:
+async def _record(connection: asyncpg.pool.PoolConnectionProxy, product: ProductId, command: SaleCommand) -> bool:
     """Whether the key was used before for this command. It checks the key first: a repetition counts even after the sale."""
     row = await connection.fetchrow(SQL.sale_for_change, product)
     if row is None:
         raise UnknownProduct(f"there is no product {product}")
-    if wish.key_hash is not None and not await _claim_key(connection, product, wish):
+    if command.key_hash is not None and not await _claim_key(connection, product, command):
         return True
-    _check_sale(product, row, wish)
-    if not _already_done(row, wish.action):
+    _check_sale(product, row, command)
+    if not _already_done(row, command.action):
         action_id = await connection.fetchval(
-            SQL.add_sale_action, product, wish.action, wish.units, wish.who, wish.why.strip()
+            SQL.add_sale_action, product, command.action, command.units, command.who, command.why.strip()
         )
-        await connection.execute(SQL.apply_sale_action, product, wish.action, action_id, wish.units)
+        await connection.execute(SQL.apply_sale_action, product, command.action, action_id, command.units)
     return False
 
 
-async def _claim_key(connection: asyncpg.pool.PoolConnectionProxy, product: ProductId, wish: SaleCommand) -> bool:
+async def _claim_key(connection: asyncpg.pool.PoolConnectionProxy, product: ProductId, command: SaleCommand) -> bool:
     """False if this command has the key already. Raises KeyReused if another command has it."""
-    asked = (product, wish.action, wish.units, wish.why.strip())
-    if await connection.fetchval(SQL.claim_sale_key, wish.who, wish.key_hash, *asked) is not None:
+    asked = (product, command.action, command.units, command.why.strip())
+    if await connection.fetchval(SQL.claim_sale_key, command.who, command.key_hash, *asked) is not None:
         return True
-    known = await connection.fetchrow(SQL.wish_of_sale_key, wish.who, wish.key_hash)
+    known = await connection.fetchrow(SQL.command_of_sale_key, command.who, command.key_hash)
     if known is None or tuple(known) != asked:
         raise KeyReused("this key was used for another action, product, number of units or reason")
     return False
 
 
-def _check_sale(product: ProductId, row: asyncpg.Record, wish: SaleCommand) -> None:
+def _check_sale(product: ProductId, row: asyncpg.Record, command: SaleCommand) -> None:
     """Raises OperationRefused for a command that this sale does not allow."""
-    match wish.action:
+    match command.action:
         case Action.PAUSE | Action.RESUME if row["over"]:
             raise SaleOver(f"the sale of product {product} is over")
-        case Action.RESTOCK if row["initial"] + (wish.units or 0) > LARGEST_STOCK:
+        case Action.RESTOCK if row["initial"] + (command.units or 0) > LARGEST_STOCK:
             raise OperationRefused(
                 f"a product has at most {LARGEST_STOCK} units; product {product} has {row['initial']}"
             )
@@ -165,9 +165,9 @@ def _already_done(row: asyncpg.Record, action: Action) -> bool:
             return False
 
 
-async def _rebuilt(to: Stores, product: ProductId, wish: SaleCommand) -> StockOpened:
+async def _rebuilt(to: Stores, product: ProductId, command: SaleCommand) -> StockOpened:
     """Only a rebuild loads stock."""
-    reason = f"restock by {wish.units}: {wish.why.strip()}"
+    reason = f"restock by {command.units}: {command.why.strip()}"
     return await rebuild(product, reason, redis=to.redis, pool=to.pool, settings=to.settings, publisher=to.publisher)
 
 

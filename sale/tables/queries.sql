@@ -179,7 +179,7 @@ SELECT sale_state, initial, closes_at IS NOT NULL AND closes_at <= now() AS over
 INSERT INTO sale_keys (who, key_hash, product_id, action, units, why) VALUES ($1, $2, $3, $4, $5, $6)
 ON CONFLICT DO NOTHING RETURNING key_hash;
 
--- name: wish_of_sale_key
+-- name: command_of_sale_key
 SELECT product_id, action, units, why FROM sale_keys WHERE who = $1 AND key_hash = $2;
 
 -- name: add_sale_action

@@ -17,7 +17,7 @@ from msgspec import structs
 from consumers.relay.books import Keeper
 from consumers.relay.pushes import Pusher
 from gateway.buying import purchases as orders
-from gateway.buying.purchases import Purchases, decode_wish
+from gateway.buying.purchases import Purchases, decode_purchase
 from gateway.http.problems import Problem
 from gateway.watching.tail import Tail
 from infra.redis.client import RedisError
@@ -182,7 +182,7 @@ def sold_out_from_memory_before_the_key_is_asked() -> Iterator[None]:
     real = Purchases.buy
 
     async def buy(self: Any, request: Any) -> Any:
-        product, quantity = decode_wish(request.content.read_nowait(-1))
+        product, quantity = decode_purchase(request.content.read_nowait(-1))
         if self._sold_out.covers(product, quantity):
             raise Problem("sold_out")
         return await real(self, request)

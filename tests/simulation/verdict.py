@@ -201,7 +201,7 @@ class Verdict:
             accepted=frozenset(clients.accepted.keys() - lost),
             unknown=frozenset(clients.unknown | lost),
             refused=frozenset(clients.refused - clients.accepted.keys() - clients.unknown),
-            doubled_wishes={
+            doubled_keys={
                 (w[0], w[1]): frozenset(ids) for w, ids in told.items() if len(ids) > 1 and not ids & forgiven
             },
         )

@@ -32,13 +32,13 @@ def test_orders_are_known_by_id_and_wishes_by_user_and_key(log: Path) -> None:
     assert seen.accepted == {"o1"}
     assert seen.unknown == {"o5"}
     assert not seen.refused
-    assert seen.unknown_wishes == {(2, key_hash("b")), (5, key_hash("d"))}
-    assert seen.refused_wishes == {(3, key_hash("c"))}
-    assert seen.doubled_wishes == {}
+    assert seen.unknown_keys == {(2, key_hash("b")), (5, key_hash("d"))}
+    assert seen.refused_keys == {(3, key_hash("c"))}
+    assert seen.doubled_keys == {}
 
 
 def test_one_key_that_was_told_two_orders_stands_out(log: Path) -> None:
-    assert read_client_log(log).doubled_wishes == {(1, key_hash("a")): {"o1", "o9"}}
+    assert read_client_log(log).doubled_keys == {(1, key_hash("a")): {"o1", "o9"}}
 
 
 def complaints(tmp_path: Path, **answer: object) -> str:

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from gateway.accounts.passwords import Passwords
 from gateway.buying.catalogue import make_product, parse_product_id
-from gateway.buying.purchases import accepted, decode_wish, idempotency_key
+from gateway.buying.purchases import accepted, decode_purchase, idempotency_key
 from gateway.http.addresses import Addresses
 from gateway.http.problems import KINDS, Problem
 from gateway.http.wire import iso_ms
@@ -26,15 +26,15 @@ def test_a_wish_is_read_however_it_is_spaced_and_ordered(product: int, quantity:
     """Same members, same wish."""
     members = [("productId", product), ("quantity", quantity)]
     body = orjson.dumps(dict(reversed(members) if swapped else members), option=orjson.OPT_INDENT_2)
-    assert decode_wish(body) == (product, quantity)
-    assert decode_wish(b' {"productId" : %d } ' % product) == (product, 1)
+    assert decode_purchase(body) == (product, quantity)
+    assert decode_purchase(b' {"productId" : %d } ' % product) == (product, 1)
 
 
 @given(st.binary(max_size=60) | st.text(max_size=60).map(lambda text: text.encode()))
 def test_whatever_bytes_come_the_answer_is_a_wish_or_400(body: bytes) -> None:
     """Never another exception."""
     try:
-        product, quantity = decode_wish(body)
+        product, quantity = decode_purchase(body)
     except Problem as problem:
         code = problem.code
     else:
@@ -57,10 +57,10 @@ def test_only_whole_positive_numbers_are_quantities(value: Any) -> None:
     except TypeError:
         return  # an integer beyond 64 bits: orjson cannot write it
     if type(value) is int and 1 <= value < 2**31:
-        assert decode_wish(body) == (1, value)
+        assert decode_purchase(body) == (1, value)
     else:
         with pytest.raises(Problem):
-            decode_wish(body)
+            decode_purchase(body)
 
 
 @given(st.text(min_size=1, max_size=300))
