@@ -23,8 +23,9 @@ from sale.accounts.tokens import OwnTokens, sign
 from sale.books.inventory import Held, Inventory, Reservation
 from sale.operations.operations import NewProduct, Stores, connected, create_product
 from sale.operations.provision import provision
-from sale.orders import now_ms, place_rows, read_rows, terminal_event
+from sale.orders import place_rows, read_rows, terminal_event
 from sale.settlement import SettlementDesk, Verdict
+from schemas.clock import now_ms
 from schemas.codec import decode, encode
 from schemas.events import OrderPlaced
 from schemas.ids import OrderId, ProductId, UserId, new_order_id

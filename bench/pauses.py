@@ -10,7 +10,6 @@ import asyncio
 import os
 import signal
 import statistics
-import time
 from bisect import bisect_right
 from collections.abc import Awaitable, Callable
 from contextlib import asynccontextmanager
@@ -32,6 +31,7 @@ from infra.settings import get_settings
 from infra.supervision import registry
 from infra.supervision.place import default_state_dir
 from infra.supervision.scaling import scale
+from schemas.clock import now_ms
 from schemas.codec import decode
 from schemas.events import OrderStatusChanged
 from schemas.order_state import TERMINAL
@@ -156,9 +156,9 @@ async def measure(stage: str, rate: float) -> list[Pause]:
         async with _steady_load(rate):
             await asyncio.sleep(WARM_UP_S)
             for change, do in changes:
-                from_ms = time.time_ns() // 1_000_000
+                from_ms = now_ms()
                 await asyncio.gather(do(), asyncio.sleep(WINDOW_S))
-                pauses.append(ends.pause(change, from_ms, time.time_ns() // 1_000_000))
+                pauses.append(ends.pause(change, from_ms, now_ms()))
                 print(show(pauses[-1]), flush=True)
     finally:
         following.cancel()

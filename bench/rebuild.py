@@ -25,6 +25,7 @@ from sale.books.rebuild.rebuild import rebuild
 from sale.operations.operations import Stores, connected
 from sale.operations.provision import provision
 from sale.tables.queries import SQL
+from schemas.clock import now_ms
 from schemas.codec import encode
 from schemas.events import OrderPlaced, StockOpened
 from schemas.ids import OrderId, ProductId, UserId, new_order_id
@@ -51,7 +52,7 @@ class History:
 
     @classmethod
     def of(cls, product: ProductId, count: int) -> "History":
-        initial, now = 2 * count, time.time_ns() // 1_000_000
+        initial, now = 2 * count, now_ms()
         orders = [(_placed(product, n, now, initial), HISTORY[n * len(HISTORY) // count]) for n in range(count)]
         return cls(product, orders, initial)
 

@@ -20,6 +20,7 @@ from bench.own_stack import claims, own_url, read_tokens
 from bench.sale_metrics import Answered, Attendance, LocustClientLog, SaleMetrics
 from bench.sale_result import ENDS
 from bench.shapes import SHAPES, Shape
+from schemas.clock import now_ms
 
 FOLLOW_S = 60.0  # then an order is given up on
 WAIT_S = 25  # the longest `?wait=` there is
@@ -124,9 +125,7 @@ class FlashSaleUser(FastHttpUser):
                 self._refused(answer, code, ms)
         outcome = "A" if status == 202 else "U" if status in UNKNOWN else "R"
         self.sale.log.add(
-            Answered(
-                int(time.time() * 1000), self.user_id, self.product, key, order, outcome, status, code, round(ms, 2)
-            )
+            Answered(now_ms(), self.user_id, self.product, key, order, outcome, status, code, round(ms, 2))
         )
         return status, order if status == 202 else None
 

@@ -27,7 +27,7 @@ from infra.settings import Settings
 from infra.waits import retry_until_ok
 from infra.watchdog import Watchdog
 from sale.books.inventory import Inventory
-from sale.orders import now_ms
+from schemas.clock import now_ms
 from schemas.codec import Undecodable, decode
 from schemas.events import OrderStatusChanged
 from schemas.topics import ORDER_STATUS, PROJECTOR_GROUP

@@ -18,13 +18,13 @@ from infra.redis.client import connect_redis
 from infra.settings import Settings
 from infra.waits import retry_until_ok
 from sale.books.inventory import Inventory
-from sale.orders import OrderRow, now_ms
+from sale.orders import OrderRow
 from sale.payments.breaker import CircuitBreaker
 from sale.payments.charging import Charge, Unsettled, charge_once
 from sale.payments.provider import ASKED_FOR, Captured, Declined, HttpPaymentProvider, PaymentProvider
 from sale.settlement import IN_HAND_AFTER_S, SettlementDesk, Verdict
 from sale.tables.queries import SQL
-from schemas.clock import Moment
+from schemas.clock import Moment, now_ms
 from schemas.ids import OrderId
 from schemas.order_state import TERMINAL, Status
 

@@ -1,6 +1,5 @@
 """An order's row as every room reads it: a Postgres record in, typed facts out, and the events that announce it."""
 
-import time
 from collections.abc import Sequence
 from datetime import datetime
 
@@ -10,17 +9,12 @@ from msgspec import UNSET
 
 from sale.books.inventory import Settlement
 from sale.tables.queries import SQL
-from schemas.clock import Moment
+from schemas.clock import Moment, to_ms
 from schemas.events import OrderPlaced, OrderStatusChanged, Step
 from schemas.ids import OrderId, ProductId, UserId
 from schemas.order_state import Status
 
 REFUSED_BY_DATABASE = "no stock left in the database"  # the reason that place_orders writes
-
-
-def now_ms() -> int:
-    """For people and for records; what is decided by time asks one clock twice (schemas/clock.py)."""
-    return time.time_ns() // 1_000_000
 
 
 class OrderRow(msgspec.Struct, frozen=True):
@@ -105,7 +99,7 @@ def status_event(row: OrderRow, *, status: Status, steps: tuple[Step, ...], at_m
 
 def terminal_event(row: OrderRow, settlement: Settlement | None) -> OrderStatusChanged:
     """The news that an order ended; `settlement` is None only where no units were ever held by the books in force."""
-    at_ms = int(row.updated_at.timestamp() * 1000)
+    at_ms = to_ms(row.updated_at)
     started = row.charge_started_at_ms
     charging = (Step(Status.PROCESSING_PAYMENT, started),) if started else ()
     steps = (*charging, Step(row.status, at_ms))

@@ -29,8 +29,9 @@ from infra.text import cleaned
 from infra.tracing import Traced
 from infra.waits import retry_until_ok
 from sale.books.inventory import Inventory, NotVerified, SettledOtherwise, Settlement
-from sale.orders import OrderRow, now_ms, read_rows, status_event, terminal_event
+from sale.orders import OrderRow, read_rows, status_event, terminal_event
 from sale.tables.queries import SQL
+from schemas.clock import now_ms
 from schemas.codec import encode
 from schemas.events import OrderStatusChanged, Step
 from schemas.ids import OrderId, ProductId

@@ -1,10 +1,23 @@
-"""What a process may say of time. A wall clock tells people when something was; it is set, it steps, and every machine has another.
+"""Clocks. A wall clock tells people when something happened; it can be set, it steps, and every machine has another.
 
-How long something took or how old it is, one clock says, from both ends: this process' monotonic one, or one server's own.
+A duration or an age is the difference of two readings of one clock: this process' monotonic clock, or one server's own.
 """
 
 import time
 from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+
+EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+
+
+def now_ms() -> int:
+    """Milliseconds since the epoch by the wall clock: to date records and to show people, not to decide by."""
+    return time.time_ns() // 1_000_000
+
+
+def to_ms(at: datetime) -> int:
+    """Whole milliseconds since the epoch; what is left of one is cut off."""
+    return (at - EPOCH) // timedelta(milliseconds=1)
 
 
 def since_boot_ms() -> int:

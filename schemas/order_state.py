@@ -58,10 +58,9 @@ def outcome_of(status: Status) -> Entry:
 
 
 class Next(Enum):
-    """What is owed to an order now. Who does it is in `advance`'s docstring."""
+    """What is owed to an order now."""
 
-    PLACE = "publish order.placed, or insert where order.placed has just been read"
-    INSERT = "insert the row: the reservation is vouched for by its epoch"
+    PLACE = "publish order.placed, or insert the row where order.placed has just been read"
     RESERVE_AGAIN = "reserve again by id through the same script, or fail the order uncharged"
     PAY = "publish payment.requested, or charge where payment.requested has just been read"
     REBUILD = "close the product and rebuild its books"
@@ -74,14 +73,15 @@ class Next(Enum):
 def advance(row: Status | None, entry: Entry, *, current_epoch: bool = True) -> Next:
     """The next step of an order, from its Postgres row and its entry in Redis.
 
-    Used by the stages (for redeliveries and older epochs), the relay and the reconciler, so that no two of them can
-    differ. A guard that matched no row means: read both again and ask here, never skip. `current_epoch` says whether
-    the record or entry in hand was made by the books that are in force; it matters only where neither row nor entry is.
+    The order stage asks it about redelivered records and records of replaced books, the relay about every order that comes
+    due; both take the step it names, so they cannot differ. Where the row alone decides (whether to charge), the payment
+    stage and the reconciler read the row. A guard that matched no row means: read both again and ask here, never skip.
+    `current_epoch`: the books in force made the record or entry in hand; it matters only where there is neither row nor entry.
     Raises ValueError for a row status that Postgres never stores.
     """
     if row is None:
         if entry is Entry.NONE:
-            return Next.INSERT if current_epoch else Next.RESERVE_AGAIN
+            return Next.PLACE if current_epoch else Next.RESERVE_AGAIN
         # A settled entry without a row cannot come from a settlement (it needs the row): the books disagree.
         return Next.PLACE if entry is Entry.HELD else Next.REBUILD
     if row is Status.NEEDS_RECONCILIATION:

@@ -9,7 +9,7 @@ import asyncio
 from collections import deque
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import Generic, Protocol, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 
 class Acknowledgeable(Protocol):
@@ -94,3 +94,30 @@ class InOrderAcks(Generic[E, Partition]):
     def _make_room(self) -> None:
         if self.open < RESUME_BELOW:
             self._room.set()
+
+
+class InWork(Generic[E]):
+    """The records that one task has in work. Leaving it acknowledges them, unless by an error.
+
+    Each record has one owner: what is handed on is no longer ours, and handing it on again is an error.
+    """
+
+    def __init__(self, acks: InOrderAcks[E, Any], records: Iterable[OpenRecord[E]]) -> None:
+        self._acks = acks
+        self._records = dict.fromkeys(records)
+
+    @property
+    def records(self) -> list[OpenRecord[E]]:
+        return list(self._records)
+
+    def hand_on(self, records: Iterable[OpenRecord[E]]) -> None:
+        """Another task owns these records from now on. Raises KeyError for one that is not ours."""
+        for record in records:
+            del self._records[record]
+
+    def __enter__(self) -> "InWork[E]":
+        return self
+
+    def __exit__(self, error: type[BaseException] | None, *_: object) -> None:
+        if error is None:
+            self._acks.finish(self.records)

@@ -40,7 +40,7 @@ from schemas.codec import Headers, Undecodable, decode
 from schemas.events import AnyEvent
 from schemas.topics import Topic
 
-from .acks import InOrderAcks, OpenRecord
+from .acks import InOrderAcks, InWork, OpenRecord
 from .dead_letters import DeadLetters
 from .gathering import GatheringTransport
 from .inbox import BUSY_PER_S
@@ -52,6 +52,7 @@ _open, _partitions, _rebalances = CONSUMER_OPEN.make(), CONSUMER_PARTITIONS.make
 log = get_logger()
 Record = OpenRecord["faust.Event"]
 Acks = InOrderAcks["faust.Event", TP]
+RecordsInWork = InWork["faust.Event"]
 
 
 @dataclass(slots=True)

@@ -14,11 +14,12 @@ from infra import tracing
 from infra.pace import Pace
 from infra.postgres.pool import UNAVAILABLE
 from infra.waits import retry_until_ok
-from sale.orders import OrderRow, now_ms, read_rows, status_event
+from sale.orders import OrderRow, read_rows, status_event
 from sale.payments.breaker import CircuitBreaker
 from sale.payments.charging import Charge, Charged, Unsettled, charge_until_definite
 from sale.payments.provider import Captured, Declined, HttpPaymentProvider, PaymentProvider
 from sale.settlement import Verdict
+from schemas.clock import now_ms
 from schemas.codec import encode
 from schemas.events import PaymentRequested, Step
 from schemas.ids import OrderId

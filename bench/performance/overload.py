@@ -1,13 +1,13 @@
 """More than there is capacity for, before and after a sell-out: what it is answered, and how soon all is well again."""
 
 import asyncio
-import time
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import msgspec
 
 from bench.tally import Result, percentiles
+from schemas.clock import now_ms
 
 from .report import Report
 from .size import Size
@@ -63,7 +63,7 @@ def bad_answers(answers: dict[str, int]) -> int:
 
 async def _recovery_s(sale: MeasuredSale, seconds: float) -> float:
     """From the end of an overload, which is now, until acknowledgements stay normal, in calm arrivals."""
-    ended_ms = round(time.time() * 1000)
+    ended_ms = now_ms()
     await sale.buy(mode="open", rate=NORMAL_RATE, seconds=seconds)
     return recovery_s(ended_ms, await asyncio.to_thread(_acknowledgements, sale.log))
 

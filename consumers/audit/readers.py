@@ -16,6 +16,7 @@ from sale.books import keys
 from sale.books.entry import parse
 from sale.books.run import SECTION, run_of
 from sale.tables.queries import SQL
+from schemas.clock import now_ms, to_ms
 from schemas.codec import Undecodable, decode
 from schemas.events import OrderPlaced, OrderStatusChanged, SaleControlled, StockOpened
 from schemas.ids import OrderId, ProductId
@@ -75,7 +76,7 @@ async def read_postgres(pool: asyncpg.Pool, products: Sequence[ProductId]) -> di
                 continue
             cursor = connection.cursor(SQL.audit_orders, product, prefetch=ROWS_AT_ONCE)
             orders = [_order(record) async for record in cursor]
-            closes_at_ms = int(row["closes_at"].timestamp() * 1000) if row["closes_at"] else None
+            closes_at_ms = to_ms(row["closes_at"]) if row["closes_at"] else None
             books[product] = PostgresBook(
                 row["initial"], row["taken"], row["epoch"], orders, row["per_user_limit"], closes_at_ms
             )
@@ -105,7 +106,7 @@ async def read_log(settings: Settings, offsets: Offsets) -> Logs:
     unread = {tp for tp, end in ends.items() if begins[tp] < end}
     books = Logs()
     if any(0 < begins[tp] == end for tp, end in ends.items()):
-        books.kept_from_ms = time.time_ns() // 1_000_000  # of such a partition nothing is kept that is older than now
+        books.kept_from_ms = now_ms()  # of such a partition nothing is kept that is older than now
     if not unread:
         return books
     consumer = make_consumer(settings, max_partition_fetch_bytes=4 * 1024 * 1024)

@@ -14,6 +14,7 @@ from consumers.replay.reader import ReadProgress, topic_reader
 from infra.settings import Settings
 from sale.orders import OrderRow, read_rows
 from sale.tables.queries import SQL
+from schemas.clock import to_ms
 from schemas.codec import Undecodable, decode
 from schemas.events import AnyEvent, OrderPlaced
 from schemas.ids import OrderId, parse_order_id
@@ -242,7 +243,7 @@ def _resolving(row: asyncpg.Record) -> Resolved:
 
 
 def _ms(row: asyncpg.Record) -> int:
-    return int(row["at"].timestamp() * 1000)
+    return to_ms(row["at"])
 
 
 def _number(text: str | None) -> int:

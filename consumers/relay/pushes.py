@@ -20,9 +20,9 @@ from infra.redis.client import clock_ms
 from sale.books import keys
 from sale.books.entry import HeldEntry
 from sale.books.inventory import Inventory
-from sale.orders import OrderRow, now_ms, read_rows
+from sale.orders import OrderRow, read_rows
 from sale.settlement import SettlementDesk
-from schemas.clock import since_boot_ms
+from schemas.clock import now_ms, since_boot_ms
 from schemas.codec import encode
 from schemas.events import PaymentRequested
 from schemas.ids import OrderId, ProductId

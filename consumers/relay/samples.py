@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from infra.kafka.publisher import Publisher
 from infra.redis.client import Redis
 from sale.books import keys
-from sale.orders import now_ms
+from schemas.clock import now_ms
 from schemas.codec import encode
 from schemas.events import StockChanged
 from schemas.ids import ProductId

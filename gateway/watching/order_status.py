@@ -24,6 +24,7 @@ from sale.books import keys
 from sale.books.read_model import history
 from sale.books.run import SECTION, run_in
 from sale.tables.queries import SQL
+from schemas.clock import to_ms
 from schemas.ids import OrderId, ProductId, UserId, parse_order_id
 from schemas.money import to_decimal
 from schemas.order_state import TERMINAL, Status
@@ -212,4 +213,4 @@ def from_row(row: asyncpg.Record) -> OrderView:
 
 
 def _ms(at: datetime) -> int:
-    return round(at.timestamp() * 1000)
+    return to_ms(at)

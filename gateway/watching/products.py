@@ -15,6 +15,7 @@ from infra.redis.client import RedisError
 from infra.redis.pipeliner import Pipeliner
 from sale.books import keys
 from sale.tables.queries import SQL
+from schemas.clock import now_ms
 from schemas.ids import ProductId
 from schemas.limits import DEFAULT_MAX_QUANTITY
 from schemas.money import to_decimal
@@ -86,7 +87,7 @@ def _from_redis(product: ProductId, stock: list[bytes | None]) -> dict[str, Any]
         "maxQuantity": int(max_quantity or DEFAULT_MAX_QUANTITY),
         "opensAt": opens_at,
         "closesAt": closes_at,
-        "serverTime": iso_ms(time.time_ns() // 1_000_000),
+        "serverTime": iso_ms(now_ms()),
         "createdAt": created_at,
         "updatedAt": updated_at,
     }
@@ -102,7 +103,7 @@ def _from_row(row: asyncpg.Record, available: bytes | None) -> dict[str, Any]:
         "maxQuantity": row["max_quantity"],
         "opensAt": row["opens_at"] and iso(row["opens_at"]),
         "closesAt": row["closes_at"] and iso(row["closes_at"]),
-        "serverTime": iso_ms(time.time_ns() // 1_000_000),
+        "serverTime": iso_ms(now_ms()),
         "createdAt": iso(row["created_at"]),
         "updatedAt": iso(row["updated_at"]),
     }

@@ -8,7 +8,6 @@ import asyncio
 import random
 import socket
 import struct
-import time
 from pathlib import Path
 from typing import Annotated
 
@@ -25,6 +24,7 @@ from infra.metrics.serving import CONTENT_TYPE, exposed
 from infra.metrics.vitals import report_vitals
 from infra.settings import Settings, get_settings
 from infra.supervision.registry import register
+from schemas.clock import now_ms
 from schemas.money import to_cents, to_decimal
 
 HANG_MAX_S = 60  # then the connection is reset
@@ -132,7 +132,7 @@ class MockGateway:
             else f"ch_{random.getrandbits(96):024x}",  # not from the seeded generator: it must be unique
             amount=amount,
             currency=asked.currency,
-            at_ms=time.time_ns() // 1_000_000,
+            at_ms=now_ms(),
         )
         self.ledger.record(entry)
         return entry

@@ -13,9 +13,10 @@ from collections.abc import Callable
 import msgspec
 
 from infra.metrics.definitions import PROVIDER_ANSWER
-from sale.orders import OrderRow, now_ms
+from sale.orders import OrderRow
 from sale.payments.breaker import CircuitBreaker
 from sale.payments.provider import ASKED_FOR, Captured, ChargeOutcome, Declined, NotSent, PaymentProvider, Unknown
+from schemas.clock import now_ms
 
 BUDGET_S = 12.0  # from the start of the first attempt whose outcome is unknown
 SLOW_AFTER_S = 2.0

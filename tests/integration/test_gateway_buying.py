@@ -14,6 +14,7 @@ from infra.settings import SigningSettings
 from sale.books import keys
 from sale.books.inventory import Held, Inventory, Reservation
 from schemas import topics
+from schemas.clock import now_ms
 from schemas.codec import decode
 from schemas.events import OrderPlaced
 from schemas.ids import UserId, new_order_id
@@ -357,4 +358,4 @@ async def test_kafka_away_is_not_the_buyers_trouble_until_too_much_is_owed(setti
 
 
 def _now_ms() -> int:
-    return time.time_ns() // 1_000_000
+    return now_ms()

@@ -5,7 +5,8 @@ from typing import Any
 from infra.settings import SigningSettings
 from sale.books import keys
 from sale.books.inventory import Inventory
-from sale.orders import now_ms, place_rows
+from sale.orders import place_rows
+from schemas.clock import now_ms
 from schemas.codec import decode
 from schemas.events import OrderPlaced, OrderStatusChanged, Step
 from schemas.ids import OrderId, ProductId, UserId

@@ -19,6 +19,7 @@ from infra.settings import SigningSettings
 from sale.books.inventory import Inventory
 from sale.operations.operations import open_stock
 from schemas import topics
+from schemas.clock import now_ms
 from schemas.codec import encode
 from schemas.events import OrderStatusChanged, Step, StockChanged
 from schemas.ids import OrderId, ProductId
@@ -399,7 +400,7 @@ async def _end(gateway: GatewayClient, product: ProductId, order_id: OrderId) ->
     inventory = Inventory(gateway.to.redis)
     [settled] = await inventory.settle([(product, order_id, Entry.SOLD)])
     assert settled is not None
-    now_ms = time.time_ns() // 1_000_000
+    at_ms = now_ms()
     event = OrderStatusChanged(
         order_id=order_id,
         product_id=product,
@@ -408,9 +409,9 @@ async def _end(gateway: GatewayClient, product: ProductId, order_id: OrderId) ->
         total_cents=1_999,
         currency="USD",
         status=Status.CONFIRMED,
-        placed_at_ms=now_ms,
-        at_ms=now_ms,
-        steps=(Step(Status.PROCESSING, now_ms), Step(Status.CONFIRMED, now_ms)),
+        placed_at_ms=at_ms,
+        at_ms=at_ms,
+        steps=(Step(Status.PROCESSING, at_ms), Step(Status.CONFIRMED, at_ms)),
         epoch=settled.epoch,
         version=settled.version,
         available=settled.available,

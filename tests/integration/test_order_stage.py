@@ -19,6 +19,7 @@ from schemas.events import OrderPlaced
 from schemas.ids import OrderId, ProductId, new_order_id
 from schemas.order_state import Status
 from schemas.topics import DEAD_LETTERS, ORDER_STATUS, ORDERS
+from streams.replaced_books import reservation_of
 from tests.books import hold, open_books, read_books, wish
 from tests.log import event_of, tailing
 from tests.rows import create_product
@@ -54,7 +55,7 @@ async def test_an_order_that_was_reserved_again_by_a_stage_that_died_is_on_the_l
     await open_books(redis, product, 10, epoch=2)
     lost = placed(product, epoch=1, version=7, available=3)
     order_id = OrderId(lost.order_id)
-    await stage.stage._reserve(lost)  # and killed
+    await stage.stage._replaced_books._inventory.reserve(reservation_of(lost))  # and killed
     async with tailing(settings, ORDERS) as tail:
         await stage.read(encode(lost))
         found: list[Any] = await tail.until(lambda records: any(_is_of(order_id, record) for record in records))

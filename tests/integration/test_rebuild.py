@@ -2,7 +2,6 @@
 
 import asyncio
 import random
-import time
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -17,6 +16,7 @@ from sale.books.rebuild.rebuild import KEY_USED_AGAIN, RebuildImpossible, rebuil
 from sale.books.scripts import SCRIPTS
 from sale.orders import read_rows
 from sale.tables.queries import SQL
+from schemas.clock import now_ms
 from schemas.codec import decode
 from schemas.events import StockOpened
 from schemas.ids import ProductId, UserId, new_order_id
@@ -124,12 +124,12 @@ async def test_an_order_that_ends_while_its_books_are_made_is_looked_at_as_soon_
             await sale.rebuild()
         entries = await sale.inventory.entries(sale.product, [ended.order_id, waiting.order_id])
         assert [entry.quantity for entry in entries.values()] == [1, 1]
-        now_ms = time.time_ns() // 1_000_000
+        by_now_ms = now_ms()
         due = {
             wish.order_id: float(await sale.redis.zscore(keys.due(sale.product), wish.order_id) or 0)
             for wish in (ended, waiting)
         }
-        assert due[ended.order_id] <= now_ms < due[waiting.order_id]
+        assert due[ended.order_id] <= by_now_ms < due[waiting.order_id]
 
 
 async def test_an_older_copy_of_redis_brings_back_nothing_that_was_sold() -> None:

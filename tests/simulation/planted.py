@@ -30,6 +30,7 @@ from sale.payments import charging
 from sale.payments.provider import Declined, Unknown
 from sale.settlement import SettlementDesk
 from schemas.ids import new_order_id
+from schemas.order_state import Status
 
 from .faults import CALM, Chances, Striker
 from .kafka_ports import ConsumerPort
@@ -79,12 +80,15 @@ def _changed(script: str, old: str, new: str) -> AbstractContextManager[Any]:
 
 @contextmanager
 def ack_before_insert() -> Iterator[None]:
+    from streams.acks import InWork
+
     async def run(self: Any) -> None:
         async with asyncio.TaskGroup() as self._group:
             while True:
                 batch = await self._inbox.take(500)
                 self._acks.finish(batch)
-                await self._process(batch)
+                with InWork(self._acks, batch) as mine:
+                    await self._process(mine)
 
     with patch("streams.order_stage.OrderStage.run", run):
         yield
@@ -193,20 +197,21 @@ def sold_out_from_memory_before_the_key_is_asked() -> Iterator[None]:
 
 @contextmanager
 def release_after_the_database_refused() -> Iterator[None]:
-    from streams.order_stage import OrderStage
+    from streams.placing import Outcome, Placing
 
-    real = OrderStage._insert
+    real = Placing._insert
 
     async def insert(self: Any, placements: Any, vouched: bool) -> Any:
-        outcomes = await real(self, placements, vouched)
-        self.failed = [id_ for id_, (outcome, status) in outcomes.items() if (outcome, status) == ("new", "failed")]
-        return outcomes
+        answers = await real(self, placements, vouched)
+        self.failed = [id_ for id_, answer in answers.items() if answer == (Outcome.NEW, Status.FAILED)]
+        return answers
 
     async def refuse(self: Any, products: set[int]) -> None:
         if products:
-            await self._desk.announce(list((await read_rows(self._pool, self.failed)).values()))
+            resources = self._resources
+            await resources.desk.announce(list((await read_rows(resources.pool, self.failed)).values()))
 
-    with patch.object(OrderStage, "_insert", insert), patch.object(OrderStage, "_refuse", refuse):
+    with patch.object(Placing, "_insert", insert), patch.object(Placing, "_refuse", refuse):
         yield
 
 
@@ -281,12 +286,13 @@ def slow_ends_and_no_second_look() -> Iterator[None]:
 @contextmanager
 def dead_letter_without_a_row() -> Iterator[None]:
     from streams.app import bury
-    from streams.order_stage import OrderStage
+    from streams.placing import Placing
 
-    async def only_bury(self: Any, placement: Any, reason: str, *, vouched: bool) -> None:
-        await bury(placement[0], self._dead_letters, reason)
+    async def only_bury(self: Any, placement: Any, reason: str) -> bool:
+        await bury(placement.record, self._resources.dead_letters, reason)
+        return False
 
-    with patch.object(OrderStage, "_bury_and_fail", only_bury):
+    with patch.object(Placing, "_bury_and_fail", only_bury):
         yield
 
 
@@ -294,11 +300,12 @@ def reserve_without_asking_for_the_run() -> AbstractContextManager[Any]:
     return _changed("reserve", "if stock[1] ~= run or stock[2] == 'closed'", "if stock[2] == 'closed'")
 
 
-def passing_states_are_the_records_fault() -> AbstractContextManager[Any]:
+@contextmanager
+def passing_states_are_the_records_fault() -> Iterator[None]:
     """Whatever Postgres itself answers buries the record."""
-    return patch.multiple(
-        "streams.order_stage", RECORDS_FAULT=(PostgresError,), UNAVAILABLE=(OSError, TimeoutError, InterfaceError)
-    )
+    states: dict[str, Any] = {"RECORDS_FAULT": (PostgresError,), "UNAVAILABLE": (OSError, TimeoutError, InterfaceError)}
+    with patch.multiple("infra.postgres.batches", **states), patch.multiple("streams.placing", **states):
+        yield
 
 
 @contextmanager

@@ -45,7 +45,7 @@ def test_a_row_that_postgres_cannot_hold_is_an_error_not_a_guess(status: Status)
     [
         (None, Entry.HELD, True, Next.PLACE),
         (None, Entry.HELD, False, Next.PLACE),
-        (None, Entry.NONE, True, Next.INSERT),
+        (None, Entry.NONE, True, Next.PLACE),
         (None, Entry.NONE, False, Next.RESERVE_AGAIN),
         (None, Entry.SOLD, True, Next.REBUILD),
         (None, Entry.RELEASED, True, Next.REBUILD),

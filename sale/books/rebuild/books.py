@@ -18,6 +18,7 @@ from sale.books.entry import HeldEntry, PlacedHead, placed_head
 from sale.books.inventory import FARTHEST_LOOK_MS, FIRST_LOOK_MS, KEY_LIFETIME_MS
 from sale.books.read_model import steps_text
 from sale.books.scripts import DIGESTS, SCRIPTS
+from schemas.clock import to_ms
 from schemas.ids import OrderId, ProductId, UserId
 from schemas.order_state import RANK, TERMINAL, Entry, Status
 
@@ -223,4 +224,4 @@ def _read_model(order_id: str, status: Status, *fields: object) -> tuple[str, in
 
 
 def _milliseconds(at: datetime) -> int:
-    return int(at.timestamp() * 1000)
+    return to_ms(at)

@@ -6,7 +6,6 @@ way of an order: the order stage's offsets, Postgres, the log from those offsets
 """
 
 import asyncio
-import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
@@ -33,6 +32,7 @@ from sale.books.run import present_run
 from sale.books.scripts import SCRIPTS
 from sale.tables.queries import SQL
 from schemas import topics
+from schemas.clock import now_ms, to_ms
 from schemas.codec import encode
 from schemas.events import StockOpened
 from schemas.ids import ProductId
@@ -319,7 +319,7 @@ class _Rebuild:
             available=totals.initial - totals.confirmed - books.held_units,
             held=books.held_units + books.unannounced_units,
             sold=totals.confirmed - books.unannounced_units,
-            opened_at_ms=time.time_ns() // 1_000_000,
+            opened_at_ms=now_ms(),
             reason=self._reason,
             name=product["name"],
             found_epoch=int(self._found[0] or 0),
@@ -357,9 +357,9 @@ class _Rebuild:
     async def _look_soon(self, started_at: datetime) -> None:
         """What has ended while the books were made is left to them (see settlement.py): nobody shall wait for its turn."""
         ended = [row["id"] for row in await self._pool.fetch(SQL.ended_since, self._product, started_at)]
-        now_ms = time.time_ns() // 1_000_000
+        from_ms = now_ms()
         for first in range(0, len(ended), CHUNK):
-            looks = dict.fromkeys(ended[first : first + CHUNK], now_ms + first // LOOKS_PER_MS)
+            looks = dict.fromkeys(ended[first : first + CHUNK], from_ms + first // LOOKS_PER_MS)
             await self._redis.zadd(keys.due(self._product), dict(looks), xx=True, lt=True)
 
 
@@ -403,7 +403,7 @@ def sale_arguments(product: Any) -> tuple[str, ...]:
 
 
 def _milliseconds(at: datetime | None) -> int | None:
-    return None if at is None else int(at.timestamp() * 1000)
+    return None if at is None else to_ms(at)
 
 
 __all__ = [
