@@ -1,0 +1,25 @@
+"""A function of the product is short enough to see at once."""
+
+import ast
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+ROOMS = ("schemas", "infra", "sale", "gateway", "streams", "consumers", "bench")
+LINES_MAX = 40
+STILL_TOO_LONG = {
+    "streams/app.py stage_app",
+    "sale/books/inventory.py reserve",
+    "bench/load.py main",
+    "sale/books/rebuild/rebuild.py _open",
+}
+
+
+def test_no_function_is_longer_than_a_screen() -> None:
+    too_long = {
+        f"{path.relative_to(ROOT)} {node.name}"
+        for path in (ROOT / "thrones.py", *(path for room in ROOMS for path in (ROOT / room).rglob("*.py")))
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and node.end_lineno is not None
+        if node.end_lineno - node.lineno >= LINES_MAX
+    }
+    assert too_long - STILL_TOO_LONG == set()
