@@ -21,20 +21,21 @@ def to_ms(at: datetime) -> int:
 
 
 def since_boot_ms() -> int:
-    """This machine's own time, also while it sleeps: no clock that is set moves it."""
+    """Milliseconds since this machine booted, including sleep. Setting the clock does not change it."""
     return time.clock_gettime_ns(time.CLOCK_BOOTTIME) // 1_000_000
 
 
 @dataclass(frozen=True, slots=True)
 class Moment:
-    """A moment in this process' life, to be asked later how long ago it was."""
+    """A moment in the life of this process, whose age can be asked later."""
 
     wall_s: float = field(default_factory=lambda: time.time())
     since_boot_s: float = field(default_factory=lambda: time.clock_gettime(time.CLOCK_BOOTTIME))
 
     def ago_s(self) -> float:
-        """Rather too long than too short.
+        """The age by the clock that says more: too long is safer than too short.
 
-        A wall clock that was set back is no shorter since boot; a virtual machine that stood still is later by the wall.
+        Setting the wall clock back does not change the time since boot. After a pause of a virtual machine only the wall
+        clock has moved on.
         """
         return max(time.time() - self.wall_s, time.clock_gettime(time.CLOCK_BOOTTIME) - self.since_boot_s)

@@ -1,6 +1,6 @@
-"""Events to bytes and back; what cannot be decoded is `Undecodable`, with the reason that goes to the dead-letter topic.
+"""Encodes and decodes events. `Undecodable` carries the reason for the dead-letter topic.
 
-msgspec instead of orjson for events: it checks types and bounds while it parses, at the speed of the parse
+Events use msgspec, not orjson: it checks types and limits while it parses, at no extra cost
 (docs/decisions/0002-event-codec.md).
 """
 
@@ -9,7 +9,7 @@ import msgspec
 from .events import AnyEvent
 
 VERSION_HEADER = ("schema-version", b"1")
-TRACE_HEADER = "traceparent"  # W3C, on the records of a traced order alone
+TRACE_HEADER = "traceparent"  # W3C; only on the records of a traced order
 READABLE_VERSIONS = frozenset({b"1"})
 MAX_EVENT_BYTES = 64 * 1024
 
@@ -28,11 +28,11 @@ def encode(event: AnyEvent) -> bytes:
 
 
 def decode(value: bytes | None, headers: Headers = ()) -> AnyEvent:
-    """Raises Undecodable; nothing else, whatever the bytes."""
+    """Raises Undecodable, and no other error, for any bytes."""
     if value is None:
         raise Undecodable("null value")
     if len(value) > MAX_EVENT_BYTES:
-        raise Undecodable(f"{len(value)} bytes, at most {MAX_EVENT_BYTES} are an event")
+        raise Undecodable(f"{len(value)} bytes: an event has at most {MAX_EVENT_BYTES}")
     for name, version in headers:
         if name == VERSION_HEADER[0] and version not in READABLE_VERSIONS:
             raise Undecodable(f"unknown schema version {version!r:.60}")

@@ -1,7 +1,7 @@
-"""The facts on the log, in the past tense. Every value is JSON with a `type`; times are milliseconds since the epoch, money integer cents.
+"""The events on the log, named in the past tense: JSON with a `type`, times in milliseconds since 1970, money in cents.
 
-`epoch` numbers the books of a product (a new one each opening, restock or rebuild); `version` counts the script calls that
-changed them, 1..V without a gap; `available` is the stock on sale after that call. They are compared in that order everywhere.
+`epoch` numbers the books of a product (each opening, restock or rebuild gets a new one); `version` counts the script calls
+that changed them, 1..V without a gap; `available` is the stock on sale after that call. They are always compared in that order.
 """
 
 from typing import Annotated, Literal
@@ -11,7 +11,7 @@ from msgspec import UNSET, Meta, UnsetType
 
 from .order_state import Status
 
-# Bounds and patterns are those of the columns that a value ends in: what passes the decoder never fails there for good.
+# Limits and patterns match the database columns: a value that passes the decoder is never rejected there permanently.
 Count = Annotated[int, Meta(ge=0, le=2**63 - 1)]
 Positive = Annotated[int, Meta(ge=1, le=2**63 - 1)]
 Units = Annotated[int, Meta(ge=0, le=2**31 - 1)]
@@ -23,7 +23,7 @@ KeyHash = Annotated[str, Meta(max_length=64, pattern="^[0-9a-f]{64}$")]
 
 
 class Event(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", omit_defaults=True):
-    """Base of all events. Unknown fields are ignored on reading, so a newer writer stays readable (see schemas/README.md)."""
+    """Base of all events. Readers ignore unknown fields, so they can read newer writers (see schemas/README.md)."""
 
 
 class OrderPlaced(Event, frozen=True, kw_only=True, tag="order.placed"):

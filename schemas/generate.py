@@ -1,4 +1,4 @@
-"""The event types in, their JSON Schemas out as files beside this one: `python -m schemas.generate`. A test says when to run it."""
+"""Writes the JSON Schemas of the event types beside this file: `python -m schemas.generate`. A test fails when one is stale."""
 
 from inspect import cleandoc
 from pathlib import Path
@@ -26,7 +26,7 @@ def path_of(event: type[Event]) -> Path:
 
 
 def schema_of(event: type[Event]) -> dict[str, Any]:
-    """The JSON Schema of an event's value; unknown fields are allowed, as readers pass over them."""
+    """The JSON Schema of an event's value. Unknown fields are allowed, because readers ignore them."""
     (_,), components = msgspec.json.schema_components([event], ref_template="#/$defs/{name}")
     for component in components.values():
         component["description"] = cleandoc(component["description"])

@@ -1,4 +1,4 @@
-"""The identifiers everything speaks; an order id is a UUIDv7 (RFC 9562), so it tells its age without a look-up."""
+"""The identifier types. An order id is a UUIDv7 (RFC 9562), so it contains its own creation time."""
 
 from typing import NewType
 
@@ -10,12 +10,12 @@ ProductId = NewType("ProductId", int)
 
 
 def new_order_id() -> OrderId:
-    """A fresh order id, drawn by the gateway before the reservation so that every retry can name the same order."""
+    """A new order id. The gateway draws it before the reservation, so that every retry names the same order."""
     return OrderId(str(uuid_utils.uuid7()))
 
 
 def parse_order_id(text: str) -> OrderId | None:
-    """The canonical spelling of an order id, or None where `text` is not a UUID."""
+    """The canonical form of an order id, or None if `text` is not a UUID."""
     if len(text) != 36:
         return None
     try:

@@ -1,4 +1,4 @@
-"""Bounds that both buyers and operators meet."""
+"""Limits that apply to buyers and operators."""
 
-DEFAULT_MAX_QUANTITY = 10  # units one order may be of, where its product was given no other
+DEFAULT_MAX_QUANTITY = 10  # units per order, unless the product has its own limit
 LONGEST_WHY = 500  # characters of an operator's reason

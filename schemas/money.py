@@ -1,8 +1,8 @@
-"""Integer cents inside, a decimal string outside, never a float."""
+"""Money: integer cents inside, decimal strings outside, never a float."""
 
 import re
 
-MOST_CENTS = 2**53  # that every JSON reader and Lua hold exactly; an order's total is at most this
+MOST_CENTS = 2**53  # exact in every JSON reader and in Lua; the maximum total of an order
 _PRICE = re.compile(r"([0-9]{1,14})(?:\.([0-9]{1,2}))?")
 
 
@@ -12,7 +12,7 @@ def to_decimal(cents: int) -> str:
 
 
 def to_cents(text: str) -> int:
-    """'9.9' -> 990. Raises ValueError for anything but an amount of 0 to MOST_CENTS with at most two decimals."""
+    """'9.9' -> 990. Raises ValueError unless it is an amount from 0 to MOST_CENTS with at most two decimals."""
     match = _PRICE.fullmatch(text)
     if match is None:
         raise ValueError(f"not an amount: {text!r} (like 9.99)")

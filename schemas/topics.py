@@ -1,4 +1,4 @@
-"""The topics: key, partitions, retention, and where what cannot be processed goes. The one place their names are written."""
+"""The topics: names, keys, partitions, retention, and the groups that read them. Topic names are written only here."""
 
 from dataclasses import dataclass
 from enum import StrEnum
@@ -20,7 +20,7 @@ FOR_EVER = -1
 
 @dataclass(frozen=True, slots=True)
 class Topic:
-    """One topic as it is created. Times in it are the broker's append times; nothing is compacted."""
+    """One topic as it is created. Its timestamps are the broker's append times; no topic is compacted."""
 
     name: str
     key: str
@@ -47,7 +47,7 @@ CARRIES: dict[str, tuple[type[Event], ...]] = {
 
 
 def belongs(event: AnyEvent, topic: str) -> bool:
-    """False for what somebody wrote on another's topic: its readers dead-letter it or pass over it."""
+    """Whether the topic may carry this event. Readers dead-letter or skip one that it may not carry."""
     return isinstance(event, CARRIES.get(topic, ()))
 
 
@@ -57,7 +57,7 @@ PROJECTOR_GROUP = "status-projector"
 
 
 class StageName(StrEnum):
-    """The groups of which an operator chooses the number of members."""
+    """The groups whose number of members an operator chooses."""
 
     ORDER_STAGE = ORDER_STAGE_GROUP
     PAYMENT_STAGE = PAYMENT_STAGE_GROUP

@@ -1,6 +1,6 @@
-"""The OpenAPI document in (schemas/openapi.yaml), /openapi.json and a page that shows it out, without anything from elsewhere.
+"""Serves the OpenAPI document (schemas/openapi.yaml) as /openapi.json, and a page that shows it. All files are our own.
 
-The files are read when they are first asked for: a worker that nobody asks keeps none of them.
+A worker reads a file on its first request.
 """
 
 from collections.abc import Iterator
@@ -24,9 +24,9 @@ CONTENT_TYPES = {
     ".png": "image/png",
 }
 OWN = ("docs.js", "docs.css")
-SHARED = ("site.css",)  # of the other pages
+SHARED = ("site.css",)  # also used by the other pages
 BUNDLED = ("swagger-ui-bundle.js", "swagger-ui.css", "favicon-32x32.png")
-# Nothing but files of ours; Swagger UI's icons are data: images.
+# Only our own files; Swagger UI's icons are data: images.
 POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; connect-src 'self'; "
     "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
@@ -51,7 +51,7 @@ def document() -> bytes:
 
 
 def _responses(described: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    """Every response that is written out. What all of them carry is not written beside each."""
+    """All responses of the document, to which the common headers are added."""
     yield from described["components"]["responses"].values()
     for item in described["paths"].values():
         for operation in item.values():
@@ -68,7 +68,7 @@ async def page(_request: web.Request) -> web.Response:
 
 
 async def page_file(request: web.Request) -> web.Response:
-    """A file of the page: only those named above, so no path can lead elsewhere."""
+    """A file of the page. Only the files named above exist, so no path can lead elsewhere."""
     name = request.match_info["file"]
     if name not in OWN and name not in SHARED and name not in BUNDLED:
         raise Problem("not_found")
@@ -76,7 +76,7 @@ async def page_file(request: web.Request) -> web.Response:
 
 
 def file(name: str) -> web.Response:
-    """A file of ours, with the headers of a page."""
+    """One of our files, with the headers of a page."""
     content_type = CONTENT_TYPES[name[name.rindex(".") :]]
     return web.Response(body=read(name), headers={**HEADERS, "Content-Type": content_type})
 

@@ -1,4 +1,4 @@
-"""What a browser finds beside the interface: the landing page, an icon, and a page for each problem's `type`."""
+"""Pages for browsers: the landing page, an icon, and a page for the `type` of each problem."""
 
 from html import escape
 from string import Template
@@ -9,7 +9,7 @@ from gateway.http.problems import KINDS, Problem, ProblemKind, described, public
 from gateway.http.wire import answer
 from gateway.pages.api_docs import HEADERS, file, read
 
-# By the code that clients see; where two kinds share one, the first speaks for both.
+# By public code. If two kinds share a code, the page shows the first.
 _BY_CODE: dict[str, ProblemKind] = {}
 for _name, _kind in KINDS.items():
     _BY_CODE.setdefault(public_code(_name), _kind)
@@ -24,7 +24,7 @@ async def icon(_request: web.Request) -> web.Response:
 
 
 async def problem(request: web.Request) -> web.Response:
-    """What a problem's code always means: a page for browsers, JSON for everybody else."""
+    """The meaning of a problem's code: a page for browsers, JSON for other clients."""
     code = request.match_info["code"]
     kind = _BY_CODE.get(code)
     if kind is None:
