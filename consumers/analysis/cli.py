@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from consumers.replay.cli import From, To, give_up
+from consumers.replay.cli import From, To, exit_with
 from consumers.replay.when import Bound
 from infra import options
 from infra.commands import Json, fail, run_command
@@ -66,7 +66,7 @@ def _lake(
     from consumers.replay.show import show_progress
     from infra.settings import get_settings
 
-    from .lake import open_lake, replay_into, scratch
+    from .lake import open_lake, replay_into, temporary_events
 
     if data and (start or end):
         raise typer.BadParameter(
@@ -76,12 +76,12 @@ def _lake(
         if data:
             yield open_lake(data)
             return
-        with scratch() as path:
+        with temporary_events() as path:
             with show_progress(quiet=quiet) as say:
                 run_command(lambda: replay_into(get_settings(), path, start, end, say), asks=[Server.KAFKA])
             yield open_lake([path])
     except ReplayError as error:
-        give_up(error)
+        exit_with(error)
 
 
 def _statements() -> Iterator[str]:
@@ -181,17 +181,17 @@ def report(
     from consumers.replay.reader import ReplayError
 
     from . import report as reporting
-    from .lake import take_in_clients
+    from .lake import load_client_log
 
     try:
         reporting.check_place(out, force=force)
         with _lake(data, start, end, quiet=as_json) as lake:
             if client_log is not None:
-                take_in_clients(lake, client_log)
+                load_client_log(lake, client_log)
             made = reporting.make_report(lake, product)
             files = reporting.write(made, out, force=force)
     except ReplayError as error:
-        give_up(error)
+        exit_with(error)
     if made.left_out:
         typer.echo(made.left_out, err=True)
     written = [str(file) for file in files]

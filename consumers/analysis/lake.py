@@ -19,7 +19,7 @@ from infra.settings import Settings
 from schemas.order_state import RANK, TERMINAL
 from schemas.topics import ORDER_STATUS, ORDERS, PAYMENTS, STOCK_CHANGES
 
-TAKE_IN = """
+LOAD_CLIENT_LOG = """
 INSERT INTO answers SELECT moment(at_ms), outcome, product
 FROM read_json(?, format = 'newline_delimited', columns = {at_ms: 'BIGINT', outcome: 'VARCHAR', product: 'INTEGER'})
 """
@@ -57,16 +57,16 @@ def open_lake(paths: Sequence[Path]) -> duckdb.DuckDBPyConnection:
     return lake
 
 
-def take_in_clients(lake: duckdb.DuckDBPyConnection, client_log: Path) -> None:
+def load_client_log(lake: duckdb.DuckDBPyConnection, client_log: Path) -> None:
     """Loads a client log, as `bench.buyers --log` writes it, into the table `answers`. Raises ReplayError."""
     try:
-        lake.execute(TAKE_IN, [str(client_log)])
+        lake.execute(LOAD_CLIENT_LOG, [str(client_log)])
     except duckdb.Error as error:
         raise ReplayError(f"{client_log} is no client log: {error}") from error
 
 
 @contextmanager
-def scratch() -> Iterator[Path]:
+def temporary_events() -> Iterator[Path]:
     """A temporary file for a replay that serves one command."""
     with TemporaryDirectory(prefix="thrones-sql-") as folder:
         yield Path(folder) / "events.parquet"

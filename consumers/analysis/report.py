@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import duckdb
 
-from consumers.replay.reader import ReplayError, Unmeant
+from consumers.replay.reader import InvalidRequest, ReplayError
 from schemas.money import to_decimal
 
 from . import pictures
@@ -100,7 +100,7 @@ def make_report(lake: duckdb.DuckDBPyConnection, product: int | None = None) -> 
         ),
         pictures="".join(_figure(picture) for picture in drawn),
         funnel=_table(("step", "orders", "units"), [(_stage(s), f"{o:,}", f"{u:,}") for s, o, u in ask.rows("funnel")]),
-        refused=_of_the_refused(ask),
+        refused=_source_note(ask),
         delays=_table(
             ("step", "orders", "p50", "p95", "p99"),
             [(_step(s), f"{n:,}", *map(_duration, ps)) for s, n, *ps in ask.rows("delays")],
@@ -173,7 +173,7 @@ def _figure(picture: Picture) -> str:
     return f"<figure><h2>{picture.title}</h2>{svg}<figcaption>{picture.caption}</figcaption></figure>"
 
 
-def _of_the_refused(ask: _Questions) -> str:
+def _source_note(ask: _Questions) -> str:
     [(_, answers)] = ask.rows("refused")
     if answers:
         return (
@@ -257,7 +257,7 @@ def write(report: RenderedReport, out: Path, *, force: bool) -> list[Path]:
 def check_place(out: Path, *, force: bool) -> None:
     """Raises ReplayError if `out` cannot be written."""
     if out.suffix != ".html":
-        raise Unmeant(f"--out {out}: a page ends in .html")
+        raise InvalidRequest(f"--out {out}: a page ends in .html")
     if not out.absolute().parent.is_dir():
         raise ReplayError(f"there is no directory {out.parent}")
     for path in (out, *(_beside(out, name) for name in PICTURES)):

@@ -275,11 +275,11 @@ def _check_failed(facts: ProductFacts, problems: Findings) -> None:
     lowest_after = cache(facts.log.lowest_after)  # it scans all later versions
     for row in facts.postgres.orders:
         failed = row.status is Status.FAILED and row.id in facts.log.placed
-        if failed and _failed_with_units_there(row, facts, lowest_after(row.epoch)):
+        if failed and _failed_without_reason(row, facts, lowest_after(row.epoch)):
             problems.add("failed although there were units", f"order {row.id}: {row.reason}")
 
 
-def _failed_with_units_there(row: OrderRow, facts: ProductFacts, lowest: int | None) -> bool:
+def _failed_without_reason(row: OrderRow, facts: ProductFacts, lowest: int | None) -> bool:
     """Whether an accepted order is `failed` although the books show no reason for it.
 
     A reason is one of two. The epoch that accepted it returned its units: then it held them to the end, and only the
@@ -293,11 +293,11 @@ def _failed_with_units_there(row: OrderRow, facts: ProductFacts, lowest: int | N
         return False
     if end.epoch == row.epoch and end.returned is not UNSET and end.returned > 0:
         return True
-    lacked = (lowest is not None and lowest < row.quantity) or _was_full_for(row, facts)
-    return not (lacked or facts.log.kept_from_ms or _stood_in_the_way(row, facts))
+    lacked = (lowest is not None and lowest < row.quantity) or _lacked_units(row, facts)
+    return not (lacked or facts.log.kept_from_ms or _had_another_reason(row, facts))
 
 
-def _was_full_for(row: OrderRow, facts: ProductFacts) -> bool:
+def _lacked_units(row: OrderRow, facts: ProductFacts) -> bool:
     """Whether the other rows left no units for this order when it failed: a rebuild counts the rows it finds."""
     initial = min((opening.initial for epoch, opening in facts.log.openings.items() if epoch >= row.epoch), default=0)
     others = sum(
@@ -317,7 +317,7 @@ def _accepted_before(order: OrderRow, row: OrderRow, facts: ProductFacts) -> boo
     return first is not None and (first.epoch, first.version) < (then.epoch, then.version)
 
 
-def _stood_in_the_way(row: OrderRow, facts: ProductFacts) -> bool:
+def _had_another_reason(row: OrderRow, facts: ProductFacts) -> bool:
     """Whether its key belonged to another order, its buyer had reached the limit, or the sale was over."""
     book, placed, end = facts.postgres, facts.log.placed[row.id], facts.log.ended[row.id]
     others = [order for order in book.orders if order.user_id == row.user_id and order.id != row.id]

@@ -49,7 +49,7 @@ def replay(
     """
     from infra.settings import get_settings
 
-    from .output import STDOUT, EnoughRead, format_of
+    from .output import STDOUT, OutputClosed, format_of
     from .reader import ReplayError
     from .replay import Request, show
     from .replay import replay as copy
@@ -62,8 +62,8 @@ def replay(
         with show_progress(quiet=as_json) as say:
             summary = run_command(lambda: copy(get_settings(), request, say), asks=[Server.KAFKA])
     except ReplayError as error:
-        give_up(error)
-    except EnoughRead:
+        exit_with(error)
+    except OutputClosed:
         _exit_without_error()
     # Standard output carries the rows only.
     typer.echo(_as_json(summary) if as_json else show(summary), err=out == STDOUT or not as_json)
@@ -75,11 +75,11 @@ def _as_json(value: object) -> str:
     return msgspec.json.encode(value).decode()
 
 
-def give_up(error: Exception) -> NoReturn:
+def exit_with(error: Exception) -> NoReturn:
     """Ends the command: exit 2 for a usage error, exit 1 for anything else."""
-    from .reader import Unmeant
+    from .reader import InvalidRequest
 
-    if isinstance(error, Unmeant):
+    if isinstance(error, InvalidRequest):
         raise typer.BadParameter(str(error)) from None
     fail(str(error))
 

@@ -16,7 +16,7 @@ import pyarrow.compute as pc
 import pyarrow.csv
 import pyarrow.parquet as pq
 
-from .reader import ReplayError, Unmeant
+from .reader import InvalidRequest, ReplayError
 from .table import SCHEMA, Aside
 
 STDOUT = "-"
@@ -24,7 +24,7 @@ ASIDE_SUFFIX = ".undecodable.jsonl"
 ASIDE_NAME = "undecodable.jsonl"
 
 
-class EnoughRead(Exception):
+class OutputClosed(Exception):
     """The reader of standard output has closed it (`| head`)."""
 
 
@@ -102,7 +102,7 @@ class Output:
             self._rows("")  # a replay without records still makes a file
 
     def write(self, table: pa.Table, aside: Sequence[Aside]) -> None:
-        """Raises ReplayError if the disk is full, EnoughRead if the reader has closed standard output."""
+        """Raises ReplayError if the disk is full, OutputClosed if the reader has closed standard output."""
         with writing(self._name):
             if table.num_rows:
                 self._write(table)
@@ -158,10 +158,10 @@ def aside_of(path: Path, by_date: bool) -> Path:
 
 
 def format_of(out: str, by_date: bool) -> Format:
-    """Raises Unmeant if the extension names no format."""
+    """Raises InvalidRequest if the extension names no format."""
     if out == STDOUT:
         if by_date:
-            raise Unmeant("--partition-by writes a directory: give --out a name")
+            raise InvalidRequest("--partition-by writes a directory: give --out a name")
         return Format.JSONL
     ending = Path(out).suffix.removeprefix(".")
     if not ending and by_date:
@@ -170,7 +170,7 @@ def format_of(out: str, by_date: bool) -> Format:
         return Format(ending)
     except ValueError:
         endings = ", ".join(f".{kind}" for kind in Format)
-        raise Unmeant(f"--out {out}: its ending must be one of {endings}, or - for standard output") from None
+        raise InvalidRequest(f"--out {out}: its ending must be one of {endings}, or - for standard output") from None
 
 
 @contextmanager
@@ -208,7 +208,7 @@ def writing(out: str) -> Iterator[None]:
     try:
         yield
     except BrokenPipeError:
-        raise EnoughRead from None
+        raise OutputClosed from None
     except OSError as error:
         left = "" if out == STDOUT else ", and nothing of it was left"
         why = os.strerror(error.errno) if error.errno else str(error)

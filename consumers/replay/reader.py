@@ -29,7 +29,7 @@ class ReplayError(Exception):
     """The requested records cannot be read; the text is for the user."""
 
 
-class Unmeant(ReplayError):
+class InvalidRequest(ReplayError):
     """The request itself is invalid: a usage error."""
 
 

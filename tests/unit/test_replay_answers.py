@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from consumers.analysis import pictures
 from consumers.analysis.answers import QueryError, as_csv, as_json, as_table, ask
-from consumers.analysis.lake import ADDED_LATER, open_lake, take_in_clients
+from consumers.analysis.lake import ADDED_LATER, load_client_log, open_lake
 from consumers.analysis.proof import proof_of, show
 from consumers.analysis.report import make_report, write
 from consumers.audit.log_book import LogBook
@@ -265,13 +265,13 @@ def test_refused_requests_are_drawn_from_the_clients_own_log(tmp_path: Path) -> 
             for outcome, product in (("R", PRODUCT), ("R", PRODUCT), ("A", PRODUCT), ("R", PRODUCT + 1))
         )
     )
-    take_in_clients(lake, log)
+    load_client_log(lake, log)
     page = make_report(lake).page
     assert "<dt>requests refused</dt><dd>2</dd>" in page
     assert "given back, refused, in slices of 1 s." in page
     log.write_text("not a log\n")
     with pytest.raises(ReplayError, match=r"clients\.jsonl is no client log"):
-        take_in_clients(lake, log)
+        load_client_log(lake, log)
 
 
 @pytest.mark.parametrize("seconds", [0, 1, 30, 119, 150, 297, 3_000, 7_100, 140_000, 2_000_000, 90_000_000])
