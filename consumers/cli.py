@@ -67,15 +67,17 @@ def audit(
 @app.command()
 def lag(
     live: Annotated[
-        bool, typer.Option("--live", "-f", help="Go on, with drain times and members; Ctrl-C ends it.")
+        bool, typer.Option("--live", "-f", help="Repeat, with drain times and members; Ctrl-C ends it.")
     ] = False,
-    every: Annotated[float, typer.Option("--every", min=0.2, max=3600, help="Seconds between two looks.")] = 2.0,
-    looks: Annotated[int, typer.Option("--looks", min=0, max=1_000_000_000, help="End after so many; 0: never.")] = 0,
+    every: Annotated[float, typer.Option("--every", min=0.2, max=3600, help="Seconds between two checks.")] = 2.0,
+    looks: Annotated[
+        int, typer.Option("--looks", min=0, max=1_000_000_000, help="Number of checks; 0: without end.")
+    ] = 0,
     as_json: Json = False,
 ) -> None:
-    """How many records each consumer group has still to process, by partition.
+    """Show the lag of each consumer group, by partition: the records that it has still to process.
 
-    Live: how fast that changes, when nothing is left, and which member works on which partitions.
+    --live adds the rate of change, the time until the lag is zero, and the partitions of each member.
 
     Example: thrones lag --live
     """
@@ -106,18 +108,20 @@ def autoscale(
     stages: Annotated[
         list[StageName] | None, typer.Argument(metavar="STAGE...", help="order-stage, payment-stage; else both.")
     ] = None,
-    every: Annotated[float, typer.Option("--every", min=0.2, max=3600, help="Seconds between two looks.")] = 5.0,
-    looks: Annotated[int, typer.Option("--looks", min=0, max=1_000_000_000, help="End after so many; 0: never.")] = 0,
+    every: Annotated[float, typer.Option("--every", min=0.2, max=3600, help="Seconds between two checks.")] = 5.0,
+    looks: Annotated[
+        int, typer.Option("--looks", min=0, max=1_000_000_000, help="Number of checks; 0: without end.")
+    ] = 0,
     lag_per_member: Annotated[
         int | None,
-        typer.Option("--lag-per-member", min=1, max=1_000_000_000, help="Records of lag that are worth a member."),
+        typer.Option("--lag-per-member", min=1, max=1_000_000_000, help="Records of lag per member."),
     ] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be done.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only show what would be done.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Keep a stage's members as its lag needs them: more at once, fewer after a quiet minute, never beyond partitions.
+    """Scale the members of a stage by its lag: up at once, down after a quiet minute, never more than partitions.
 
-    Runs beside the local stack until Ctrl-C; a line a look. In Kubernetes infra/deploy/k8s/autoscale.yaml does the same.
+    Runs beside the local stack until Ctrl-C, one line per check. In Kubernetes infra/deploy/k8s/autoscale.yaml does the same.
 
     Example: thrones autoscale payment-stage --lag-per-member 5000
     """
@@ -136,4 +140,4 @@ def autoscale(
             if seen == looks * len(chosen) and looks:
                 return
 
-    run_command(main, asks=[])  # it lives through a Kafka that is away
+    run_command(main, asks=[])  # it keeps running while Kafka is down
