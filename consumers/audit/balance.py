@@ -17,7 +17,7 @@ from sale.orders import REFUSED_BY_DATABASE
 from schemas.money import to_decimal
 from schemas.order_state import RANK, STORED, TERMINAL, Entry, Status
 
-from .facts import Capture, ClientAnswers, OrderRow, PostgresBook, ProductFacts, RedisBook
+from .facts import AuditedOrder, Capture, ClientAnswers, PostgresBook, ProductFacts, RedisBook
 from .findings import Findings
 from .log_book import LogBook, Totals
 
@@ -179,7 +179,7 @@ def _report(facts: ProductFacts, totals: Totals, charges: ChargedUnits, oversold
     )
 
 
-def _units_of(orders: Sequence[OrderRow], status: Status) -> OrderUnits:
+def _units_of(orders: Sequence[AuditedOrder], status: Status) -> OrderUnits:
     units = [order.quantity for order in orders if order.status is status]
     return OrderUnits(len(units), sum(units))
 
@@ -235,7 +235,7 @@ def _check_buyers(book: RedisBook, postgres: PostgresBook, problems: Findings) -
             )
 
 
-def _check_log_against_rows(log: LogBook, rows: dict[str, OrderRow], problems: Findings) -> None:
+def _check_log_against_rows(log: LogBook, rows: dict[str, AuditedOrder], problems: Findings) -> None:
     for order_id, placed in log.placed.items():
         row = rows.get(order_id)
         if row is None:
@@ -263,7 +263,7 @@ def _check_log_against_rows(log: LogBook, rows: dict[str, OrderRow], problems: F
             _check_row_in_log(row, log, problems)
 
 
-def _check_row_in_log(row: OrderRow, log: LogBook, problems: Findings) -> None:
+def _check_row_in_log(row: AuditedOrder, log: LogBook, problems: Findings) -> None:
     if row.id not in log.placed and row.status is not Status.FAILED:
         # A rebuild fails an order that only Redis has and that does not fit: such an order was never on the log.
         problems.add("in Postgres, not in the log", f"order {row.id}")
@@ -279,7 +279,7 @@ def _check_failed(facts: ProductFacts, problems: Findings) -> None:
             problems.add("failed although there were units", f"order {row.id}: {row.reason}")
 
 
-def _failed_without_reason(row: OrderRow, facts: ProductFacts, lowest: int | None) -> bool:
+def _failed_without_reason(row: AuditedOrder, facts: ProductFacts, lowest: int | None) -> bool:
     """Whether an accepted order is `failed` although the books show no reason for it.
 
     A reason is one of two. The epoch that accepted it returned its units: then it held them to the end, and only the
@@ -297,7 +297,7 @@ def _failed_without_reason(row: OrderRow, facts: ProductFacts, lowest: int | Non
     return not (lacked or facts.log.kept_from_ms or _had_another_reason(row, facts))
 
 
-def _lacked_units(row: OrderRow, facts: ProductFacts) -> bool:
+def _lacked_units(row: AuditedOrder, facts: ProductFacts) -> bool:
     """Whether the other rows left no units for this order when it failed: a rebuild counts the rows it finds."""
     initial = min((opening.initial for epoch, opening in facts.log.openings.items() if epoch >= row.epoch), default=0)
     others = sum(
@@ -311,13 +311,13 @@ def _lacked_units(row: OrderRow, facts: ProductFacts) -> bool:
     return others + row.quantity > initial
 
 
-def _accepted_before(order: OrderRow, row: OrderRow, facts: ProductFacts) -> bool:
+def _accepted_before(order: AuditedOrder, row: AuditedOrder, facts: ProductFacts) -> bool:
     """A rebuild also counts orders that were accepted before and are not stored yet."""
     first, then = facts.log.placed.get(order.id), facts.log.placed[row.id]
     return first is not None and (first.epoch, first.version) < (then.epoch, then.version)
 
 
-def _had_another_reason(row: OrderRow, facts: ProductFacts) -> bool:
+def _had_another_reason(row: AuditedOrder, facts: ProductFacts) -> bool:
     """Whether its key belonged to another order, its buyer had reached the limit, or the sale was over."""
     book, placed, end = facts.postgres, facts.log.placed[row.id], facts.log.ended[row.id]
     others = [order for order in book.orders if order.user_id == row.user_id and order.id != row.id]
@@ -327,7 +327,7 @@ def _had_another_reason(row: OrderRow, facts: ProductFacts) -> bool:
     return key_used_again or over_limit or (book.closes_at_ms is not None and end.at_ms >= book.closes_at_ms)
 
 
-def _check_charges(captures: Sequence[Capture], rows: dict[str, OrderRow], problems: Findings) -> ChargedUnits:
+def _check_charges(captures: Sequence[Capture], rows: dict[str, AuditedOrder], problems: Findings) -> ChargedUnits:
     by_order: defaultdict[str, list[Capture]] = defaultdict(list)
     for capture in captures:
         by_order[capture.order_id].append(capture)
@@ -346,7 +346,7 @@ def _check_charges(captures: Sequence[Capture], rows: dict[str, OrderRow], probl
     return ChargedUnits(captured, double)
 
 
-def _check_captures(row: OrderRow, taken: Sequence[Capture], problems: Findings) -> None:
+def _check_captures(row: AuditedOrder, taken: Sequence[Capture], problems: Findings) -> None:
     if len(taken) > 1:
         problems.add("charged twice", f"order {row.id}: {len(taken)} captures")
     if row.status in GIVEN_BACK:
@@ -360,7 +360,7 @@ def _check_captures(row: OrderRow, taken: Sequence[Capture], problems: Findings)
             )
 
 
-def _stranded(book: RedisBook, rows: dict[str, OrderRow], log: LogBook) -> int:
+def _stranded(book: RedisBook, rows: dict[str, AuditedOrder], log: LogBook) -> int:
     """Held units without an order that is on the log and has not ended."""
     live = 0
     for entry in book.entries.values():
@@ -375,9 +375,9 @@ def _oversold(facts: ProductFacts, totals: Totals, charges: ChargedUnits) -> int
     return max(0, max(live, charges.captured, totals.confirmed) - facts.postgres.initial)
 
 
-def _check_keys(orders: Sequence[OrderRow], problems: Findings) -> None:
+def _check_keys(orders: Sequence[AuditedOrder], problems: Findings) -> None:
     """A user's key has one order while keys are remembered. A failed order took no units and holds no key."""
-    by_key: defaultdict[tuple[int, str], list[OrderRow]] = defaultdict(list)
+    by_key: defaultdict[tuple[int, str], list[AuditedOrder]] = defaultdict(list)
     for order in orders:
         if order.key_hash is not None and order.status is not Status.FAILED:
             by_key[order.user_id, order.key_hash].append(order)

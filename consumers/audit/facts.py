@@ -49,7 +49,7 @@ class RedisBook:
 
 
 @dataclass(frozen=True, slots=True)
-class OrderRow:
+class AuditedOrder:
     """An order in Postgres."""
 
     id: str
@@ -77,7 +77,7 @@ class PostgresBook:
     initial: int
     taken: int
     epoch: int
-    orders: Sequence[OrderRow] = ()
+    orders: Sequence[AuditedOrder] = ()
     per_user_limit: int | None = None
     closes_at_ms: int | None = None
 

@@ -24,7 +24,7 @@ from schemas.money import to_cents
 from schemas.order_state import Status
 from schemas.topics import ORDER_STATUS, ORDERS, SALE_ACTIONS, belongs
 
-from .facts import Capture, OrderRow, PostgresBook, RedisBook, StockUnits
+from .facts import AuditedOrder, Capture, PostgresBook, RedisBook, StockUnits
 from .log_book import LogBook
 
 ROWS_AT_ONCE = 5_000
@@ -83,8 +83,8 @@ async def read_postgres(pool: asyncpg.Pool, products: Sequence[ProductId]) -> di
         return books
 
 
-def _order(record: asyncpg.Record) -> OrderRow:
-    return OrderRow(**{**record, "status": Status(record["status"])})
+def _order(record: asyncpg.Record) -> AuditedOrder:
+    return AuditedOrder(**{**record, "status": Status(record["status"])})
 
 
 class Logs(dict[int, LogBook]):

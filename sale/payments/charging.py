@@ -15,7 +15,7 @@ import msgspec
 from infra.metrics.definitions import PROVIDER_ANSWER
 from sale.orders import OrderRow
 from sale.payments.breaker import CircuitBreaker
-from sale.payments.provider import ASKED_FOR, Captured, ChargeOutcome, Declined, NotSent, PaymentProvider, Unknown
+from sale.payments.provider import ASKED_FOR, Captured, ChargeOutcome, Declined, NotProcessed, PaymentProvider, Unknown
 from schemas.clock import now_ms
 
 BUDGET_S = 12.0  # from the start of the first attempt whose outcome is unknown
@@ -27,7 +27,7 @@ READ_TOO_LONG_AGO = "read too long ago: somebody may have settled it"
 
 _answer = {
     kind: PROVIDER_ANSWER.make().labels(name)
-    for kind, name in {Captured: "captured", Declined: "declined", NotSent: "not_sent", Unknown: "unknown"}.items()
+    for kind, name in {Captured: "captured", Declined: "declined", NotProcessed: "not_sent", Unknown: "unknown"}.items()
 }
 
 
@@ -70,7 +70,7 @@ def backoff_s(attempt: int) -> float:
 
 
 def _answered(outcome: ChargeOutcome) -> bool:
-    if isinstance(outcome, NotSent):
+    if isinstance(outcome, NotProcessed):
         return outcome.reached
     return not isinstance(outcome, Unknown)
 
@@ -187,9 +187,9 @@ class _Pursuit:
             self._stop_slow_timer()  # answered, or never sent: nothing is with the provider
         return outcome
 
-    async def _wait(self, outcome: NotSent | Unknown) -> None:
+    async def _wait(self, outcome: NotProcessed | Unknown) -> None:
         delay_s = backoff_s(self._attempts)
-        if isinstance(outcome, NotSent) and outcome.retry_after_s is not None:
+        if isinstance(outcome, NotProcessed) and outcome.retry_after_s is not None:
             delay_s += outcome.retry_after_s  # spread after the moment asked for, never before it
         await asyncio.sleep(delay_s)
 

@@ -48,7 +48,7 @@ class Declined(msgspec.Struct, frozen=True):
     reason: str
 
 
-class NotSent(msgspec.Struct, frozen=True):
+class NotProcessed(msgspec.Struct, frozen=True):
     """Certainly not processed: 429, or no connection was ever made. `retry_after_s` is the provider's wish."""
 
     retry_after_s: float | None
@@ -62,7 +62,7 @@ class Unknown(msgspec.Struct, frozen=True):
 
 
 Definite = Captured | Declined
-ChargeOutcome = Captured | Declined | NotSent | Unknown
+ChargeOutcome = Captured | Declined | NotProcessed | Unknown
 
 
 class PaymentProvider(Protocol):
@@ -101,7 +101,7 @@ class HttpPaymentProvider:
                 answer = await self._charges.ask(question, _headers(order_id))
         except NotConnected as error:
             self._log_unreachable(str(error))
-            return NotSent(None, reached=False)
+            return NotProcessed(None, reached=False)
         except TimeoutError:
             return Unknown("timeout")
         except TooLarge:
@@ -155,7 +155,7 @@ def read_answer(status: int, retry_after: str | None, body: bytes, order_id: str
     if status == 402:
         return _declined(body, order_id)
     if status == 429:
-        return NotSent(_seconds(retry_after), reached=True)
+        return NotProcessed(_seconds(retry_after), reached=True)
     return Unknown(f"status {status}")
 
 
@@ -230,7 +230,7 @@ class FakePaymentProvider:
         await asyncio.sleep(self.latency_s)
         script = self._script.get(order_id)
         outcome = script.pop(0) if script else None
-        if isinstance(outcome, NotSent | Unknown):
+        if isinstance(outcome, NotProcessed | Unknown):
             return outcome
         if outcome is not None and order_id not in self._decided:
             self._settle(order_id, amount_cents, currency, outcome)

@@ -20,7 +20,7 @@ from sale.payments.provider import (
     Declined,
     FakePaymentProvider,
     HttpPaymentProvider,
-    NotSent,
+    NotProcessed,
     PaymentProvider,
     Unknown,
 )
@@ -56,9 +56,9 @@ class FakeWorld:
             "declined": [Declined("card_declined")],
             "hang": [Unknown("timeout")],
             "unavailable": [Unknown("status 503")],
-            "rate_limited": [NotSent(1.0, reached=True)],
+            "rate_limited": [NotProcessed(1.0, reached=True)],
             "reset_after_capture": [Unknown("reset")],
-            "dead": [NotSent(None, reached=False)],
+            "dead": [NotProcessed(None, reached=False)],
         }
         self.fake.will(order, outcomes[fate])
 
@@ -137,7 +137,7 @@ async def test_no_definite_answer_is_unknown_and_can_be_asked_again(world: World
 
 async def test_a_rate_limited_attempt_was_never_sent_and_carries_the_wait(world: World, order: str) -> None:
     await world.next_is(order, "rate_limited")
-    assert await charge(world, order) == NotSent(1.0, reached=True)
+    assert await charge(world, order) == NotProcessed(1.0, reached=True)
     assert world.captures(order) == []
 
 
@@ -145,7 +145,7 @@ async def test_a_dead_provider_was_never_sent_anything_and_lives_on_with_its_mem
     await world.next_is(order, "answered")
     before = await charge(world, order)
     await world.next_is(order, "dead")
-    assert await charge(world, order) == NotSent(None, reached=False)
+    assert await charge(world, order) == NotProcessed(None, reached=False)
     await world.next_is(order, "answered")
     assert await charge(world, order) == before
     assert world.captures(order) == [order]
@@ -330,7 +330,7 @@ async def test_the_reason_of_a_decline_can_be_stored_whatever_was_said(said: byt
 )
 async def test_retry_after_is_heard_within_bounds(said: str, heard: float | None) -> None:
     async with client_of(http("429 Too Many Requests", b"", f"Retry-After: {said}")) as (provider, _):
-        assert await provider.charge(ORDER, CENTS, CURRENCY) == NotSent(heard, reached=True)
+        assert await provider.charge(ORDER, CENTS, CURRENCY) == NotProcessed(heard, reached=True)
 
 
 async def test_a_connection_that_is_never_accepted_was_never_sent_anything() -> None:
@@ -340,7 +340,7 @@ async def test_a_connection_that_is_never_accepted_was_never_sent_anything() -> 
         url = f"http://127.0.0.1:{deaf.getsockname()[1]}"
         async with HttpPaymentProvider(url) as provider:
             outcomes = await asyncio.gather(*(provider.charge(ORDER, CENTS, CURRENCY) for _ in range(8)))
-    assert NotSent(None, reached=False) in outcomes
+    assert NotProcessed(None, reached=False) in outcomes
     assert Unknown("timeout") in outcomes, "the few that the kernel took were sent"
 
 
@@ -371,7 +371,7 @@ async def test_why_a_provider_is_not_reached_is_told_once_not_once_an_order() ->
             async with HttpPaymentProvider(url, TIMEOUT_S) as provider:
                 with structlog.testing.capture_logs() as lines:
                     for _ in range(3):
-                        assert await provider.charge(ORDER, CENTS, CURRENCY) == NotSent(None, reached=False)
+                        assert await provider.charge(ORDER, CENTS, CURRENCY) == NotProcessed(None, reached=False)
             [line] = lines
             assert line["event"] == "the payment provider is not reached"
             assert re.search(reason, line["reason"])

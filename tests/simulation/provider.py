@@ -3,7 +3,7 @@
 import asyncio
 from collections.abc import Callable
 
-from sale.payments.provider import KEY_LIFETIME, Captured, ChargeOutcome, Declined, NotSent, Unknown
+from sale.payments.provider import KEY_LIFETIME, Captured, ChargeOutcome, Declined, NotProcessed, Unknown
 
 from .port import Port
 
@@ -46,10 +46,10 @@ class ProviderPort(Port):
         asked_s = self.world.now_s()
         await self.travel()
         if self.world.away("provider"):
-            return NotSent(None, reached=False)
+            return NotProcessed(None, reached=False)
         weather = self.world.random.random()
         if weather < self.world.chances.not_sent:
-            return NotSent(self.world.random.uniform(0.1, 1.0), reached=True)
+            return NotProcessed(self.world.random.uniform(0.1, 1.0), reached=True)
         declines = self.world.chance(0.15)
         unknown = weather < self.world.chances.not_sent + self.world.chances.unknown
         if unknown and self.world.chance(0.5):

@@ -5,7 +5,7 @@ from collections import Counter, defaultdict
 from typing import Any
 
 from consumers.audit.balance import AuditReport, balance
-from consumers.audit.facts import Capture, ClientAnswers, OrderRow, PostgresBook, ProductFacts, RedisBook
+from consumers.audit.facts import AuditedOrder, Capture, ClientAnswers, PostgresBook, ProductFacts, RedisBook
 from consumers.audit.readers import read_log
 from sale.books import entry, keys
 from sale.orders import REFUSED_BY_DATABASE
@@ -232,7 +232,7 @@ class Verdict:
         )
         rows = [row for row in self._world.postgres.orders.values() if row["product_id"] == product]
         orders = [
-            OrderRow(
+            AuditedOrder(
                 status=Status(row["status"]),
                 created_at_ms=int(row["created_at"].timestamp() * 1000),
                 updated_at_ms=int(row["updated_at"].timestamp() * 1000),

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 from msgspec import UNSET
 
-from consumers.audit.facts import Capture, OrderRow, PostgresBook, ProductFacts, RedisBook
+from consumers.audit.facts import AuditedOrder, Capture, PostgresBook, ProductFacts, RedisBook
 from consumers.audit.log_book import LogBook
 from sale.books.entry import HeldEntry
 from schemas.events import AnyEvent, OrderPlaced, OrderStatusChanged, StockOpened
@@ -29,7 +29,7 @@ class Sale:
     epoch: int = 0
     version: int = 0
     now_ms: int = STARTED_MS
-    rows: dict[str, OrderRow] = field(default_factory=dict)
+    rows: dict[str, AuditedOrder] = field(default_factory=dict)
     held_orders: list[str] = field(default_factory=list)
     captures: list[Capture] = field(default_factory=list)
     events: list[tuple[AnyEvent, int]] = field(default_factory=list)
@@ -83,7 +83,7 @@ class Sale:
                 key_hash=key_hash or UNSET,
             )
         )
-        self.rows[order_id] = OrderRow(
+        self.rows[order_id] = AuditedOrder(
             id=order_id,
             user_id=user,
             quantity=quantity,

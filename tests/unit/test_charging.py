@@ -29,14 +29,14 @@ from sale.payments.provider import (
     ChargeOutcome,
     Declined,
     FakePaymentProvider,
-    NotSent,
+    NotProcessed,
     Unknown,
 )
 from schemas.ids import OrderId, ProductId, UserId
 from schemas.order_state import Status
 
 Run = Callable[[Coroutine[Any, Any, None]], None]
-REFUSED = NotSent(None, reached=False)
+REFUSED = NotProcessed(None, reached=False)
 LEFT_S = 10_000.0  # until the provider may have forgotten the key
 ORDER = Charge("order-1", 99_999, "USD", age_s=lambda: ASKED_FOR.total_seconds() - LEFT_S + now())
 EXPIRED = Charge("order-0", 99_999, "USD", age_s=ASKED_FOR.total_seconds)
@@ -101,7 +101,7 @@ def test_unknown_for_the_whole_budget_is_unsettled_exactly_then(in_virtual_time:
 
 def test_a_provider_that_is_never_reached_unsettles_nobody_however_long_it_takes(in_virtual_time: Run) -> None:
     async def scenario() -> None:
-        pursuit = Pursuit([REFUSED, NotSent(1.0, reached=True)] * 500, latency_s=0.01)
+        pursuit = Pursuit([REFUSED, NotProcessed(1.0, reached=True)] * 500, latency_s=0.01)
         charged = await pursuit.run()
         assert charged.outcome == Captured("ch_order-1")
         assert charged.attempts == 1_001
@@ -113,7 +113,7 @@ def test_a_provider_that_is_never_reached_unsettles_nobody_however_long_it_takes
 
 def test_the_budget_runs_from_the_first_attempt_that_ended_unknown(in_virtual_time: Run) -> None:
     async def scenario() -> None:
-        pursuit = Pursuit([NotSent(30.0, reached=True)] + [Unknown("timeout")] * 99)
+        pursuit = Pursuit([NotProcessed(30.0, reached=True)] + [Unknown("timeout")] * 99)
         assert isinstance((await pursuit.run()).outcome, Unsettled)
         assert 30.0 + BUDGET_S <= now() <= 30.0 + BUDGET_S + 1.0
 
@@ -122,7 +122,7 @@ def test_the_budget_runs_from_the_first_attempt_that_ended_unknown(in_virtual_ti
 
 def test_being_told_to_slow_down_after_an_unknown_outcome_does_not_make_it_known(in_virtual_time: Run) -> None:
     async def scenario() -> None:
-        pursuit = Pursuit([Unknown("timeout")] + [NotSent(1.0, reached=True)] * 99)
+        pursuit = Pursuit([Unknown("timeout")] + [NotProcessed(1.0, reached=True)] * 99)
         assert (await pursuit.run()).outcome == Unsettled("timeout")
         assert now() == pytest.approx(BUDGET_S)
 
@@ -133,7 +133,7 @@ def test_retry_after_is_never_undercut(in_virtual_time: Run) -> None:
     async def scenario() -> None:
         for retry_after_s in (0.0, 1.0, 7.0):
             began = now()
-            await Pursuit([NotSent(retry_after_s, reached=True)], latency_s=0.0).run()
+            await Pursuit([NotProcessed(retry_after_s, reached=True)], latency_s=0.0).run()
             assert retry_after_s < now() - began < retry_after_s + 1.0
 
     in_virtual_time(scenario())
