@@ -1,4 +1,4 @@
-"""An order's row as every room reads it: a Postgres record in, typed facts out, and the events that announce it."""
+"""The row of an order as all rooms read it from Postgres, and the events that announce it."""
 
 from collections.abc import Sequence
 from datetime import datetime
@@ -14,7 +14,7 @@ from schemas.events import OrderPlaced, OrderStatusChanged, Step
 from schemas.ids import OrderId, ProductId, UserId
 from schemas.order_state import Status
 
-REFUSED_BY_DATABASE = "no stock left in the database"  # the reason that place_orders writes
+REFUSED_BY_DATABASE = "no stock left in the database"  # the reason written by place_orders
 
 
 class OrderRow(msgspec.Struct, frozen=True):
@@ -31,7 +31,7 @@ class OrderRow(msgspec.Struct, frozen=True):
     placed_at_ms: int
     created_at: datetime
     updated_at: datetime
-    read_at: datetime  # by the clock of Postgres, which dated the others too
+    read_at: datetime  # by the clock of Postgres, like the other times
     charge_started_at_ms: int | None
     charge_answered_at_ms: int | None
     seen: Moment = msgspec.field(default_factory=Moment)
@@ -41,11 +41,11 @@ class OrderRow(msgspec.Struct, frozen=True):
         return self.unit_price_cents * self.quantity
 
     def age_s(self) -> float:
-        """Now: what Postgres said when it was read, and how long ago that was."""
+        """The present age: the age by Postgres when it was read, plus the time since then."""
         return (self.read_at - self.created_at).total_seconds() + self.seen.ago_s()
 
     def unchanged_s(self) -> float:
-        """For how long it has been what it is now."""
+        """The time since its last change."""
         return (self.read_at - self.updated_at).total_seconds() + self.seen.ago_s()
 
     @classmethod
@@ -56,14 +56,14 @@ class OrderRow(msgspec.Struct, frozen=True):
 
 
 async def read_rows(pool: asyncpg.Pool, ids: Sequence[OrderId]) -> dict[OrderId, OrderRow]:
-    """The rows that exist. Read entries first: a row read later can only be further on."""
+    """The rows that exist. Read entries before rows: a row that is read later can only be further on."""
     if not ids:
         return {}
     return {row.id: row for row in map(OrderRow.of, await pool.fetch(SQL.orders_by_id, list(ids)))}
 
 
 async def place_rows(pool: asyncpg.Pool, events: Sequence[OrderPlaced], *, vouched: bool) -> list[asyncpg.Record]:
-    """One batch of reservations into rows, each an outcome (see place_orders). `vouched`: a held entry stands for them."""
+    """Insert one batch of reservations; one outcome each (see place_orders). `vouched`: held entries confirm them."""
     records: list[asyncpg.Record] = await pool.fetch(
         SQL.place_orders,
         [e.order_id for e in events],
@@ -81,7 +81,7 @@ async def place_rows(pool: asyncpg.Pool, events: Sequence[OrderPlaced], *, vouch
 
 
 def status_event(row: OrderRow, *, status: Status, steps: tuple[Step, ...], at_ms: int) -> OrderStatusChanged:
-    """An order at `status`; of a terminal one, what `terminal_event` adds is left out."""
+    """The event of an order at `status`, without the fields that `terminal_event` adds."""
     return OrderStatusChanged(
         order_id=row.id,
         product_id=row.product_id,
@@ -98,7 +98,7 @@ def status_event(row: OrderRow, *, status: Status, steps: tuple[Step, ...], at_m
 
 
 def terminal_event(row: OrderRow, settlement: Settlement | None) -> OrderStatusChanged:
-    """The news that an order ended; `settlement` is None only where no units were ever held by the books in force."""
+    """The event that an order has ended. `settlement` is None only if the books in force never held its units."""
     at_ms = to_ms(row.updated_at)
     started = row.charge_started_at_ms
     charging = (Step(Status.PROCESSING_PAYMENT, started),) if started else ()

@@ -1,7 +1,7 @@
-"""Definite answers in; rows, units and the news of them out, in that order. The one path by which an order ends.
+"""Settles orders: writes the row, moves the units, publishes the end, in this order. Every order ends on this path.
 
-Used by the payment stage, the reconciler, the relay and the operator. Every step is idempotent, so whoever is killed
-half-way, anyone may take all steps again: the row's guard, the entry's version and the order id make them the same.
+The payment stage, the reconciler, the relay and the operator use it. Every step is idempotent: after a kill half-way, any
+of them may repeat all steps, because the row's guard, the entry's version and the order id give the same result.
 """
 
 import asyncio
@@ -39,7 +39,7 @@ from schemas.order_state import TERMINAL, Status, outcome_of
 from schemas.topics import ORDER_STATUS
 
 REDIS_ERRORS = (RedisError, OSError)
-IN_HAND_AFTER_S = 2.0  # no attempt to charge begins on a row read longer ago: by then an operator may have it in hand
+IN_HAND_AFTER_S = 2.0  # no charge starts from a row read longer ago: an operator may be settling the order by then
 REASON_MAX = 300  # characters of an error
 _settled, _ended = ORDERS_SETTLED.make(), ORDER_ENDED.make()
 _set_aside, _too_late, _left = VERDICTS_SET_ASIDE.make(), ANSWERS_TOO_LATE.make(), ORDERS_LEFT.make()
@@ -47,7 +47,7 @@ log = get_logger()
 
 
 class Verdict(msgspec.Struct, frozen=True):
-    """What became of one payment; times are milliseconds since the epoch."""
+    """The result of one payment. Times are milliseconds since the epoch."""
 
     order_id: OrderId
     status: Literal[Status.CONFIRMED, Status.PAYMENT_FAILED, Status.NEEDS_RECONCILIATION]
@@ -57,11 +57,11 @@ class Verdict(msgspec.Struct, frozen=True):
     answered_at_ms: int | None = None
 
 
-Bury = Callable[[Verdict, str], Awaitable[None]]
+OnRejected = Callable[[Verdict, str], Awaitable[None]]
 
 
 class SettlementDesk:
-    """Settles what finished together, together: one SQL function, one pipeline of settle.lua, one send."""
+    """Settles a batch of orders with one SQL function, one pipeline of settle.lua and one send."""
 
     def __init__(self, pool: asyncpg.Pool, inventory: Inventory, publisher: Publisher) -> None:
         self._pool = pool
@@ -69,26 +69,26 @@ class SettlementDesk:
         self._publisher = publisher
 
     async def settle(self, verdicts: Sequence[Verdict], traced: Traced | None = None) -> None:
-        """Returns when every verdict's effects are acknowledged, or owed through books that are to be made anew.
+        """Returns when the effects of all verdicts are acknowledged, or left to the rebuild of their books.
 
-        Waits through Postgres, Redis and Kafka being away.
+        While Postgres, Redis or Kafka is down it waits.
         """
         await self.conclude(await self.record(verdicts, traced), traced)
 
     async def record(
-        self, verdicts: Sequence[Verdict], traced: Traced | None = None, bury: Bury | None = None
+        self, verdicts: Sequence[Verdict], traced: Traced | None = None, on_rejected: OnRejected | None = None
     ) -> list[OrderRow]:
-        """The first half of settling: the rows as they stand afterwards, whoever wrote them. `conclude` them.
+        """The first half: write the rows, and return them as they are afterwards. Pass them to `conclude`.
 
-        A verdict that Postgres can never store is set aside, alone: `bury` is told, and the order needs reconciliation.
+        A verdict that Postgres can never store is set aside: `on_rejected` is called, and the order needs reconciliation.
         """
 
         async def set_aside(verdict: Verdict, error: Exception) -> list[OrderRow]:
             reason = f"postgres cannot store the provider's answer: {cleaned(str(error), REASON_MAX)}"
             log.error("verdict set aside", order_id=verdict.order_id, status=verdict.status, reason=reason)
             _set_aside.inc()
-            if bury is not None:
-                await bury(verdict, reason)
+            if on_rejected is not None:
+                await on_rejected(verdict, reason)
             unknown = msgspec.structs.replace(
                 verdict, status=Status.NEEDS_RECONCILIATION, reason=reason, charge_id=None
             )
@@ -100,13 +100,13 @@ class SettlementDesk:
         return rows
 
     async def _leave(self, verdict: Verdict, error: Exception) -> list[OrderRow]:
-        """Nothing can be written of this order: its row stays as it is, and its units held."""
+        """Postgres can store nothing of this order: its row stays unchanged, and its units stay held."""
         log.error("row left as it is", order_id=verdict.order_id, error=repr(error))
         rows = await retry_until_ok("postgres", UNAVAILABLE, read_rows, self._pool, [verdict.order_id])
         return list(rows.values())
 
     async def conclude(self, rows: Sequence[OrderRow], traced: Traced | None = None) -> None:
-        """The second half: units moved, and the news of it acknowledged."""
+        """The second half: move the units, and publish the end until it is acknowledged."""
         ended = [row for row in rows if row.status in TERMINAL]
         await self.announce(ended, traced)
         for status, count in Counter(row.status for row in rows).items():
@@ -115,10 +115,10 @@ class SettlementDesk:
         await self._publish([_unresolved(row) for row in rows if row.status is Status.NEEDS_RECONCILIATION], traced)
 
     async def announce(self, rows: Sequence[OrderRow], traced: Traced | None = None) -> None:
-        """Move the units of terminal rows (once) and publish their end with the version that drew (again, if need be).
+        """Move the units of terminal rows (once), and publish their end with the version of that move (again if needed).
 
-        Where a product's books are not in force, its orders are left to them: a rebuild gives every order that has ended and
-        is not announced an entry, and the relay settles those. Nobody waits for one product's books.
+        Orders of a product whose books are not in force are left to the rebuild: it gives every ended but unannounced order
+        an entry, and the relay settles those. So the other products do not wait.
         """
         products = {row.product_id for row in rows}
         async with asyncio.TaskGroup() as group:
@@ -140,7 +140,7 @@ class SettlementDesk:
         )
 
     async def announce_unheld(self, rows: Sequence[OrderRow]) -> None:
-        """Publish the end of failed orders that no books hold: nothing to move, so no version."""
+        """Publish the end of failed orders that no books hold: no units move, so there is no version."""
         await self._publish([terminal_event(row, None) for row in rows])
 
     async def _record(self, verdicts: Sequence[Verdict]) -> list[OrderRow]:
@@ -162,7 +162,7 @@ class SettlementDesk:
                 declined={row.id for row in rows if row.status is Status.PAYMENT_FAILED},
             )
         except SettledOtherwise as error:
-            # Postgres is the truth of how an order ended: new books are made from it.
+            # Postgres decides how an order ended: the books are rebuilt from it.
             log.error("redis settled an order the other way", order_id=error.order_id, error=str(error))
             await self._inventory.close(ProductId(rows[0].product_id))
             raise NotVerified from error
@@ -173,7 +173,7 @@ class SettlementDesk:
 
 
 def _log_contradictions(verdicts: Sequence[Verdict], rows: Sequence[OrderRow]) -> None:
-    """A definite answer for an order that has ended the other way: nothing changes, and a human has to know."""
+    """Log definite answers for orders that have ended with the opposite result. Nothing changes; an operator must know."""
     said = {verdict.order_id: verdict.status for verdict in verdicts if verdict.status in TERMINAL}
     for row in rows:
         if row.status in TERMINAL and said.get(row.id, row.status) is not row.status:

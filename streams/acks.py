@@ -1,8 +1,8 @@
-"""Records taken in, acknowledged strictly in offset order per partition, however their effects finish.
+"""Acknowledges records strictly in offset order per partition, in whatever order their effects finish.
 
-faust-streaming may commit past a record whose acknowledgement is still open (its issue 606); so a record is acknowledged
-here only when everything before it in its partition has been. Records belong to one assignment of their partition: after a
-rebalance late work finishes its effects and acknowledges nothing, the new owner reads the record again.
+faust-streaming may commit past a record that is not acknowledged yet (its issue 606). So a record is acknowledged here only
+after all records before it in its partition. Records belong to one assignment of their partition: after a rebalance late
+work finishes its effects but acknowledges nothing, and the new owner reads the record again.
 """
 
 import asyncio
@@ -13,7 +13,7 @@ from typing import Any, Generic, Protocol, TypeVar
 
 
 class Acknowledgeable(Protocol):
-    """What a stream hands over; faust's Event fits."""
+    """An item of a stream, such as faust's Event."""
 
     def ack(self) -> bool: ...
 
@@ -21,15 +21,15 @@ class Acknowledgeable(Protocol):
 E = TypeVar("E", bound=Acknowledgeable)
 Partition = TypeVar("Partition")
 
-# Records in work, or done behind one that still is: more are left in the log. A charge may hang for half a minute, and in
-# that time a member does some 50,000 others, whose acknowledgements (about 1.5 KB each) wait for it.
+# Records in work, or done but behind one in work; all others stay in the log. A charge may hang for half a minute. In that
+# time a member does some 50,000 others, whose acknowledgements (about 1.5 KB each) wait for it.
 MAX_OPEN = 60_000
 RESUME_BELOW = MAX_OPEN // 2
 
 
 @dataclass(slots=True, eq=False)
 class OpenRecord(Generic[E]):
-    """One record in work."""
+    """One record that is taken but not acknowledged."""
 
     record: E
     assignment: "_Assignment[E]"
@@ -45,7 +45,7 @@ class _Assignment(Generic[E]):
 
 
 class InOrderAcks(Generic[E, Partition]):
-    """`take` a record, `finish` it when its effects are durable; `room` bounds what is `open`: taken, not acknowledged."""
+    """`take` a record, and `finish` it when its effects are durable. `room` limits the `open` (unacknowledged) records."""
 
     def __init__(self) -> None:
         self._assignments: dict[Partition, _Assignment[E]] = {}
@@ -53,17 +53,17 @@ class InOrderAcks(Generic[E, Partition]):
         self.open = 0
 
     async def room(self) -> None:
-        """Wait while too much is open. Whoever reads the log waits here, so what is left in it is what is not taken.
+        """Wait while too many records are open. The reader of the log waits here, so further records stay in the log.
 
-        faust-streaming's own `pause_partitions` is no way to wait: it drops what it has fetched of the partition, takes that
-        for a gap in the log and commits past it (its 0.15; the relay would find the orders, seconds later).
+        faust-streaming's `pause_partitions` does not work for this (0.15): it drops the fetched records of the partition,
+        treats them as a gap in the log and commits past them; the relay would find those orders seconds later.
         """
         while self.open >= MAX_OPEN:
             self._room.clear()
             await self._room.wait()
 
     def take(self, partition: Partition, record: E) -> OpenRecord[E]:
-        """Records of a partition must be taken in offset order."""
+        """Take the records of a partition in offset order."""
         assignment = self._assignments.setdefault(partition, _Assignment())
         open_record = OpenRecord(record, assignment)
         assignment.open_records.append(open_record)
@@ -83,7 +83,7 @@ class InOrderAcks(Generic[E, Partition]):
         self._make_room()
 
     def revoke(self, partitions: Iterable[Partition]) -> None:
-        """These partitions are no longer ours: nothing of theirs may be acknowledged any more."""
+        """These partitions are no longer ours: none of their records may be acknowledged."""
         for partition in partitions:
             assignment = self._assignments.pop(partition, None)
             if assignment is not None:
@@ -97,9 +97,9 @@ class InOrderAcks(Generic[E, Partition]):
 
 
 class InWork(Generic[E]):
-    """The records that one task has in work. Leaving it acknowledges them, unless by an error.
+    """The records that one task has in work. Leaving the context without an error finishes them.
 
-    Each record has one owner: what is handed on is no longer ours, and handing it on again is an error.
+    Each record has one owner: a record that was handed on is no longer here, and handing it on again is an error.
     """
 
     def __init__(self, acks: InOrderAcks[E, Any], records: Iterable[OpenRecord[E]]) -> None:
@@ -111,7 +111,7 @@ class InWork(Generic[E]):
         return list(self._records)
 
     def hand_on(self, records: Iterable[OpenRecord[E]]) -> None:
-        """Another task owns these records from now on. Raises KeyError for one that is not ours."""
+        """Another task owns these records from now on. Raises KeyError for a record that is not here."""
         for record in records:
             del self._records[record]
 

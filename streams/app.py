@@ -1,6 +1,6 @@
-"""What both stages share: a Faust app of one actor that feeds a stage, acknowledges in order and drains before it stops.
+"""Shared by both stages: a Faust app whose one actor feeds the stage; it acknowledges in order and drains before it stops.
 
-Faust reads, rebalances and commits; batching, effects and acknowledgements are the stage's (see acks.py for why).
+Faust reads, rebalances and commits. The stage batches, executes and acknowledges (acks.py says why).
 """
 
 import asyncio
@@ -45,7 +45,7 @@ from .dead_letters import DeadLetters
 from .gathering import GatheringTransport
 from .inbox import BUSY_PER_S
 
-RECORDS_AN_ORDER = 2  # that a stage writes, at most: the publisher is busy when the stage is
+RECORDS_AN_ORDER = 2  # at most, written by a stage: the publisher counts as busy when the stage is
 STOP_DEADLINE_S = DRAIN_DEADLINE_S + 3.0  # the supervisor kills after 25 s
 _records, _batch = CONSUMER_RECORDS.make(), CONSUMER_BATCH.make()
 _open, _partitions, _rebalances = CONSUMER_OPEN.make(), CONSUMER_PARTITIONS.make(), CONSUMER_REBALANCES.make()
@@ -57,7 +57,7 @@ RecordsInWork = InWork["faust.Event"]
 
 @dataclass(slots=True)
 class Resources:
-    """What a stage works with; opened when the app starts, closed when it has drained."""
+    """The clients of a stage. Opened when the app starts, closed when it has drained."""
 
     settings: Settings
     pool: asyncpg.Pool
@@ -82,14 +82,14 @@ class Resources:
 
 
 class Stage(Protocol):
-    """One stage's work. `take` is given records in offset order per partition; `run` does the work until cancelled."""
+    """The work of a stage. `take` gets records in offset order per partition; `run` works until cancelled."""
 
     def take(self, record: Record) -> None: ...
 
     async def run(self) -> None: ...
 
     async def drain(self) -> None:
-        """Finish what has begun; what has not begun is left in the log."""
+        """Finish the work that has begun. Records that have not begun stay in the log."""
         ...
 
 
@@ -97,7 +97,7 @@ MakeStage = Callable[[Resources, Acks], Stage]
 
 
 def count_taken(batch: list[Record]) -> None:
-    """A stage calls it once a batch."""
+    """Call it once per batch."""
     _records.inc(len(batch))
     _batch.observe(len(batch))
 
@@ -107,29 +107,29 @@ def headers_of(record: Record) -> Headers:
     return tuple(headers.items() if isinstance(headers, dict) else headers or ())
 
 
-async def decode_or_bury(record: Record, dead_letters: DeadLetters) -> AnyEvent | None:
-    """The event of a record, or None after its dead letter has been acknowledged."""
+async def decode_or_dead_letter(record: Record, dead_letters: DeadLetters) -> AnyEvent | None:
+    """The event of a record, or None once its dead letter is acknowledged."""
     try:
         return decode(record.record.message.value, headers_of(record))
     except Undecodable as error:
-        await bury(record, dead_letters, str(error))
+        await dead_letter(record, dead_letters, str(error))
         return None
 
 
-async def bury(record: Record, dead_letters: DeadLetters, reason: str) -> None:
+async def dead_letter(record: Record, dead_letters: DeadLetters, reason: str) -> None:
     message = record.record.message
     where = (message.topic, message.partition, message.offset)
-    await dead_letters.bury(*where, message.key, message.value, reason, tracing.trace_id_of(headers_of(record)))
+    await dead_letters.send(*where, message.key, message.value, reason, tracing.trace_id_of(headers_of(record)))
 
 
 class _NoWebServer(BootStrategy):
-    """Faust's own server would serve data on 6066, and its command line starts it whatever the settings say."""
+    """Disables Faust's web server. Its command line would start it on port 6066 regardless of the settings."""
 
     enable_web = False
 
 
 class StageApp(faust.App):
-    """A Faust app around one stage: opened before the first record, drained before the consumer leaves the group."""
+    """A Faust app around one stage. It opens before the first record, and drains before the consumer leaves the group."""
 
     BootStrategy = _NoWebServer
 
@@ -138,7 +138,7 @@ class StageApp(faust.App):
     resources: Resources | None = None
     taking = False
     own: frozenset[int] = frozenset()  # partitions
-    by_faust = True  # started by `faust -A ... worker`: nobody else has entered this process in the registry
+    by_faust = True  # started by `faust -A ... worker`, so the app registers the process itself
 
     def _new_transport(self) -> Any:
         return GatheringTransport(self.conf.broker_consumer, self)
@@ -146,7 +146,7 @@ class StageApp(faust.App):
     async def on_start(self) -> None:
         settings = get_settings()
         tracing.start(settings)
-        # Faust's worker would open a debugger.
+        # Faust's worker would start a debugger on this signal.
         asyncio.get_running_loop().add_signal_handler(signal.SIGUSR2, dump_tasks)
         self.resources = await Resources.open(settings)
         self.acks: Acks = InOrderAcks()
@@ -163,7 +163,7 @@ class StageApp(faust.App):
 
     async def on_stop(self) -> None:
         self.taking = False
-        # Faust's consumer waits for ever for a broker that is gone. What is unfinished then is still in the log.
+        # Faust's consumer waits for ever for a broker that is down. Unfinished records are still in the log.
         asyncio.get_running_loop().call_later(STOP_DEADLINE_S, _end_at_once)
         if self.resources is not None and not self._work.done():
             with suppress(TimeoutError):
@@ -194,7 +194,7 @@ def _end_at_once() -> None:
 
 
 def stage_app(group: str, topic: Topic, make_stage: MakeStage) -> StageApp:
-    """The Faust app of consumer group `group` on `topic`."""
+    """The Faust app for consumer group `group` on `topic`."""
     settings = get_settings()
     datadir = settings.thrones_state_dir / "faust" / f"{group}-{settings.thrones_member}"
     datadir.parent.mkdir(parents=True, exist_ok=True)
@@ -224,7 +224,9 @@ def stage_app(group: str, topic: Topic, make_stage: MakeStage) -> StageApp:
     async def feed(stream: Any) -> None:
         async for event in stream.noack().events():
             await app.acks.room()
-            if app.taking and event.message.generation_id == app.consumer_generation_id:  # else read anew by its owner
+            if (
+                app.taking and event.message.generation_id == app.consumer_generation_id
+            ):  # else the partition's new owner reads it again
                 app.stage.take(app.acks.take(event.message.tp, event))
 
     async def forget(_app: Any, revoked: set[TP], *, signal: Any = None, **_: Any) -> None:

@@ -1,6 +1,6 @@
-"""What can never be processed: its original bytes to the dead-letter topic, with where it came from and why.
+"""Sends records that can never be processed to the dead-letter topic: the original bytes, their source and the reason.
 
-A stage that dead-letters too much is itself the fault, so beyond a limit it stops with nothing acknowledged.
+A stage that sends too many dead letters is itself at fault. Above a limit it stops, without acknowledging these records.
 """
 
 import time
@@ -15,30 +15,29 @@ from schemas.topics import DEAD_LETTERS
 LIMIT = 2_000  # letters within WINDOW_S
 WINDOW_S = 60.0
 MAX_REASON_BYTES = 500
-# A broker takes 1 MiB, headers included, but a record that came compressed may unpack to more; what is cut off is still in
-# the source topic.
+# A broker takes 1 MiB including headers, but a compressed record may unpack to more. The source topic has the full record.
 MAX_VALUE_BYTES = 900_000
 MAX_KEY_BYTES = 64_000
 
-_buried = definitions.DEAD_LETTERS.make()
+_sent = definitions.DEAD_LETTERS.make()
 log = get_logger()
 
 
 class DeadLetterLimitExceeded(Exception):
-    """More is being dead-lettered than can be an accident of single records: a human should look first."""
+    """There are too many dead letters to be accidents of single records: an operator has to look first."""
 
 
 class DeadLetters:
-    """Raises DeadLetterLimitExceeded from `bury`; nothing may catch it but the process' end."""
+    """`send` raises DeadLetterLimitExceeded, which must end the process: no code may catch it."""
 
     def __init__(self, publisher: Publisher, limit: int = LIMIT, clock: Callable[[], float] = time.monotonic) -> None:
         self._publisher = publisher
         self._limit = limit
         self._clock = clock
         self._recent: deque[float] = deque()
-        self.buried = 0
+        self.sent = 0
 
-    async def bury(
+    async def send(
         self,
         topic: str,
         partition: int,
@@ -48,7 +47,7 @@ class DeadLetters:
         reason: str,
         trace_id: str | None = None,
     ) -> None:
-        """Returns when the letter is acknowledged; only then may its source record be. `trace_id` is for the log line."""
+        """Returns when the letter is acknowledged. Only then acknowledge its source record. `trace_id`: for the log line."""
         self._count()
         headers: tuple[tuple[str, bytes], ...] = (
             ("source-topic", topic.encode()),
@@ -71,8 +70,8 @@ class DeadLetters:
             **traced,
         )
         await self._publisher.publish(DEAD_LETTERS, key[:MAX_KEY_BYTES], value[:MAX_VALUE_BYTES], headers)
-        self.buried += 1
-        _buried.labels(topic).inc()
+        self.sent += 1
+        _sent.labels(topic).inc()
 
     def _count(self) -> None:
         now = self._clock()

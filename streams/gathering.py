@@ -1,8 +1,8 @@
-"""Faust's consumer with two things that faust-streaming 0.15 lacks: batched fetches, and an eye for a log that was wiped.
+"""Faust's consumer with two additions that faust-streaming 0.15 lacks: batched fetches, and detection of a wiped log.
 
-A broker that lost its data begins its logs anew. Faust drops every record below the offset it has read or committed last,
-so a member would be blind until the new log is longer than the old one was; and a commit that was waiting for the broker
-may put the old offset on the new log, where the next member finds it.
+A broker that lost its data starts new logs. Faust drops every record below its last read or committed offset, so a member
+would see nothing until the new log is longer than the old one. A commit that was waiting for the broker may also write the
+old offset to the new log, where the next member finds it.
 """
 
 import asyncio
@@ -22,12 +22,12 @@ from infra.watchdog import EXIT_CODE
 from .inbox import BUSY_PER_S, GATHER_S
 
 GATHERED = FetchWait(min_bytes=32 * 1024, max_wait_ms=round(1000 * GATHER_S))
-SILENCE_S = 0.1  # so long without a record, and the next one is not kept waiting
+SILENCE_S = 0.1  # after this long without a record, the next one is fetched at once
 log = get_logger()
 
 
 def _end_process(tp: TP, offset: int, committed: int) -> None:
-    """A new process has no memory of the old log."""
+    """End the process: a new one knows nothing of the old log."""
     log.error(
         "the log was wiped: it begins below what is committed", partition=str(tp), offset=offset, committed=committed
     )
@@ -52,7 +52,7 @@ class _GatheringThread(AIOKafkaConsumerThread):
             timeout = SILENCE_S
         records = await super()._fetch_records(consumer, active_partitions, timeout=timeout, max_records=max_records)
         for tp, found in records.items():
-            committed = self.consumer._committed_offset.get(ensure_TP(tp))  # noqa: SLF001 - nothing public tells it
+            committed = self.consumer._committed_offset.get(ensure_TP(tp))  # noqa: SLF001 - no public way to read it
             if found and committed is not None and found[0].offset < committed:
                 _end_process(tp, found[0].offset, committed)
         self._pace.add(sum(map(len, records.values())), asyncio.get_running_loop().time())
@@ -64,7 +64,7 @@ class _GatheringConsumer(Consumer):
     _begun = False
 
     async def perform_seek(self) -> None:
-        """To what is committed; or to the beginning where that is past the end: it belonged to a log that was wiped."""
+        """Seek to the committed offset, or to the beginning if that is past the end: it belonged to a wiped log."""
         await super().perform_seek()
         for tp, end in (await self.highwaters(*self.assignment())).items():
             own = ensure_TP(tp)
@@ -83,6 +83,6 @@ class _GatheringConsumer(Consumer):
 
 
 class GatheringTransport(Transport):
-    """What an app's `_new_transport` returns."""
+    """An app's `_new_transport` returns it."""
 
     Consumer = _GatheringConsumer

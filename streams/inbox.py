@@ -1,4 +1,4 @@
-"""What has arrived, handed over as the next batch: small when idle, large when busy."""
+"""A queue that hands over everything that has arrived as one batch: small when idle, large when busy."""
 
 import asyncio
 from collections import deque
@@ -7,15 +7,15 @@ from typing import Generic, TypeVar
 from infra.pace import Pace
 
 T = TypeVar("T")
-BUSY_PER_S = 300.0  # orders of a stage: from so many on a batch waits for more, because ten cost little more than one
+BUSY_PER_S = 300.0  # orders of a stage: above this rate a batch waits briefly: ten records cost little more than one
 GATHER_S = 0.06
-ARRIVAL_S = 0.01  # Faust hands over what one fetch brought a few records at a time
+ARRIVAL_S = 0.01  # Faust hands over the records of one fetch a few at a time
 
 
 class Inbox(Generic[T]):
-    """One reader waits, many writers put; both on one event loop.
+    """One reader waits, many writers put; all on one event loop.
 
-    While as many come as `pace` calls busy, the reader waits for more; otherwise it never waits for company.
+    While `pace` is busy, the reader waits briefly for more items; otherwise it takes them at once.
     """
 
     def __init__(self, pace: Pace | None = None) -> None:
@@ -28,7 +28,7 @@ class Inbox(Generic[T]):
         self._arrived.set()
 
     async def take(self, limit: int) -> list[T]:
-        """Everything there is, oldest first, at least one and at most `limit`."""
+        """All items, oldest first: at least one, at most `limit`."""
         while not self._items:
             self._arrived.clear()
             await self._arrived.wait()

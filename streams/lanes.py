@@ -1,6 +1,6 @@
-"""Work sorted by product in, done product by product out: what has gathered is a product's next batch, and none waits for another.
+"""A queue per product: the items of a product that have gathered form its next batch, and no product waits for another.
 
-Work that needs Redis goes through here: while it is away, what needs only Postgres and the log goes on.
+Work that needs Redis goes through here. While Redis is down, work that needs only Postgres and the log continues.
 """
 
 import asyncio
@@ -10,11 +10,11 @@ from typing import Generic, TypeVar
 from schemas.ids import ProductId
 
 T = TypeVar("T")
-PATIENCE_S = 1.0  # books in force answer in milliseconds
+PATIENCE_S = 1.0  # books that are in force answer within milliseconds
 
 
 class Lanes(Generic[T]):
-    """One task a product, while it has work. `work` must not raise unless the process shall end."""
+    """One task per product while it has work. An error raised by `work` ends the process."""
 
     def __init__(self, work: Callable[[list[T]], Awaitable[None]], limit: int) -> None:
         self._work = work
@@ -22,7 +22,7 @@ class Lanes(Generic[T]):
         self._waiting: dict[ProductId, list[T]] = {}
 
     async def put(self, group: asyncio.TaskGroup, items: Mapping[ProductId, Sequence[T]]) -> None:
-        """Begin, and give lanes that were free a moment to finish: what gathers meanwhile is one batch."""
+        """Start the work, and give idle lanes a moment to finish it: items that arrive meanwhile form one batch."""
         begun = []
         for product, of_product in items.items():
             if product in self._waiting:

@@ -1,4 +1,4 @@
-"""Topic `orders` in; rows in Postgres, then topics `payments` and `order-status` out. At least once, every step idempotent.
+"""The order stage: topic `orders` in; rows in Postgres, then topics `payments` and `order-status` out. At least once.
 
 `faust -A streams.order_stage worker`, or `thrones stage order`.
 """
@@ -13,20 +13,30 @@ from infra.tracing import Traced
 from schemas.events import OrderPlaced, StockOpened
 from schemas.topics import ORDER_STAGE_GROUP, ORDERS
 from streams.acks import InWork
-from streams.app import Acks, Record, RecordsInWork, Resources, bury, count_taken, decode_or_bury, headers_of, stage_app
+from streams.app import (
+    Acks,
+    Record,
+    RecordsInWork,
+    Resources,
+    count_taken,
+    dead_letter,
+    decode_or_dead_letter,
+    headers_of,
+    stage_app,
+)
 from streams.inbox import ARRIVAL_S, BUSY_PER_S, Inbox
 from streams.lanes import Lanes, by_product
 from streams.placing import Placement, Placing
 from streams.redelivery import Redelivery
 from streams.replaced_books import ReplacedBooks
 
-MAX_BATCH = 500  # rows in one statement: about 11 ms of Postgres
+MAX_BATCH = 500  # rows per statement: about 11 ms in Postgres
 
 
 class OrderStage:
-    """One batch at a time: whatever arrived while the last one was being written is the next.
+    """One batch at a time: the records that arrived while one was written form the next.
 
-    New orders need only Postgres and the log. What needs Redis, which may be away, is handed on to a lane of its product.
+    New orders need only Postgres and the log. Work that needs Redis, which may be down, goes to the lane of its product.
     """
 
     def __init__(self, resources: Resources, acks: Acks) -> None:
@@ -69,11 +79,13 @@ class OrderStage:
     async def _read(self, records: Sequence[Record]) -> list[Placement]:
         placements: list[Placement] = []
         for record in records:
-            event = await decode_or_bury(record, self._dead_letters)
+            event = await decode_or_dead_letter(record, self._dead_letters)
             if isinstance(event, OrderPlaced):
                 placements.append(Placement(record, event))
             elif event is not None and not isinstance(event, StockOpened):
-                await bury(record, self._dead_letters, f"a {type(event).__name__} does not belong on {ORDERS.name}")
+                await dead_letter(
+                    record, self._dead_letters, f"a {type(event).__name__} does not belong on {ORDERS.name}"
+                )
         return placements
 
     async def _hand_on(self, mine: RecordsInWork, placements: Sequence[Placement], lanes: Lanes[Placement]) -> None:
@@ -91,7 +103,7 @@ class OrderStage:
 
 @contextmanager
 def _traced(placements: Sequence[Placement]) -> Iterator[Traced | None]:
-    """The traced orders of a batch; their steps end with it."""
+    """The traced orders of a batch; their spans end with it."""
     if tracing.on is None:
         yield None
         return

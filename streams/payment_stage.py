@@ -1,4 +1,4 @@
-"""Topic `payments` in; charges, then rows, units and the news of them out. Thousands in flight, settled in batches.
+"""The payment stage: topic `payments` in; charges, then settled orders out. Thousands in flight, settled in batches.
 
 `faust -A streams.payment_stage worker`, or `thrones stage payment`.
 """
@@ -25,7 +25,7 @@ from schemas.events import PaymentRequested, Step
 from schemas.ids import OrderId
 from schemas.order_state import TERMINAL, Status
 from schemas.topics import ORDER_STATUS, PAYMENT_STAGE_GROUP, PAYMENTS
-from streams.app import Acks, Record, Resources, bury, count_taken, decode_or_bury, headers_of, stage_app
+from streams.app import Acks, Record, Resources, count_taken, dead_letter, decode_or_dead_letter, headers_of, stage_app
 from streams.inbox import ARRIVAL_S, BUSY_PER_S, GATHER_S, Inbox
 from streams.lanes import Lanes, by_product
 
@@ -34,21 +34,21 @@ MAX_BATCH = 500
 
 @dataclass(frozen=True, slots=True)
 class Finished:
-    """A verdict to settle, or (without one) a row that is terminal already; with the records it answers."""
+    """A verdict to settle, or, without one, a row that is already terminal; with the records that it answers."""
 
     records: list[Record]
     verdict: Verdict | None = None
     row: OrderRow | None = None
-    trace: tracing.Span | None = None  # begun when the charge had ended
+    trace: tracing.Span | None = None  # begins when the charge has ended
 
 
 End = tuple[OrderRow, Finished]
 
 
 class PaymentStage:
-    """Three loops: gather (what arrived, in one query), charge (a task an order), settle (what finished, together).
+    """Three loops: gather (one query for all new records), charge (one task per order), settle (one batch of results).
 
-    Rows are written together, and what follows from them in Redis and on the log is a lane's: a product each.
+    Rows are written in one batch. The following work in Redis and on the log goes to the lane of each product.
     """
 
     def __init__(
@@ -66,7 +66,7 @@ class PaymentStage:
         self._lanes: Lanes[End] = Lanes(self._conclude, MAX_BATCH)
         self._charging: dict[OrderId, list[Record]] = {}
         self._slots = asyncio.Semaphore(resources.settings.worker_concurrency)
-        self._begun = 0  # records gathered and not yet acknowledged
+        self._begun = 0  # records gathered but not yet acknowledged
         self._idle = asyncio.Event()
         self._idle.set()
         self._draining = False
@@ -84,19 +84,19 @@ class PaymentStage:
         await self._idle.wait()
 
     async def _gather(self, provider: PaymentProvider, group: asyncio.TaskGroup) -> None:
-        """Only rows say what to charge: status and amount of everything that arrived, in one query."""
+        """Read status and amount of all new records in one query: only the row says what to charge."""
         while not self._draining:
             batch = await self._arrived.take(MAX_BATCH)
             self._begin(len(batch))
             count_taken(batch)
             requests: dict[OrderId, list[Record]] = {}
             for record in batch:
-                event = await decode_or_bury(record, self._dead_letters)
+                event = await decode_or_dead_letter(record, self._dead_letters)
                 if isinstance(event, PaymentRequested):
                     requests.setdefault(OrderId(event.order_id), []).append(record)
                     continue
                 if event is not None:
-                    await bury(
+                    await dead_letter(
                         record, self._dead_letters, f"a {type(event).__name__} does not belong on {PAYMENTS.name}"
                     )
                 self._done([record])
@@ -114,14 +114,14 @@ class PaymentStage:
     ) -> None:
         if row is None:
             for record in records:
-                await bury(record, self._dead_letters, "no such order in postgres")
+                await dead_letter(record, self._dead_letters, "no such order in postgres")
             self._done(records)
         elif row.status in TERMINAL:
             self._finished.put(Finished(records, row=row))
         elif row.status is Status.NEEDS_RECONCILIATION:
-            self._done(records)  # the reconciler's
+            self._done(records)  # left to the reconciler
         elif row.id in self._charging:
-            self._charging[row.id] += records  # a copy of a request whose charge is under way
+            self._charging[row.id] += records  # a copy of a request whose charge is in progress
         else:
             await self._slots.acquire()
             self._charging[row.id] = records
@@ -152,18 +152,18 @@ class PaymentStage:
             unwritten = one_each(finished)
             verdicts = [item.verdict for item in unwritten.values() if item.verdict is not None]
             recorded = await self._desk.record(
-                verdicts, None if tracing.on is None else traced_of(finished), partial(self._bury, unwritten)
+                verdicts, None if tracing.on is None else traced_of(finished), partial(self._dead_letter, unwritten)
             )
             ends = [(row, unwritten.pop(row.id)) for row in recorded]
             ends += [(item.row, item) for item in finished if item.row is not None]
-            for item in unwritten.values():  # of rows that are not there
+            for item in unwritten.values():  # their rows do not exist
                 self._done(item.records)
             await self._lanes.put(group, by_product(ends, lambda end: end[0].product_id))
 
-    async def _bury(self, unwritten: dict[OrderId, Finished], verdict: Verdict, reason: str) -> None:
-        """Of the requests whose answer Postgres can never store; they are acknowledged with the others."""
+    async def _dead_letter(self, unwritten: dict[OrderId, Finished], verdict: Verdict, reason: str) -> None:
+        """Send the requests whose answer Postgres can never store; they are acknowledged with the others."""
         for record in unwritten[verdict.order_id].records:
-            await bury(record, self._dead_letters, reason)
+            await dead_letter(record, self._dead_letters, reason)
 
     async def _conclude(self, ends: list[End]) -> None:
         finished = [item for _, item in ends]
@@ -191,9 +191,9 @@ def traced_of(finished: list[Finished]) -> tracing.Traced:
 
 
 def one_each(finished: Iterable[Finished]) -> dict[OrderId, Finished]:
-    """The verdicts, one an order, with the records of all its copies.
+    """One verdict per order, with the records of all its copies.
 
-    A copy that is read after a charge has ended and before its row is written is charged again, under the same key.
+    A copy that is read after the charge has ended, but before its row is written, is charged again with the same key.
     """
     decided: dict[OrderId, Finished] = {}
     for item in finished:
@@ -209,7 +209,7 @@ def one_each(finished: Iterable[Finished]) -> dict[OrderId, Finished]:
 
 
 def verdict_of(order_id: OrderId, charged: Charged) -> Verdict:
-    """How an answer of the provider ends an order; an unknown one never does."""
+    """How an answer of the provider ends an order. An unknown outcome does not end it."""
     times = (charged.started_at_ms, charged.answered_at_ms)
     match charged.outcome:
         case Captured(charge_id=charge_id):

@@ -1,6 +1,6 @@
-"""Writes reservations as rows of `orders`, one batch a statement, and does what each outcome owes.
+"""Writes reservations as rows of `orders`, one statement per batch, and does the next step of each outcome.
 
-At least once, every step idempotent: a record that is read again finds its row.
+At least once, and every step is idempotent: a record that is read again finds its row.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -26,7 +26,7 @@ from schemas.events import OrderPlaced, OrderStatusChanged, PaymentRequested, St
 from schemas.ids import OrderId, ProductId
 from schemas.order_state import Status
 from schemas.topics import ORDER_STATUS, PAYMENTS
-from streams.app import Record, Resources, bury
+from streams.app import Record, Resources, dead_letter
 
 REASON_MAX = 300  # characters of an error
 log = get_logger()
@@ -47,14 +47,14 @@ class Placement(NamedTuple):
 class Outcome(StrEnum):
     """What `place_orders` (queries.sql) decided about one reservation."""
 
-    NEW = "new"  # inserted: to be paid, or `failed` where the database had no stock left
-    KNOWN = "known"  # its row was there before: a redelivery
+    NEW = "new"  # inserted: to be paid, or `failed` if the database had no stock left
+    KNOWN = "known"  # its row existed: a redelivery
     STALE = "stale"  # no row, and a rebuild has replaced the books that made the reservation
     NO_PRODUCT = "no_product"
 
 
 class Placed(NamedTuple):
-    """What placing leaves to others: redeliveries, and reservations of replaced books."""
+    """The rest: redeliveries, and reservations of replaced books."""
 
     known: list[Placement]
     stale: list[Placement]
@@ -66,15 +66,15 @@ class _Answer(NamedTuple):
 
 
 class Placing:
-    """The insertion. Waits while Postgres, Redis or Kafka is away."""
+    """Inserts orders. Waits while Postgres, Redis or Kafka is down."""
 
     def __init__(self, resources: Resources) -> None:
         self._resources = resources
 
     async def place(self, placements: Sequence[Placement], *, vouched: bool, traced: Traced | None = None) -> Placed:
-        """Insert what is new and request its payment; bury what can never be placed.
+        """Insert new orders and request their payment; send orders that can never be placed to the dead letters.
 
-        `vouched`: the books in force hold the units of these orders, so that no epoch is compared and none is stale.
+        `vouched`: the books in force hold the units of these orders, so no epoch is compared and none is stale.
         """
         answers, set_aside = await self._store(placements, vouched, traced)
         found: dict[Outcome, list[Placement]] = {outcome: [] for outcome in Outcome}
@@ -90,7 +90,7 @@ class Placing:
         await self._refuse({event.product_id for event in new if event.order_id in failed})
         await self.request_payment([event for event in new if event.order_id not in failed], traced)
         for record, event in found[Outcome.NO_PRODUCT]:
-            await bury(record, self._resources.dead_letters, f"product {event.product_id} is not in postgres")
+            await dead_letter(record, self._resources.dead_letters, f"product {event.product_id} is not in postgres")
         return Placed(found[Outcome.KNOWN] + set_aside, found[Outcome.STALE])
 
     async def request_payment(self, events: Iterable[OrderPlaced], traced: Traced | None = None) -> None:
@@ -103,9 +103,9 @@ class Placing:
         await self._resources.publisher.publish_all(records, tracing.headers_of(traced))
 
     async def record_failed(self, event: OrderPlaced, reason: str, *, key_lost: bool) -> None:
-        """The order as a `failed` row, uncharged, unless it has a row already.
+        """Write the order as a `failed` row, uncharged, unless it has a row already.
 
-        `key_lost`: Redis no longer answers this order to its idempotency key; another order has the key, or may get it.
+        `key_lost`: in Redis the idempotency key no longer names this order; another order has the key, or may get it.
         """
         await retry_until_ok(
             "postgres",
@@ -128,19 +128,19 @@ class Placing:
     async def _store(
         self, placements: Sequence[Placement], vouched: bool, traced: Traced | None
     ) -> tuple[Mapping[OrderId, _Answer], list[Placement]]:
-        """The answers of Postgres by order, and what it can never store but has as a `failed` row now."""
+        """The answers of Postgres by order, and the orders that it cannot store but now has as a `failed` row."""
         set_aside: list[Placement] = []
 
         async def insert(some: Sequence[Placement]) -> Iterable[tuple[OrderId, _Answer]]:
             return (await self._insert(some, vouched)).items()
 
-        async def bury_alone(placement: Placement, error: Exception) -> tuple[()]:
-            if await self._bury_and_fail(placement, f"postgres: {cleaned(str(error), REASON_MAX)}"):
+        async def dead_letter_alone(placement: Placement, error: Exception) -> tuple[()]:
+            if await self._dead_letter_and_fail(placement, f"postgres: {cleaned(str(error), REASON_MAX)}"):
                 set_aside.append(placement)
             return ()
 
         with tracing.batch_step("postgres place_orders", traced):
-            return dict(await store(placements, insert, bury_alone)), set_aside
+            return dict(await store(placements, insert, dead_letter_alone)), set_aside
 
     async def _insert(self, placements: Sequence[Placement], vouched: bool) -> dict[OrderId, _Answer]:
         rows = await place_rows(self._resources.pool, [event for _, event in placements], vouched=vouched)
@@ -150,16 +150,16 @@ class Placing:
         }
 
     async def _refuse(self, products: Iterable[int]) -> None:
-        """The database refused a unit that Redis had given: Redis was too high, so its books are made anew.
+        """The database refused a unit that Redis had given. Redis had too many, so its books are rebuilt.
 
-        The refused order is `failed` already. The rebuild keeps an entry for it, through which its end is announced.
+        The refused order is already `failed`. The rebuild keeps an entry for it, through which its end is announced.
         """
         for product in products:
             await retry_until_ok("redis", REDIS_ERRORS, self._resources.inventory.close, ProductId(product))
 
-    async def _bury_and_fail(self, placement: Placement, reason: str) -> bool:
-        """Whether the order could be written as `failed`; then its units return to stock, as after any redelivery."""
-        await bury(placement.record, self._resources.dead_letters, reason)
+    async def _dead_letter_and_fail(self, placement: Placement, reason: str) -> bool:
+        """Whether the order could be written as `failed`. Then its units return to stock, as after any redelivery."""
+        await dead_letter(placement.record, self._resources.dead_letters, reason)
         try:
             await self.record_failed(placement.event, reason, key_lost=False)
         except RECORDS_FAULT as error:

@@ -1,6 +1,6 @@
-"""Finishes orders whose record was read before: what each is owed, `advance` says.
+"""Finishes orders whose record was read before; `advance` decides the next step of each.
 
-The first reading may have died after any step, so the entry and the row are read and the rest of the steps is done.
+The first reader may have died after any step. So the entry and the row are read again, and the missing steps are done.
 """
 
 from collections.abc import Sequence
@@ -19,7 +19,7 @@ from streams.placing import Placing
 
 
 class Redelivery:
-    """Needs Redis, and waits for it; so it works in a lane, where only its product waits with it."""
+    """Needs Redis, and waits for it. So it works in a lane, where only its own product waits."""
 
     def __init__(self, resources: Resources, placing: Placing) -> None:
         self._pool = resources.pool
@@ -28,7 +28,7 @@ class Redelivery:
         self._placing = placing
 
     async def finish(self, events: Sequence[OrderPlaced]) -> None:
-        """Do what these orders are owed. All of them have a row."""
+        """Do the next steps of these orders, which all have a row."""
         if not events:
             return
         entries = await self._entries(events)
@@ -41,13 +41,13 @@ class Redelivery:
             row = rows[OrderId(event.order_id)]
             match advance(row.status, entries[row.id].state if row.id in entries else Entry.NONE):
                 case Next.PAY | Next.REBUILD:
-                    # Without an entry the relay decides whether the books are wrong; asking for payment is right anyway.
+                    # Without an entry the relay decides whether the books are wrong; requesting payment is right anyway.
                     unpaid.append(event)
                 case Next.SETTLE | Next.ANNOUNCE:
                     ended.append(row)
                 case Next.DONE:
                     if row.status is Status.FAILED:
-                        unheld.append(row)  # one that was never held may have died before its announcement
+                        unheld.append(row)  # never held: its first reader may have died before the announcement
                 case Next.RECONCILE:
                     pass  # the reconciler works on it
                 case Next.PLACE | Next.RESERVE_AGAIN:
@@ -59,7 +59,7 @@ class Redelivery:
         await self._placing.request_payment(unpaid)
 
     async def _entries(self, events: Sequence[OrderPlaced]) -> dict[OrderId, HeldEntry]:
-        """Read before the rows: a row read later can only be further on."""
+        """Read them before the rows: a row that is read later can only be further on."""
         entries: dict[OrderId, HeldEntry] = {}
         for product in {event.product_id for event in events}:
             ids = [OrderId(event.order_id) for event in events if event.product_id == product]

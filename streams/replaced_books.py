@@ -1,7 +1,7 @@
-"""Reservations whose books a rebuild has replaced, and which have no row: believed, made again, parked or failed.
+"""Handles reservations without a row whose books were replaced by a rebuild: they are placed, reserved again, parked or failed.
 
-An entry in the books in force vouches for the order. Without one it is reserved again by the same id, through the same
-script as any purchase; where the sale has no unit for it any more, it ends as `failed`, uncharged.
+An entry in the books in force vouches for the order. Without an entry, it is reserved again with the same id and the same
+script as any purchase. If the sale has no unit left, the order ends as `failed`, uncharged.
 """
 
 from collections.abc import Sequence
@@ -30,10 +30,10 @@ log = get_logger()
 
 
 class _Fate(Enum):
-    """What one reservation of replaced books comes to."""
+    """The result for one reservation of replaced books."""
 
     VOUCHED = auto()  # the books in force hold its units: place it
-    HAS_ROW = auto()  # read late, or failed just now: finish it like any redelivery
+    HAS_ROW = auto()  # read late, or just failed: finish it like any redelivery
     SENT_AGAIN = auto()  # a new record under the present epoch is on the log
     PARKED = auto()  # the product's books are not in force
 
@@ -49,12 +49,12 @@ class ReplacedBooks:
         self._redelivery = redelivery
 
     async def finish(self, placements: Sequence[Placement]) -> None:
-        """Every order has a row, a new record on the log, or a place among the parked ones when this returns."""
+        """When it returns, every order has a row, has a new record on the log, or is parked."""
         fates: dict[_Fate, list[Placement]] = {fate: [] for fate in _Fate}
         for placement in placements:
             fates[await self._fate_of(placement.event)].append(placement)
         placed = await self._placing.place(fates[_Fate.VOUCHED], vouched=True)
-        assert not placed.stale  # what is vouched for never is
+        assert not placed.stale  # a vouched order is never stale
         await self._redelivery.finish([event for _, event in fates[_Fate.HAS_ROW] + placed.known])
         await self._park(fates[_Fate.PARKED])
 
@@ -64,7 +64,7 @@ class ReplacedBooks:
             return await self._reserve_again(event)
         assert entry is not None
         if entry.state is Entry.HELD and (entry.epoch, entry.version) > (event.epoch, event.version):
-            # Reserved again by a reading of this record that may have died before it said so: the log has no gaps.
+            # An earlier reader of this record reserved again, but may have died before publishing: the log has no gaps.
             await self._publisher.publish(ORDERS, event.order_id, entry.placed_value)
             return _Fate.SENT_AGAIN
         return _Fate.VOUCHED
@@ -72,15 +72,17 @@ class ReplacedBooks:
     async def _reserve_again(self, event: OrderPlaced) -> _Fate:
         order_id = OrderId(event.order_id)
         if await retry_until_ok("postgres", UNAVAILABLE, read_rows, self._pool, [order_id]):
-            return _Fate.HAS_ROW  # it may have ended since, and Redis have forgotten it and its key
+            return _Fate.HAS_ROW  # it may have ended since, and Redis may have dropped it and its key
         match await retry_until_ok("redis", REDIS_ERRORS, self._inventory.reserve, reservation_of(event)):
             case Held(value=value):
-                await self._publisher.publish(ORDERS, event.order_id, value)  # comes back here under the new epoch
+                await self._publisher.publish(
+                    ORDERS, event.order_id, value
+                )  # it is read again here, under the new epoch
                 return _Fate.SENT_AGAIN
             case Known(order_id=other) if other != order_id:
                 return await self._fail(event, f"its key was used again for order {other} after the books were lost")
             case Known() if await self._entry(event):
-                return _Fate.VOUCHED  # a rebuild has taken it in since
+                return _Fate.VOUCHED  # a rebuild has added it since
             case Known():
                 return await self._fail(event, LOST, key_lost=False)
             case Refused(reason="unverified"):
@@ -89,9 +91,9 @@ class ReplacedBooks:
                 return await self._fail(event, f"{LOST}, and then: {reason}")
 
     async def _fail(self, event: OrderPlaced, reason: str, *, key_lost: bool = True) -> _Fate:
-        """The row first, so that a second reading of the record announces the end again.
+        """Write the row first, so that a second reading of the record announces the end again.
 
-        The row may be another's: a new owner of the partition has read the same record, and found room for the order.
+        The row may come from a new owner of the partition, which read the same record and found a unit for the order.
         """
         await self._placing.record_failed(event, reason, key_lost=key_lost)
         return _Fate.HAS_ROW
@@ -102,7 +104,7 @@ class ReplacedBooks:
         return found.get(ids[0])
 
     async def _park(self, placements: Sequence[Placement]) -> None:
-        """In Postgres, where the rebuild that follows reads them; the relay sends them again once the books are in force."""
+        """Park them in Postgres, where the next rebuild reads them. The relay sends them again once the books are in force."""
         if not placements:
             return
         product = placements[0].event.product_id

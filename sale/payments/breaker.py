@@ -1,7 +1,7 @@
-"""Results of calls in, permission to call out: while a dependency is dead its callers wait instead of hammering it.
+"""A circuit breaker: while the provider is dead, callers wait instead of calling it.
 
-Waiting never fails anybody: `acquire` returns when the call may be made. Only a dependency that answers next to nothing
-counts as dead; a sick one, with most calls failing, is still worth asking, since each answer settles an order.
+A wait never fails: `acquire` returns when the call may be made. Only a provider that answers almost nothing counts as dead.
+One that fails most calls is still called, because each answer settles an order.
 """
 
 import asyncio
@@ -13,17 +13,17 @@ from infra.metrics.definitions import BREAKER_OPENED, BREAKER_STATE
 
 WINDOW_CALLS = 100
 MIN_CALLS = 50
-FAILURE_RATE = 0.9  # 100 calls of a provider that fails 70% of the time reach it less than once in 100,000 windows
-SILENCE_S = 1.0  # and nothing was answered for this long: calls that began together also time out together
+FAILURE_RATE = 0.9  # a provider that fails 70% of calls reaches it in fewer than 1 of 100,000 windows of 100
+SILENCE_S = 1.0  # and no answer for this long: calls that began together also time out together
 OPEN_MIN_S = 0.5
-OPEN_MAX_S = 3.0  # short, because the backlog drains only from the first probe that gets through
+OPEN_MAX_S = 3.0  # short, because the backlog drains only after the first successful probe
 PROBES = 5
 
 _state, _opened = BREAKER_STATE.make(), BREAKER_OPENED.make()
 
 
 class BreakerState(enum.IntEnum):
-    """Numbers are the metric's values."""
+    """The numbers are the values of the metric."""
 
     CLOSED = 0
     HALF_OPEN = 1
@@ -31,9 +31,9 @@ class BreakerState(enum.IntEnum):
 
 
 class CircuitBreaker:
-    """Closed -> open at a failure rate over the last calls -> half-open with a few probes -> closed by one success.
+    """Closed; open at a failure rate over the last calls; half-open with a few probes; closed again after one success.
 
-    A permit names the period it was given in; failures of calls from an earlier period say nothing about this one.
+    A permit carries the period in which it was given. Failures of calls from an earlier period do not count.
     """
 
     def __init__(self) -> None:
@@ -46,20 +46,20 @@ class CircuitBreaker:
         self._open_s = OPEN_MIN_S
         self._probes_left = 0
         self._probes_out = 0
-        self._waiting: OrderedDict[asyncio.Future[int], None] = OrderedDict()  # first come, first probed
+        self._waiting: OrderedDict[asyncio.Future[int], None] = OrderedDict()  # first come, first served
 
     @property
     def waiting(self) -> int:
-        """Callers held back now."""
+        """The number of waiting callers."""
         return len(self._waiting)
 
     @property
     def declared_wait(self) -> str | None:
-        """Why callers may be standing still although the process is well; None while closed."""
+        """Why callers may wait although the process is healthy; None while closed."""
         return None if self.state is BreakerState.CLOSED else "payment provider is not answering"
 
     async def acquire(self) -> int:
-        """Wait until a call may be made; the permit must come back through `record`, whatever becomes of the call."""
+        """Wait until a call may be made. Return the permit with `record`, however the call ends."""
         if self.state is BreakerState.CLOSED:
             return self._period
         if self.state is BreakerState.HALF_OPEN and self._probes_left:
@@ -70,12 +70,12 @@ class CircuitBreaker:
             return await caller
         except asyncio.CancelledError:
             self._waiting.pop(caller, None)
-            if caller.done() and not caller.cancelled():  # permitted and cancelled in the same turn of the loop
+            if caller.done() and not caller.cancelled():  # permitted and cancelled in the same loop iteration
                 self.record(caller.result(), None)
             raise
 
     def record(self, permit: int, answered: bool | None) -> None:
-        """`answered`: True for any definite answer of a living provider, False for a failure, None if never known."""
+        """`answered`: True for any definite answer of the provider, False for a failure, None if unknown."""
         if answered:
             self._answered_at = asyncio.get_running_loop().time()
         if answered and self.state is not BreakerState.CLOSED:
@@ -114,7 +114,7 @@ class CircuitBreaker:
         asyncio.get_running_loop().call_later(wait_s, self._half_open, period)
 
     def _half_open(self, period: int) -> None:
-        if period != self._period:  # closed meanwhile by a late answer
+        if period != self._period:  # a late answer has closed it
             return
         self._begin(BreakerState.HALF_OPEN)
         self._probes_left, self._probes_out = PROBES, 0
@@ -143,7 +143,7 @@ class CircuitBreaker:
         return self._period
 
     def _next_waiting(self) -> "asyncio.Future[int] | None":
-        """Some may have been cancelled in this very turn of the loop, and not have left the queue yet."""
+        """Skips callers that were cancelled in this loop iteration and are still in the queue."""
         while self._waiting:
             caller, _ = self._waiting.popitem(last=False)
             if not caller.done():

@@ -1,8 +1,8 @@
-"""One order in, a definite answer of the provider out - or, only once money may have moved, `Unsettled` after a budget.
+"""Charges one order until the provider's answer is definite. Once money may have moved, it ends as `Unsettled` after 12 s.
 
-While the provider is certainly not processing us (429, refused connections, breaker open) the order just waits: a dead
-provider fails nobody. Every attempt carries the same key, and none is made once the provider may have forgotten it, however
-long the wait was: so no path through here charges twice.
+While the provider certainly does not process the charge (429, refused connections, open breaker), the order only waits: a
+dead provider fails no order. Every attempt has the same key, and no attempt is made once the provider may have forgotten the
+key. So no path here charges twice.
 """
 
 import asyncio
@@ -18,7 +18,7 @@ from sale.payments.breaker import CircuitBreaker
 from sale.payments.provider import ASKED_FOR, Captured, ChargeOutcome, Declined, NotProcessed, PaymentProvider, Unknown
 from schemas.clock import now_ms
 
-BUDGET_S = 12.0  # from the start of the first attempt whose outcome is unknown
+BUDGET_S = 12.0  # from the start of the first attempt with an unknown outcome
 SLOW_AFTER_S = 2.0
 BACKOFF_MIN_S = 0.2
 BACKOFF_MAX_S = 3.0
@@ -32,7 +32,7 @@ _answer = {
 
 
 class Charge(msgspec.Struct, frozen=True):
-    """What is asked of the provider: the row's amount, never the event's. `age_s` says how old the row is now."""
+    """The charge to request: the amount of the row, never that of the event. `age_s` returns the present age of the row."""
 
     order_id: str
     amount_cents: int
@@ -45,18 +45,18 @@ class Charge(msgspec.Struct, frozen=True):
 
     @property
     def too_old(self) -> bool:
-        """The provider may have forgotten the key, which is first used after the row was created."""
+        """Whether the provider may have forgotten the key, whose first use is after the creation of the row."""
         return self.age_s() >= ASKED_FOR.total_seconds()
 
 
 class Unsettled(msgspec.Struct, frozen=True):
-    """The outcome is unknown, and the budget is spent (the reconciler's) or the key too old (an operator's)."""
+    """The outcome is unknown. After the budget the reconciler continues; once the key is too old, an operator must."""
 
     reason: str
 
 
 class Charged(msgspec.Struct, frozen=True):
-    """How a charge ended. Times are wall-clock milliseconds: first attempt sent (None: none was), last word known."""
+    """How a charge ended. Times are wall-clock milliseconds: first attempt sent (None: none), last answer known."""
 
     outcome: Captured | Declined | Unsettled
     started_at_ms: int | None
@@ -65,7 +65,7 @@ class Charged(msgspec.Struct, frozen=True):
 
 
 def backoff_s(attempt: int) -> float:
-    """Seconds before attempt `attempt` + 1 (counted from 1): 0.1-0.2, 0.2-0.4, 0.4-0.8 ... at most 3."""
+    """Seconds to wait after attempt `attempt` (counted from 1): 0.1-0.2, 0.2-0.4, 0.4-0.8 ... at most 3."""
     return min(BACKOFF_MIN_S * 2.0 ** min(attempt - 1, 10), BACKOFF_MAX_S) * random.uniform(0.5, 1.0)
 
 
@@ -78,7 +78,7 @@ def _answered(outcome: ChargeOutcome) -> bool:
 async def charge_once(
     provider: PaymentProvider, breaker: CircuitBreaker, charge: Charge, wanted: Callable[[], bool]
 ) -> ChargeOutcome | Unsettled:
-    """One attempt under the breaker: waits until it lets us through, asks whether it is `wanted` still, and tells it what came of it."""
+    """One attempt: waits for the breaker, checks that the charge is still `wanted`, and reports the result to the breaker."""
     permit = await _permit(breaker, charge)
     if permit is None:
         return Unsettled(TOO_OLD)
@@ -89,7 +89,7 @@ async def charge_once(
 
 
 async def _permit(breaker: CircuitBreaker, charge: Charge) -> int | None:
-    """None when the provider may have forgotten the key by the time we may ask: it would charge anew."""
+    """A permit, or None if the provider may have forgotten the key during the wait: it would charge again."""
     permit = await breaker.acquire()
     if not charge.too_old:
         return permit
@@ -118,9 +118,9 @@ async def charge_until_definite(
     on_slow: Callable[[], None] | None = None,
     wall_ms: Callable[[], int] = now_ms,
 ) -> Charged:
-    """Ask until the provider is definite. `on_slow` is called once, when a charge it may have is 2 s unanswered.
+    """Charge until the answer is definite. `on_slow` is called once, when a charge that was sent has no answer after 2 s.
 
-    Cancelling it is safe: the order is then where it was, and the next caller asks with the same key.
+    Cancelling it is safe: the order is unchanged, and the next caller uses the same key.
     """
     return await _Pursuit(provider, breaker, charge, budget_s, slow_after_s, on_slow, wall_ms).run()
 
@@ -140,7 +140,7 @@ class _Pursuit:
         self._budget_s, self._slow_after_s, self._on_slow, self._wall_ms = budget_s, slow_after_s, on_slow, wall_ms
         self._loop = asyncio.get_running_loop()
         self._slow_timer: asyncio.TimerHandle | None = None
-        self._deadline: float | None = None  # set by the first attempt that may have moved money
+        self._deadline: float | None = None  # set at the first attempt that may have moved money
         self._reason = ""
         self._attempts = 0
         self._started_at_ms: int | None = None
@@ -153,7 +153,7 @@ class _Pursuit:
         return Charged(outcome, self._started_at_ms, self._wall_ms(), self._attempts)
 
     async def _pursue(self) -> Captured | Declined | Unsettled:
-        while self._deadline is None:  # no attempt of ours can have charged: no limit but the key's
+        while self._deadline is None:  # no attempt can have charged: the only limit is the age of the key
             outcome = await self._ask()
             if isinstance(outcome, Captured | Declined | Unsettled):
                 return outcome
@@ -184,13 +184,13 @@ class _Pursuit:
             if self._deadline is None:
                 self._deadline = started + self._budget_s
         elif self._deadline is None:
-            self._stop_slow_timer()  # answered, or never sent: nothing is with the provider
+            self._stop_slow_timer()  # answered, or never sent: the provider has no open charge
         return outcome
 
     async def _wait(self, outcome: NotProcessed | Unknown) -> None:
         delay_s = backoff_s(self._attempts)
         if isinstance(outcome, NotProcessed) and outcome.retry_after_s is not None:
-            delay_s += outcome.retry_after_s  # spread after the moment asked for, never before it
+            delay_s += outcome.retry_after_s  # a random time after the requested moment, never before it
         await asyncio.sleep(delay_s)
 
     def _report_slow(self) -> None:

@@ -1,6 +1,6 @@
-"""One charge attempt in, what is known about it out: captured, declined, never sent, or unknown. Nothing is guessed.
+"""Sends charges to the payment provider. An outcome is captured, declined, not processed, or unknown; it is never guessed.
 
-The order id is the provider's idempotency key, so asking again cannot charge twice.
+The order id is the provider's idempotency key, so a repeated charge cannot charge twice.
 """
 
 import asyncio
@@ -25,38 +25,38 @@ from schemas.money import to_cents, to_decimal
 ATTEMPT_TIMEOUT_S = 5.0
 CONNECT_TIMEOUT_S = 2.0
 ANSWER_MAX_BYTES = 64 * 1024
-CHARGE_ID_MAX = 255  # characters, all printable: a charge is found again by it, so nothing of it may be lost
-REASON_MAX = 100  # characters of a decline's reason: for people, so what is not printable is replaced
+CHARGE_ID_MAX = 255  # characters, all printable: the charge is looked up by it, so it must be stored completely
+REASON_MAX = 100  # characters of a decline's reason, for people: unprintable ones are replaced
 RETRY_AFTER_MAX_S = 60.0
 KEY_LIFETIME = timedelta(hours=24)  # how long the provider remembers a key, from its first use
-ASKED_FOR = KEY_LIFETIME - timedelta(minutes=10)  # from the row's creation: clocks differ, and requests travel
+ASKED_FOR = KEY_LIFETIME - timedelta(minutes=10)  # from the creation of the row: clocks differ, and requests take time
 REPEAT_AFTER_S = 5.0
-IDLE_CONNECTION_S = 20.0  # less than the provider's keep-alive, or its close races our next request
+IDLE_CONNECTION_S = 20.0  # less than the provider's keep-alive: else its close could meet our next request
 
 log = get_logger()
 
 
 class Captured(msgspec.Struct, frozen=True):
-    """The money was taken: the provider said so, for this order and this amount."""
+    """The provider confirmed that it took the money, for this order and this amount."""
 
     charge_id: str
 
 
 class Declined(msgspec.Struct, frozen=True):
-    """The provider refused for good (402)."""
+    """The provider refused permanently (402)."""
 
     reason: str
 
 
 class NotProcessed(msgspec.Struct, frozen=True):
-    """Certainly not processed: 429, or no connection was ever made. `retry_after_s` is the provider's wish."""
+    """Certainly not processed: 429, or no connection was made. `retry_after_s` comes from the provider."""
 
     retry_after_s: float | None
-    reached: bool  # False when nobody answered at all
+    reached: bool  # False if no connection was made
 
 
 class Unknown(msgspec.Struct, frozen=True):
-    """The money may have been taken. Only a definite answer under the same key ends this."""
+    """The money may have been taken. Only a definite answer to the same key resolves it."""
 
     reason: str
 
@@ -69,11 +69,11 @@ class PaymentProvider(Protocol):
     """Takes money for orders."""
 
     async def charge(self, order_id: str, amount_cents: int, currency: str) -> ChargeOutcome:
-        """One attempt, given up after 5 s. Raises nothing but CancelledError, whatever the provider does."""
+        """One attempt of at most 5 s. It raises only CancelledError."""
 
 
 class HttpPaymentProvider:
-    """The provider over HTTP (`async with`): follows no redirect, bounds the answer, checks it against the question."""
+    """The provider over HTTP (`async with`). Follows no redirect, limits the answer's size, checks it against the charge."""
 
     def __init__(self, base_url: str, attempt_timeout_s: float = ATTEMPT_TIMEOUT_S) -> None:
         self._charges = KeepAlivePost(
@@ -111,7 +111,7 @@ class HttpPaymentProvider:
         return read_answer(answer.status, answer.retry_after, answer.body, order_id, amount_cents)
 
     def _log_unreachable(self, reason: str) -> None:
-        """A refused connection, or what TLS says of a certificate: once, and again every few seconds, not once an order."""
+        """Log a refused connection or a TLS error at most once every few seconds, not once per order."""
         now = time.monotonic()
         if now - self._told_at >= REPEAT_AFTER_S:
             self._told_at = now
@@ -134,7 +134,7 @@ class _Question(msgspec.Struct, frozen=True, rename="camel"):
 class _Receipt(msgspec.Struct, frozen=True, rename="camel"):
     charge_id: str
     order_id: str
-    amount: msgspec.Raw  # a text or a number, read exactly: a double would round
+    amount: msgspec.Raw  # a string or a number, parsed exactly: a double would round
 
 
 class _Refusal(msgspec.Struct, frozen=True, rename="camel"):
@@ -149,7 +149,7 @@ _text = msgspec.json.Decoder(str)
 
 
 def read_answer(status: int, retry_after: str | None, body: bytes, order_id: str, amount_cents: int) -> ChargeOutcome:
-    """What one HTTP answer says about the charge of `amount_cents` for `order_id`; pure."""
+    """The outcome that an HTTP answer means for the charge of `amount_cents` for `order_id`. Pure."""
     if status == 200:
         return _captured(body, order_id, amount_cents)
     if status == 402:
@@ -175,7 +175,7 @@ def _captured(body: bytes, order_id: str, amount_cents: int) -> ChargeOutcome:
 
 
 def _is_amount(said: msgspec.Raw, cents: int) -> bool:
-    """Raises ValueError or InvalidOperation for what is no amount."""
+    """Raises ValueError or InvalidOperation if it is not an amount."""
     text = bytes(said).decode()
     if text.startswith('"'):
         return to_cents(_text.decode(said)) == cents
@@ -186,14 +186,14 @@ def _declined(body: bytes, order_id: str) -> ChargeOutcome:
     try:
         refusal = _refusal.decode(body)
     except (ValueError, RecursionError):
-        return Declined("declined")  # the status alone is definite; a body is only asked whose refusal it is
+        return Declined("declined")  # the status alone is definite; the body only has to name the same order
     if refusal.order_id is not None and refusal.order_id != order_id:
         return Unknown("refusal of another order")
     return Declined(cleaned(refusal.error, REASON_MAX) or "declined")
 
 
 def _seconds(retry_after: str | None) -> float | None:
-    """Both forms of RFC 9110 section 10.2.3, bounded; None for nonsense."""
+    """Both forms of RFC 9110 section 10.2.3, limited; None if it is neither."""
     if retry_after is None:
         return None
     if retry_after.isascii() and retry_after.isdigit():

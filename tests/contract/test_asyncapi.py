@@ -136,7 +136,7 @@ async def test_a_dead_letter_carries_the_described_headers() -> None:
             sent.append(headers)
 
     letters = DeadLetters(Log())  # type: ignore[arg-type]  # of a publisher it needs only this
-    await letters.bury("orders", 3, 17, None, b"\xff", "x" * (MAX_REASON_BYTES + 1))
+    await letters.send("orders", 3, 17, None, b"\xff", "x" * (MAX_REASON_BYTES + 1))
     (message,) = messages(topics.DEAD_LETTERS)
     headers = resolved(message["headers"])
     jsonschema.validate({name: value.decode() for name, value in sent[0]}, headers)

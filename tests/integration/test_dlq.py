@@ -34,7 +34,7 @@ class Desk:
     redrive: Redrive
 
     async def bury(self, topic: Topic, key: str, value: bytes, reason: str = "test") -> None:
-        await DeadLetters(self.sale.publisher).bury(topic.name, 2, 17, key.encode(), value, reason)
+        await DeadLetters(self.sale.publisher).send(topic.name, 2, 17, key.encode(), value, reason)
 
     async def letters(self, key: str, *where: str, closed_too: bool = False) -> list[Letter]:
         wanted = [condition(text) for text in (f"key={key}", *where)]

@@ -285,14 +285,14 @@ def slow_ends_and_no_second_look() -> Iterator[None]:
 
 @contextmanager
 def dead_letter_without_a_row() -> Iterator[None]:
-    from streams.app import bury
+    from streams.app import dead_letter
     from streams.placing import Placing
 
-    async def only_bury(self: Any, placement: Any, reason: str) -> bool:
-        await bury(placement.record, self._resources.dead_letters, reason)
+    async def only_dead_letter(self: Any, placement: Any, reason: str) -> bool:
+        await dead_letter(placement.record, self._resources.dead_letters, reason)
         return False
 
-    with patch.object(Placing, "_bury_and_fail", only_bury):
+    with patch.object(Placing, "_dead_letter_and_fail", only_dead_letter):
         yield
 
 

@@ -98,7 +98,7 @@ def test_a_spans_headers_are_as_described(traces: tracing.Tracing) -> None:
 async def test_a_dead_letters_log_line_names_order_and_trace() -> None:
     publisher = AsyncMock()
     with structlog.testing.capture_logs() as lines:
-        await DeadLetters(publisher).bury("orders", 0, 0, b"o1", b"?", "odd", TRACE)
+        await DeadLetters(publisher).send("orders", 0, 0, b"o1", b"?", "odd", TRACE)
     assert [(line["order_id"], line["trace_id"]) for line in lines] == [("o1", TRACE)]
 
 
