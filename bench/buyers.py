@@ -112,7 +112,7 @@ def _tally(file: Path) -> Tally:
     return msgspec.json.decode(file.read_bytes(), type=Tally)
 
 
-def _be_generator(file: Path) -> None:
+def _run_generator(file: Path) -> None:
     """A share on standard input, `READY` out, the starting time in; the tally into the file."""
     share = msgspec.json.decode(sys.stdin.buffer.readline(), type=Share)
     users = load_users(Path(share.plan.tokens), share)
@@ -269,7 +269,7 @@ def _report(plan: Plan, as_json: bool) -> None:
 
 def main() -> None:
     if sys.argv[1:2] == [GENERATE]:
-        _be_generator(Path(sys.argv[2]))
+        _run_generator(Path(sys.argv[2]))
         return
     app()
 

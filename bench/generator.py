@@ -24,7 +24,7 @@ from .wire import Connections, NoAnswer, Reply, Unreachable
 FLUSH_INTERVAL_S = 0.25
 SOLD_OUT_PAUSE_S = 0.25  # a buyer in a sell-out looks again after about this long
 NO_SERVER_PAUSE_S = 0.1
-LOOK_S = 20  # one status request waits this long for the end
+STATUS_WAIT_S = 20  # one status request waits this long for the end
 BAD_ANSWERS_KEPT = 20
 UNKNOWN_STATUSES = (500, 502, 504)
 TERMINAL = ("confirmed", "payment_failed", "failed")
@@ -128,7 +128,9 @@ class Generator:
         self._log = ClientLog(share.plan.log)
         self._tally = Tally()
         self._connections = Connections(share.plan.base_url, self._at_once)
-        self._lookers = Connections(share.plan.base_url, 256)  # following must not wait for buyers, nor they for it
+        self._status_connections = Connections(
+            share.plan.base_url, 256
+        )  # following must not wait for buyers, nor they for it
         self._numbers = itertools.count()
         self._orders: dict[str, str] = {}  # by key: the order that its first 202 named
         self._decode = msgspec.json.Decoder(_Answer).decode
@@ -156,7 +158,7 @@ class Generator:
         finally:
             flushing.cancel()
             self._connections.close()
-            self._lookers.close()
+            self._status_connections.close()
             self._log.close()
         return self._tally
 
@@ -209,9 +211,9 @@ class Generator:
         tally.late_ms.append(round((now_s - at_s) * 1000, 2))
         wish = self._wish()
         if wish.key is not None and self._random.random() < self._plan.double_clicks:
-            clicks = [self._insist(self._same_key(wish), at_s) for _ in range(self._plan.copies - 1)]
-            return (await asyncio.gather(self._insist(wish, at_s), *clicks))[0]
-        return await self._insist(wish, at_s)
+            clicks = [self._click_until_definite(self._same_key(wish), at_s) for _ in range(self._plan.copies - 1)]
+            return (await asyncio.gather(self._click_until_definite(wish, at_s), *clicks))[0]
+        return await self._click_until_definite(wish, at_s)
 
     def _wish(self) -> Wish:
         number = next(self._numbers)
@@ -240,7 +242,7 @@ class Generator:
             f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n{body}"
         ).encode()
 
-    async def _insist(self, wish: Wish, at_s: float) -> str:
+    async def _click_until_definite(self, wish: Wish, at_s: float) -> str:
         """Click, and again with the same key while the outcome is unknown or the answer says "later"."""
         for tries_left in range(self._plan.retries, -1, -1):
             code, again_after_s = await self._click(wish, at_s)
@@ -352,11 +354,11 @@ class Generator:
 
     async def _status(self, user: User, order: str) -> str:
         request = (
-            f"GET /api/order/{order}/status?wait={LOOK_S} HTTP/1.1\r\n"
-            f"Host: {self._lookers.host}:{self._lookers.port}\r\nAuthorization: Bearer {user.token}\r\n\r\n"
+            f"GET /api/order/{order}/status?wait={STATUS_WAIT_S} HTTP/1.1\r\n"
+            f"Host: {self._status_connections.host}:{self._status_connections.port}\r\nAuthorization: Bearer {user.token}\r\n\r\n"
         ).encode()
         try:
-            reply = await self._lookers.ask(request, LOOK_S + 5.0)
+            reply = await self._status_connections.ask(request, STATUS_WAIT_S + 5.0)
             answer = self._decode(reply.body)
         except (Unreachable, NoAnswer, msgspec.DecodeError):
             reply, answer = None, _Answer()

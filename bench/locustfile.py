@@ -89,7 +89,7 @@ def begin(environment: Environment, **_: Any) -> None:
     sale_of(environment).attendance = Attendance()
 
 
-def tell(environment: Environment, **_: Any) -> None:
+def report_result(environment: Environment, **_: Any) -> None:
     """After the last user has ended: the metrics for people, and as JSON where asked for."""
     sale = sale_of(environment)
     sale.log.flush()
@@ -140,5 +140,5 @@ def _is_sold_out(metrics: SaleMetrics) -> bool:
 events.init_command_line_parser.add_listener(add_options)
 events.init.add_listener(prepare)
 events.test_start.add_listener(begin)
-events.test_stop.add_listener(tell)
+events.test_stop.add_listener(report_result)
 events.quitting.add_listener(close)

@@ -80,7 +80,7 @@ class FlashSaleUser(FastHttpUser):
     @task
     def buy_one(self) -> None:
         self._think()
-        self._look()
+        self._view_product()
         self._think()
         clicked_s = time.monotonic()
         order = self._buy()
@@ -93,7 +93,7 @@ class FlashSaleUser(FastHttpUser):
         time.sleep(self.think_s)
         self.sale.metrics.note("generator_late", (time.monotonic() - due_s) * 1000)
 
-    def _look(self) -> None:
+    def _view_product(self) -> None:
         with self._ask("GET", f"/api/products/{self.product}", "/api/products/[id]") as answer:
             self._judge(answer)
 

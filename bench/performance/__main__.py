@@ -60,7 +60,7 @@ def measure(
     _draw(report, folder)
     if not partial:
         _write_pages(report)
-    typer.echo(_told(report, folder))
+    typer.echo(_summary(report, folder))
     raise typer.Exit(0 if report.sound else 1)
 
 
@@ -96,7 +96,7 @@ def _write_pages(report: Report) -> None:
     put_generated(REPOSITORY / "docs" / "capacity.md", capacity_tables(report))
 
 
-def _told(report: Report, folder: Path) -> str:
+def _summary(report: Report, folder: Path) -> str:
     from .page import tables
 
     return f"{tables(report)}\n\n{report.seconds:,.0f} s; {folder}"

@@ -13,7 +13,7 @@ from .size import Size
 from .stack import Stack
 
 IDLE_S = 5.0
-IDLE_LOOKS = 3  # their median: Redis may be rewriting its log in one of them
+IDLE_SAMPLES = 3  # their median: Redis may be rewriting its log in one of them
 STARTED = 0.02  # of the orders have ended: every process is at work
 NEARLY_ALL = 0.97
 DEADLINE_S = 3_600.0
@@ -46,7 +46,7 @@ async def _drain(stack: Stack, report: Report, size: Size, fill: Filler, orders:
 
 
 async def _idle(stack: Stack) -> float:
-    return round(statistics.median([await _idle_once(stack) for _ in range(IDLE_LOOKS)]), 1)
+    return round(statistics.median([await _idle_once(stack) for _ in range(IDLE_SAMPLES)]), 1)
 
 
 async def _idle_once(stack: Stack) -> float:

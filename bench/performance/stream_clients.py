@@ -76,12 +76,12 @@ async def _measure(watch: Watch) -> Seen:
 
     await asyncio.gather(*(connect() for _ in range(watch.clients)))
     lost = seen.lost
-    await _tell_and_wait()
+    await _report_ready_and_wait()
     seen.lost -= lost
     return seen
 
 
-async def _tell_and_wait() -> None:
+async def _report_ready_and_wait() -> None:
     """Connected: say so; return at the word to end."""
     sys.stdout.buffer.write(READY)
     sys.stdout.buffer.flush()
@@ -91,7 +91,7 @@ async def _tell_and_wait() -> None:
 async def _crowd(watch: Watch) -> Seen:
     seen, request = Seen(), _request(watch)
     sockets = [await asyncio.to_thread(_open, watch.port, request) for _ in range(watch.clients)]
-    waiting = asyncio.create_task(_tell_and_wait())
+    waiting = asyncio.create_task(_report_ready_and_wait())
     while not waiting.done():
         sockets = [sock for sock in sockets if _read(sock, seen)]
         await asyncio.wait((waiting,), timeout=READ_INTERVAL_S)
