@@ -6,6 +6,7 @@ so that each of them gets an entry: the longest rebuild there is.
 
 import argparse
 import asyncio
+import dataclasses
 import resource
 import tempfile
 import time
@@ -20,7 +21,10 @@ from infra.kafka.client import Offsets, make_consumer
 from infra.local.stack import reset, start_servers
 from infra.redis.client import Redis
 from infra.settings import Settings
-from sale.books import key_record, keys
+from sale.books import key_record
+from sale.books.books import read_book
+from sale.books.due import DueList
+from sale.books.key_record import key_hash
 from sale.books.rebuild.rebuild import rebuild
 from sale.operations.operations import Stores, connected
 from sale.operations.provision import provision
@@ -72,7 +76,7 @@ def _placed(product: ProductId, n: int, now_ms: int, initial: int) -> OrderPlace
         epoch=1,
         version=n + 1,
         available=initial - n - 1,
-        key_hash=keys.key_hash(f"key {n}"),
+        key_hash=key_hash(f"key {n}"),
     )
 
 
@@ -149,8 +153,9 @@ async def _commit(settings: Settings, ends: dict[int, int]) -> None:
 
 async def faults_of(redis: Redis, history: History, opened: StockOpened, *, verified: bool) -> list[str]:
     """Where Redis is not what rows and log say; empty when it is."""
-    stock = await redis.hgetall(keys.stock(history.product))
-    told = {name: int(stock[name.encode()]) for name in ("initial", "available", "held", "sold")}
+    book = await read_book(redis, history.product)
+    assert book is not None  # a rebuild has just made it
+    told = dataclasses.asdict(book.units)
     live, confirmed = history.units(Status.AWAITING_PAYMENT, None), history.units(Status.CONFIRMED)
     expected = {"initial": history.initial, "available": history.initial - live - confirmed}
     unannounced = 0 if verified else confirmed  # sold in Redis; held on the log, which is yet to tell of it
@@ -159,9 +164,9 @@ async def faults_of(redis: Redis, history: History, opened: StockOpened, *, veri
     facts = {
         "units": (told, expected | {"held": live, "sold": confirmed}),
         "stock.opened": ({name: getattr(opened, name) for name in opening}, opening),
-        "entries": (await redis.hlen(keys.held(history.product)), entries if verified else len(history.orders)),
-        "looks": (await redis.zcard(keys.due(history.product)), entries if verified else len(history.orders)),
-        "buyers": (sum(map(int, await redis.hvals(keys.buyers(history.product)))), live + confirmed),
+        "entries": (len(book.entries), entries if verified else len(history.orders)),
+        "looks": (await DueList(redis).length(history.product), entries if verified else len(history.orders)),
+        "buyers": (sum(book.buyers.values()), live + confirmed),
         "keys": (await _known_keys(redis, history), len(history.orders)),
     }
     return [f"{what}: {told}, expected {wanted}" for what, (told, wanted) in facts.items() if told != wanted]
@@ -172,9 +177,9 @@ async def _known_keys(redis: Redis, history: History) -> int:
     known = 0
     for first in range(0, len(history.orders), 5_000):
         events = [event for event, _ in history.orders[first : first + 5_000]]
-        found = await redis.mget([keys.key_record(UserId(event.user_id), str(event.key_hash)) for event in events])
+        found = await key_record.read(redis, [(UserId(event.user_id), str(event.key_hash)) for event in events])
         known += sum(
-            value == key_record.record(OrderId(event.order_id), history.product, event.quantity).encode()
+            value == key_record.record(OrderId(event.order_id), history.product, event.quantity)
             for event, value in zip(events, found, strict=True)
         )
     return known

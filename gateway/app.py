@@ -32,7 +32,9 @@ from infra.pace import Pace
 from infra.redis.client import Redis
 from infra.redis.pipeliner import Pipeliner
 from infra.settings import SigningSettings
+from sale.books.books import Books
 from sale.books.inventory import Inventory
+from sale.books.read_model import ReadModel
 
 from .health import Health
 from .ops import Ops
@@ -61,6 +63,7 @@ class _Shared:
     redis: Redis
     reads_redis: Redis
     reads: Pipeliner
+    books: Books
     pool: asyncpg.Pool
     publisher: Publisher
     identity: Identity
@@ -84,7 +87,7 @@ def make_gateway(
     """
     shared = _share(settings, redis, reads_redis, pool, publisher)
     health = Health(settings, reads_redis, pool, publisher)
-    hub = StockHub(settings, shared.reads)
+    hub = StockHub(settings, shared.books)
     updates = OrderUpdates(settings)
     passwords = Passwords(settings.bcrypt_cost)
     memory = MemoryBudget(reads_redis, settings.redis_full_at_share)
@@ -105,18 +108,20 @@ def _share(
     settings: SigningSettings, redis: Redis, reads_redis: Redis, pool: asyncpg.Pool, publisher: Publisher
 ) -> _Shared:
     reads = Pipeliner(reads_redis)
+    books = Books(reads)
     addresses = Addresses(settings.trusted_proxies)
     return _Shared(
         settings=settings,
         redis=redis,
         reads_redis=reads_redis,
         reads=reads,
+        books=books,
         pool=pool,
         publisher=publisher,
         identity=Identity(settings),
         addresses=addresses,
         bodies=SlowBodies(addresses),
-        catalogue=Catalogue(reads, pool),
+        catalogue=Catalogue(books, pool),
     )
 
 
@@ -159,9 +164,9 @@ def _buying_routes(shared: _Shared, memory: MemoryBudget) -> list[Route]:
 def _watching_routes(shared: _Shared, hub: StockHub, updates: OrderUpdates) -> list[Route]:
     reader = OrderReader(shared.reads, shared.pool)
     tickets = Tickets(shared.identity, shared.reads_redis)
-    products = Products(shared.catalogue, shared.reads, shared.pool)
+    products = Products(shared.catalogue, shared.books, shared.pool)
     status = OrderStatus(shared.identity, shared.catalogue, reader, updates)
-    orders = OrderList(shared.identity, status, shared.reads, shared.pool)
+    orders = OrderList(shared.identity, status, ReadModel(shared.reads), shared.pool)
     return [
         ("POST", "/api/auth/ticket", tickets.issue),
         ("GET", "/api/products", products.all),

@@ -18,7 +18,7 @@ from infra.kafka.publisher import Publisher
 from infra.postgres.pool import UNAVAILABLE
 from infra.redis.client import RedisError, connect_redis
 from infra.settings import Settings
-from sale.books import keys
+from sale.books.key_record import key_hash
 from sale.books.rebuild.rebuild import RebuildImpossible
 from sale.operations.operations import OperationRefused, Stores
 from sale.operations.sale_control import (
@@ -75,7 +75,7 @@ class Ops:
         product = parse_product_id(request.match_info["id"])
         body = await read_members(request, self._bodies, Control, operator.id)
         units = None if body.units is UNSET else body.units
-        command = SaleCommand(body.action, f"user {operator.id}", body.why, units, keys.key_hash(key) if key else None)
+        command = SaleCommand(body.action, f"user {operator.id}", body.why, units, key_hash(key) if key else None)
         try:
             check(command)
             redis = connect_redis(self._settings, connections=4, timeout_s=REDIS_TIMEOUT_S)

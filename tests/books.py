@@ -7,6 +7,7 @@ from infra.redis.client import Redis
 from sale.books import keys
 from sale.books.entry import HeldEntry, parse
 from sale.books.inventory import Held, Inventory, Known, Refused, Reservation
+from sale.books.key_record import key_hash
 from sale.books.run import present_run
 from sale.books.scripts import SCRIPTS
 from schemas.events import OrderStatusChanged
@@ -66,7 +67,7 @@ def wish(
         quantity=quantity,
         unit_price_cents=PRICE_CENTS,
         currency="USD",
-        hashed_key=keys.key_hash(key) if key is not None else None,
+        hashed_key=key_hash(key) if key is not None else None,
     )
 
 

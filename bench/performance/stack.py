@@ -22,7 +22,7 @@ from bench.tally import Result
 from infra.local.stack import use_stack_env
 from infra.redis.client import Redis, connect_redis
 from infra.settings import Settings, get_settings
-from sale.books import keys
+from sale.books.books import Books
 from sale.operations.operations import REFERENCE_PRODUCT
 from schemas.ids import ProductId
 
@@ -110,13 +110,9 @@ class MeasuredSale:
         return result
 
     async def counts(self) -> Counts:
-        async with self.stack.redis.pipeline(transaction=True) as pipe:
-            pipe.hmget(keys.stock(self.product), ["version", "held"])
-            pipe.hlen(keys.held(self.product))
-            (version, held), entries = await pipe.execute()
-        # Every acceptance and every settlement takes a version; every order here is one unit.
-        accepted = (int(version) + int(held)) // 2
-        return Counts(accepted, int(version) - accepted, accepted - entries)
+        now = await Books(self.stack.redis).progress(self.product)
+        accepted = (now.version + now.held) // 2  # every order here is one unit
+        return Counts(accepted, now.version - accepted, accepted - now.entries)
 
     async def until_ended(self, share: float = 1.0, deadline_s: float = 300.0) -> Counts:
         """Wait for so many of the accepted orders to end. Raises TooSlow."""

@@ -15,7 +15,7 @@ from infra.kafka.watermarks import Watermarks, lags
 from infra.postgres.pool import UNAVAILABLE, connect_postgres
 from infra.redis.client import Redis, RedisError, connect_redis
 from infra.settings import Settings
-from sale.books import keys
+from sale.books.books import Books, read_book
 from sale.books.rebuild.rebuild import in_force
 from sale.tables.queries import SQL
 from schemas.ids import ProductId
@@ -23,7 +23,7 @@ from schemas.ids import ProductId
 from .balance import AuditReport, balance
 from .facts import Capture, ClientAnswers, PostgresBook, ProductFacts
 from .log_book import LogBook
-from .readers import Logs, read_ledger, read_log, read_postgres, read_redis
+from .readers import Logs, read_ledger, read_log, read_postgres
 
 POLL_INTERVAL_S = 0.3
 SERVER_ERRORS = (*UNAVAILABLE, KafkaError, RedisError, aiohttp.ClientError)
@@ -79,7 +79,7 @@ class Auditor:
             if any(by_partition.values())
         ]
         for product in products:
-            entries = await self._redis.hlen(keys.held(product))
+            entries = await Books(self._redis).entries(product)
             if entries:
                 found.append(f"product {product}: {entries} entries in Redis")
         for row in await self._pool.fetch(SQL.products):
@@ -103,7 +103,7 @@ class Auditor:
     async def _balance(
         self, products: Sequence[ProductId], client_log: ClientAnswers | None, unfinished: list[str], every: bool
     ) -> AuditReport:
-        in_redis = {product: await read_redis(self._redis, product) for product in products}
+        in_redis = {product: await read_book(self._redis, product) for product in products}
         in_postgres = await read_postgres(self._pool, products)
         in_log = await read_log(self._settings, self._offsets)
         charges = _by_product(await read_ledger(self._settings), _owners(in_postgres, in_log))
@@ -128,8 +128,8 @@ class Auditor:
             other_remarks=foreign(in_log, products) if every else [],
         )
 
-    async def _versions(self, products: Sequence[ProductId]) -> list[list[bytes | str | None]]:
-        return [await self._redis.hmget(keys.stock(product), ["epoch", "version"]) for product in products]
+    async def _versions(self, products: Sequence[ProductId]) -> list[tuple[int, int]]:
+        return [(books.epoch, books.version) for books in await Books(self._redis).standings(products)]
 
 
 def _owners(in_postgres: dict[ProductId, PostgresBook], in_log: Mapping[int, LogBook]) -> dict[str, int]:

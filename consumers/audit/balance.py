@@ -13,11 +13,12 @@ from itertools import pairwise
 import msgspec
 from msgspec import UNSET
 
+from sale.books.books import RedisBook
 from sale.orders import REFUSED_BY_DATABASE
 from schemas.money import to_decimal
 from schemas.order_state import RANK, STORED, TERMINAL, Entry, Status
 
-from .facts import AuditedOrder, Capture, ClientAnswers, PostgresBook, ProductFacts, RedisBook
+from .facts import AuditedOrder, Capture, ClientAnswers, PostgresBook, ProductFacts
 from .findings import Findings
 from .log_book import LogBook, Totals
 

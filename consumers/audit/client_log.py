@@ -7,7 +7,7 @@ from typing import Literal
 
 import msgspec
 
-from sale.books.keys import key_hash
+from sale.books.key_record import key_hash
 
 from .facts import ClientAnswers, ScopedKey
 from .findings import Findings

@@ -3,49 +3,12 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from sale.books.entry import HeldEntry
+from sale.books.books import RedisBook
 from schemas.order_state import Status
 
 from .log_book import LogBook
 
 ScopedKey = tuple[int, str | None]  # user id and hash of the Idempotency-Key; None without a key
-
-
-@dataclass(frozen=True, slots=True)
-class StockUnits:
-    """A product's units in Redis, read at one instant."""
-
-    initial: int
-    available: int
-    held: int
-    sold: int
-
-    @property
-    def balances(self) -> bool:
-        """Invariant I1, which holds at every instant."""
-        return self.initial == self.available + self.held + self.sold and min(self.available, self.held, self.sold) >= 0
-
-    def __str__(self) -> str:
-        return f"{self.initial} != {self.available} available + {self.held} held + {self.sold} sold"
-
-
-@dataclass(frozen=True, slots=True)
-class RedisBook:
-    """A product in Redis, read at one instant. `in_force`: verified for the current run of Redis and not closed."""
-
-    in_force: bool
-    epoch: int
-    version: int
-    initial: int
-    available: int
-    held: int
-    sold: int
-    entries: Mapping[str, HeldEntry] = field(default_factory=dict)
-    buyers: Mapping[int, int] = field(default_factory=dict)
-
-    @property
-    def units(self) -> StockUnits:
-        return StockUnits(self.initial, self.available, self.held, self.sold)
 
 
 @dataclass(frozen=True, slots=True)

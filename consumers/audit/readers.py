@@ -10,60 +10,23 @@ import msgspec
 from aiokafka import TopicPartition
 
 from infra.kafka.client import Offsets, make_consumer
-from infra.redis.client import Redis
 from infra.settings import Settings
-from sale.books import keys
-from sale.books.entry import parse
-from sale.books.run import SECTION, run_of
 from sale.tables.queries import SQL
 from schemas.clock import now_ms, to_ms
 from schemas.codec import Undecodable, decode
 from schemas.events import OrderPlaced, OrderStatusChanged, SaleControlled, StockOpened
-from schemas.ids import OrderId, ProductId
+from schemas.ids import ProductId
 from schemas.money import to_cents
 from schemas.order_state import Status
 from schemas.topics import ORDER_STATUS, ORDERS, SALE_ACTIONS, belongs
 
-from .facts import AuditedOrder, Capture, PostgresBook, RedisBook, StockUnits
+from .facts import AuditedOrder, Capture, PostgresBook
 from .log_book import LogBook
 
 ROWS_AT_ONCE = 5_000
 RECORDS_AT_ONCE = 5_000
 LEDGER_TIMEOUT_S = 30.0
 LOG_STALL_S = 30.0
-
-
-async def read_redis(redis: Redis, product: ProductId) -> RedisBook | None:
-    """One instant of a product's books: a transaction."""
-    async with redis.pipeline(transaction=True) as pipe:
-        pipe.hgetall(keys.stock(product))
-        pipe.hgetall(keys.held(product))
-        pipe.hgetall(keys.buyers(product))
-        pipe.info(SECTION)
-        stock, held, buyers, replication = await pipe.execute()
-    if b"initial" not in stock:
-        return None
-    epoch, version, initial, available, units_held, sold = (
-        int(stock[field]) for field in (b"epoch", b"version", b"initial", b"available", b"held", b"sold")
-    )
-    return RedisBook(
-        in_force=stock.get(b"run", b"").decode() == run_of(replication) and stock.get(b"state") != b"closed",
-        epoch=epoch,
-        version=version,
-        initial=initial,
-        available=available,
-        held=units_held,
-        sold=sold,
-        entries={order_id.decode(): parse(OrderId(order_id.decode()), line) for order_id, line in held.items()},
-        buyers={int(user): int(units) for user, units in buyers.items()},
-    )
-
-
-async def read_units(redis: Redis, product: ProductId) -> StockUnits | None:
-    """A product's units at this instant; cheap enough to ask many times a second."""
-    found = await redis.hmget(keys.stock(product), ["initial", "available", "held", "sold"])
-    units = [int(value) for value in found if value is not None]
-    return StockUnits(*units) if units else None
 
 
 async def read_postgres(pool: asyncpg.Pool, products: Sequence[ProductId]) -> dict[ProductId, PostgresBook]:

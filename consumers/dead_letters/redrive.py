@@ -16,8 +16,8 @@ from consumers.dead_letters.letters import DlqError, Letter
 from infra.kafka.client import Offsets
 from infra.kafka.publisher import Publisher
 from infra.settings import Settings
-from sale.books import keys
 from sale.books.inventory import Held, Inventory, Known, Refused, Reservation
+from sale.books.key_record import key_hash
 from sale.orders import read_rows
 from sale.tables.queries import SQL
 from schemas.events import OrderPlaced
@@ -157,7 +157,7 @@ def _again(failed: OrderPlaced, new_id: OrderId) -> Reservation:
         quantity=failed.quantity,
         unit_price_cents=failed.unit_price_cents,
         currency=failed.currency,
-        hashed_key=keys.key_hash(f"\0redriven from {failed.order_id}"),
+        hashed_key=key_hash(f"\0redriven from {failed.order_id}"),
         redriven_from=OrderId(failed.order_id),
     )
 

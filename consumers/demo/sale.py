@@ -12,7 +12,7 @@ from rich.console import Console
 from consumers.audit.audit import audit
 from infra.lifecycle import background
 from infra.settings import SigningSettings
-from sale.books import keys
+from sale.books.books import Books
 from sale.operations import operations
 from sale.operations.provision import provision
 from sale.tables.queries import SQL
@@ -127,5 +127,5 @@ async def _product(stores: operations.Stores) -> ProductId:
 
 
 async def _untouched(stores: operations.Stores, product: ProductId) -> bool:
-    available = await stores.redis.hget(keys.stock(product), "available")
-    return available == str(UNITS).encode() and not await stores.pool.fetch(SQL.units_by_status, product)
+    [level] = await Books(stores.redis).levels([product])
+    return level is not None and level.available == UNITS and not await stores.pool.fetch(SQL.units_by_status, product)

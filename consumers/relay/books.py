@@ -6,7 +6,7 @@ Only rebuilds open stock. One at a time per product (whoever holds its lock), a 
 import asyncio
 import random
 import time
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from datetime import datetime
 
@@ -20,18 +20,18 @@ from infra.metrics.definitions import RELAY_CLOSED, RELAY_REBUILD_FAILURES, RELA
 from infra.postgres.pool import RECORDS_FAULT, UNAVAILABLE
 from infra.redis.client import Redis, RedisError
 from infra.settings import Settings
-from sale.books import keys
+from sale.books.books import Books, BooksStanding
+from sale.books.due import DueList
 from sale.books.inventory import Inventory
 from sale.books.rebuild.rebuild import RebuildImpossible, in_force, rebuild_if_needed
-from sale.books.run import present_run
+from sale.books.run import note_verified, present_run
 from sale.openings import EventLog
 from sale.tables.queries import SQL
-from schemas.ids import OrderId, ProductId, parse_order_id
+from schemas.ids import ProductId
 
 PRODUCTS_EVERY_S = 0.5
 LOG_EVERY_S = 1.0
 MARK_EVERY_S = 10.0
-SCAN = 1_000  # entries looked through at once
 GRACE_S = 5.0  # who creates a product opens its stock; afterwards it is ours to do
 BACKOFF_FIRST_S = 0.5
 BACKOFF_MOST_S = 10.0
@@ -45,29 +45,30 @@ log = get_logger()
 
 
 @dataclass(frozen=True, slots=True)
-class Product:
-    """What the keeper knows of a product from Postgres and from its stock hash."""
+class KeptProduct:
+    """A product's row, and how its books stand."""
 
     id: ProductId
     epoch: int
     fresh: bool  # just created, its stock not opened yet
-    run: str | None = None
-    state: str | None = None
-    books_epoch: int = 0
-    version: int = 0
-    opened_from: int = 0
+    books: BooksStanding
+
+    @property
+    def version(self) -> tuple[int, int]:
+        """Epoch and version of the books."""
+        return self.books.epoch, self.books.version
 
     def fault(self, run: str, seen: tuple[int, int] = (0, 0)) -> str | None:
         """Why the books are not in force, in words for the log; None where they are. `seen`: epoch and version, before."""
-        if self.run is None:
+        if self.books.run is None:
             return "no books"
-        if self.run != run:
+        if self.books.run != run:
             return "new redis run"
-        if (self.books_epoch, self.version) < seen:
+        if self.version < seen:
             return WENT_BACK
-        if self.state == "closed":
+        if self.books.closed:
             return "closed"
-        return None if self.books_epoch == self.epoch else "a newer rebuild was begun"
+        return None if self.books.epoch == self.epoch else "a newer rebuild was begun"
 
 
 @dataclass(slots=True)
@@ -80,7 +81,7 @@ class Keeper:
     publisher: Publisher
     log: EventLog
     in_force: dict[ProductId, int] = field(default_factory=dict)
-    _rows: list[Product] = field(default_factory=list)
+    _rows: list[tuple[ProductId, int, bool]] = field(default_factory=list)
     _rows_read_at: float = -PRODUCTS_EVERY_S
     _log_checked_at: float = -LOG_EVERY_S
     _marked: dict[ProductId, tuple[int, int]] = field(default_factory=dict)
@@ -96,15 +97,15 @@ class Keeper:
         run, seen = await present_run(self.redis), dict(self._seen)  # before the look: only what is read later counts
         products = await self._read_products()
         faults = {p.id: fault for p in products if (fault := p.fault(run, seen.get(p.id, (0, 0)))) is not None}
-        self.in_force = {p.id: p.books_epoch for p in products if p.id not in faults}
+        self.in_force = {p.id: p.books.epoch for p in products if p.id not in faults}
         overdue = [p for p in products if p.id in faults and not p.fresh]
         _closed.set(len(overdue))
         for product in overdue:
-            if faults[product.id] == WENT_BACK and product.state != "closed":
+            if faults[product.id] == WENT_BACK and not product.books.closed:
                 await self._close(product.id)
             self._start_rebuild(product.id, faults[product.id])
-        if len(self.in_force) == len(products) and await self.redis.get(keys.BOOKS_RUN) != run.encode():
-            await self.redis.set(keys.BOOKS_RUN, run)
+        if len(self.in_force) == len(products):
+            await note_verified(self.redis, run)
 
     async def check_log(self) -> None:
         """Create missing topics; close products whose opening the log has lost. Raises KafkaError when it cannot say."""
@@ -118,7 +119,7 @@ class Keeper:
             if epoch is None or self._announced.get(product.id) == epoch:
                 continue
             # A copy of its opening may have come late, to a log that has lost what came after it.
-            if wiped or not await self.log.has_opening(product.id, epoch, product.opened_from):
+            if wiped or not await self.log.has_opening(product.id, epoch, product.books.opened_from):
                 if self.in_force.get(product.id) == epoch:  # and not rebuilt while we searched
                     log.error("the log has lost the product's records: closing", product=product.id, epoch=epoch)
                     await self.pool.execute(SQL.note_lost_log, product.id)
@@ -132,21 +133,19 @@ class Keeper:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
 
-    async def _read_products(self) -> list[Product]:
+    async def _read_products(self) -> list[KeptProduct]:
         if time.monotonic() - self._rows_read_at >= PRODUCTS_EVERY_S:
             records = await self.pool.fetch(SQL.products)
-            self._rows = [Product(ProductId(r["id"]), r["epoch"], _is_fresh(r)) for r in records]
+            self._rows = [(ProductId(r["id"]), r["epoch"], _is_fresh(r)) for r in records]
             self._rows_read_at = time.monotonic()
-        hashes = await self.redis.replies(
-            [("HMGET", keys.stock(row.id), "run", "state", "epoch", "version", "opened_from") for row in self._rows]
-        )
-        products = [_with_books(row, fields) for row, fields in zip(self._rows, hashes, strict=True)]
+        standings = await Books(self.redis).standings([id_ for id_, _, _ in self._rows])
+        products = [KeptProduct(*row, books) for row, books in zip(self._rows, standings, strict=True)]
         self._see(products)
         return products
 
-    def _see(self, products: Iterable[Product]) -> None:
+    def _see(self, products: Iterable[KeptProduct]) -> None:
         for product in products:
-            self._seen[product.id] = max(self._seen.get(product.id, (0, 0)), (product.books_epoch, product.version))
+            self._seen[product.id] = max(self._seen.get(product.id, (0, 0)), product.version)
 
     async def _close(self, product: ProductId) -> None:
         """So that a rebuild is needed: no script takes these books for good ones."""
@@ -190,61 +189,30 @@ class Keeper:
     async def mark_verified(self) -> None:
         """Note up to when all that ended is announced: the next rebuild need not announce it again. Also while a sale goes on."""
         for product in await self._read_products():
-            moved = self._marked.get(product.id) != (product.books_epoch, product.version)
-            if product.id in self.in_force and product.version and moved:
+            moved = self._marked.get(product.id) != product.version
+            if product.id in self.in_force and product.books.version and moved:
                 await self._mark(product)
-                await self._restore_looks(product.id)
+                await DueList(self.redis).restore(product.id)
 
-    async def _mark(self, product: Product) -> None:
+    async def _mark(self, product: KeptProduct) -> None:
         """An order that has ended and is not announced has an entry, from before it ended until it is announced."""
         now: datetime = await self.pool.fetchval("SELECT clock_timestamp()")  # before the look
         owed_since = await self._owed_since(product.id)
         # Asked after the look: what a Redis wiped meanwhile does not hold may well be owed.
-        if await in_force(self.redis, product.id, product.books_epoch):
+        if await in_force(self.redis, product.id, product.books.epoch):
             await self.pool.execute(SQL.mark_verified, product.id, min(now, owed_since or now))
         if owed_since is None:
-            self._marked[product.id] = (product.books_epoch, product.version)
+            self._marked[product.id] = product.version
 
     async def _owed_since(self, product: ProductId) -> datetime | None:
         """The earliest end among orders that have an entry; None where none of them has ended."""
         earliest: datetime | None = None
-        async for ids in self._held_ids(product):
+        async for ids in DueList(self.redis).held_ids(product):
             ended: datetime | None = await self.pool.fetchval(SQL.earliest_end, ids)
             earliest = min(filter(None, (earliest, ended)), default=None)
         return earliest
-
-    async def _held_ids(self, product: ProductId) -> AsyncIterator[list[OrderId]]:
-        """In chunks, so that 100,000 entries keep neither Redis nor Postgres from anything else."""
-        cursor = 0
-        while True:
-            cursor, found = await self.redis.hscan(keys.held(product), cursor, count=SCAN)
-            yield [id_ for key in found if (id_ := parse_order_id(key.decode() if isinstance(key, bytes) else key))]
-            if not cursor:
-                return
-
-    async def _restore_looks(self, product: ProductId) -> None:
-        """An entry that nobody is to look at would be stranded for ever; there is none unless Redis was meddled with."""
-        if await self.redis.hlen(keys.held(product)) == await self.redis.zcard(keys.due(product)):
-            return
-        async for ids in self._held_ids(product):
-            if ids:
-                await self.redis.zadd(keys.due(product), dict.fromkeys(ids, 0), nx=True)
 
 
 def _is_fresh(row: asyncpg.Record) -> bool:
     # Less than 0 s old: the server's clock was set back since, and nobody is opening it any more.
     return row["verified_at"] is None and 0 <= (row["read_at"] - row["created_at"]).total_seconds() < GRACE_S
-
-
-def _with_books(row: Product, fields: list[bytes | None]) -> Product:
-    run, state, epoch, version, opened_from = (None if f is None else f.decode() for f in fields)
-    return Product(
-        id=row.id,
-        epoch=row.epoch,
-        fresh=row.fresh,
-        run=run,
-        state=state,
-        books_epoch=int(epoch or 0),
-        version=int(version or 0),
-        opened_from=int(opened_from or 0),
-    )

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
-from sale.books.inventory import FARTHEST_LOOK_MS
+from sale.books.due import FARTHEST_LOOK_MS
 from schemas.order_state import Entry, Next, Status, advance
 from schemas.topics import ORDER_STAGE_GROUP, PAYMENT_STAGE_GROUP, PROJECTOR_GROUP
 
@@ -80,11 +80,6 @@ def decide(standing: Standing, memory: Memory, watermarks: Watermarks) -> Decisi
     wait_ms = stranded_from_ms - watermark if watermark is not None else 0
     wait_ms = min(max(wait_ms, _backoff_ms(FIRST_LOOK_AGAIN_MS, memory.looks)), FARTHEST_LOOK_MS)
     return Decision(step, push=False, look_again_ms=wait_ms)
-
-
-def due_at(now_ms: int) -> tuple[tuple[int, int], tuple[int, str]]:
-    """The scores of looks that are due: the past, and what can only have been dated before Redis' clock was set back."""
-    return (0, now_ms), (now_ms + FARTHEST_LOOK_MS + 1, "+inf")
 
 
 def _backoff_ms(first_ms: int, times: int) -> int:

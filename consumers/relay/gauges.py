@@ -1,4 +1,4 @@
-"""Groups and products in; their lag, delay and books out as gauges, for as long as this relay leads."""
+"""Exports the lag and delay of every group and the stock of every product as gauges, while this relay leads."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -7,12 +7,11 @@ from infra.kafka.watermarks import Watermarks
 from infra.metrics.definitions import GROUP_DELAY, GROUP_LAG, REDIS_MEMORY, STOCK_UNITS
 from infra.redis.client import Redis
 from infra.redis.memory import read_memory
-from sale.books import keys
+from sale.books.books import Books
 from schemas.ids import ProductId
 from schemas.topics import CONSUMED_BY
 
-REFRESH_INTERVAL_S = 5.0  # what Prometheus may see of it is as old as its own interval
-PARTS = ("initial", "available", "held", "sold")
+REFRESH_INTERVAL_S = 5.0  # about Prometheus' own interval
 
 _lag, _delay, _units = GROUP_LAG.make(), GROUP_DELAY.make(), STOCK_UNITS.make()
 _memory = REDIS_MEMORY.make()
@@ -55,8 +54,7 @@ class Gauges:
         _delay.labels(group).set(await self.watermarks.delay_s(group))
 
     async def _read_stock(self, products: list[ProductId]) -> None:
-        books = await self.redis.replies([("HMGET", keys.stock(product), *PARTS) for product in products])
-        for product, units in zip(products, books, strict=True):
-            for part, count in zip(PARTS, units, strict=True):
-                if count is not None:
-                    _units.labels(product, part).set(int(count))
+        for product, units in zip(products, await Books(self.redis).units(products), strict=True):
+            if units is not None:
+                for part in ("initial", "available", "held", "sold"):
+                    _units.labels(product, part).set(getattr(units, part))

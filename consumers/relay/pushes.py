@@ -7,17 +7,17 @@ import asyncio
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import chain, islice
+from typing import assert_never
 
 import asyncpg
 
-from consumers.relay.decisions import Allowance, Decision, Memory, Standing, decide, due_at, looked, pushed, rotated
+from consumers.relay.decisions import Allowance, Decision, Memory, Standing, decide, looked, pushed, rotated
 from infra.kafka.publisher import Publisher
 from infra.kafka.watermarks import Watermarks
 from infra.logs import get_logger
 from infra.metrics.definitions import RELAY_PUSHES
 from infra.redis.client import clock_ms
-from sale.books import keys
+from sale.books.due import DueList
 from sale.books.entry import HeldEntry
 from sale.books.inventory import Inventory
 from sale.orders import OrderRow, read_rows
@@ -59,10 +59,14 @@ class Pusher:
     _unacknowledged: set[OrderId] = field(default_factory=set)
     _turns: int = 0
 
+    @property
+    def due_list(self) -> DueList:
+        return DueList(self.inventory.redis)
+
     async def turn(self, epochs: Mapping[ProductId, int]) -> int:
         """One look at each product whose books are in force (`epochs`). Returns how many orders were looked at."""
         redis_ahead_ms = await clock_ms(self.inventory.redis) - since_boot_ms()
-        products = await self._with_any_due(list(epochs), redis_ahead_ms)
+        products = await self.due_list.products_with_due(list(epochs), since_boot_ms() + redis_ahead_ms)
         if not products:
             return 0  # asking Kafka for watermarks costs more than this
         # Before everything else that is read: an order that stands behind them still stands there because it is stranded.
@@ -81,7 +85,7 @@ class Pusher:
         self, product: ProductId, epoch: int, marks: Mapping[str, int | None], redis_ahead_ms: int, allowed: int
     ) -> int:
         now = since_boot_ms()
-        ids = await self._due(product, now + redis_ahead_ms, LOOKS_A_TURN) if allowed else []
+        ids = await self.due_list.due(product, now + redis_ahead_ms, LOOKS_A_TURN) if allowed else []
         if not ids:
             return 0
         try:
@@ -102,24 +106,11 @@ class Pusher:
         await self._push(product, to_push)
         return len(ids)
 
-    async def _with_any_due(self, products: Sequence[ProductId], redis_ahead_ms: int) -> list[ProductId]:
-        reaches = due_at(since_boot_ms() + redis_ahead_ms)
-        asked = [("ZCOUNT", keys.due(product), *reach) for product in products for reach in reaches]
-        counts = await self.inventory.redis.replies(asked)
-        return [product for product, *due in zip(products, counts[::2], counts[1::2], strict=True) if any(due)]
-
-    async def _due(self, product: ProductId, now: int, most: int) -> list[OrderId]:
-        """`now` is Redis' own, as are the times of the looks."""
-        wanted = [("ZRANGEBYSCORE", keys.due(product), *reach, "LIMIT", 0, most) for reach in due_at(now)]
-        found = chain.from_iterable(await self.inventory.redis.replies(wanted))
-        return [OrderId(id_.decode()) for id_ in islice(found, most)]
-
     async def _forget(self, product: ProductId, ids: Sequence[OrderId]) -> None:
         """Due, but without an entry: announced since it was read, or a leftover."""
         for order_id in ids:
             self._memories.pop(order_id, None)
-        if ids:
-            await self.inventory.redis.zrem(keys.due(product), *ids)
+        await self.due_list.forget(product, ids)
 
     def _judge(
         self, entry: HeldEntry, row: OrderRow | None, epoch: int, marks: Mapping[str, int | None], entry_at_ms: int
@@ -148,13 +139,12 @@ class Pusher:
 
     async def _look_again(self, product: ProductId, orders: Sequence[_Order], pushing: set[OrderId], now: int) -> None:
         """What may not be pushed for lack of allowance stays due, and is the oldest next time."""
-        looks: dict[str, int] = {
+        looks = {
             order.entry.order_id: now + order.decision.look_again_ms
             for order in orders
             if order.entry.order_id in pushing or not order.decision.push
         }
-        if looks:
-            await self.inventory.redis.zadd(keys.due(product), dict(looks), xx=True)
+        await self.due_list.look_again(product, looks)
 
     async def _push(self, product: ProductId, orders: Sequence[_Order]) -> None:
         ended: list[OrderRow] = []
@@ -170,12 +160,15 @@ class Pusher:
                         order_id=order.entry.order_id, product_id=product, requested_at_ms=now_ms()
                     )
                     self._publish(order.entry.order_id, pay=encode(request))
-                case Next.SETTLE | Next.ANNOUNCE if order.row is not None:
+                case Next.SETTLE | Next.ANNOUNCE:
+                    assert order.row is not None  # it has ended
                     ended.append(order.row)
                 case Next.REBUILD:
                     suspects.append(order.entry.order_id)
-                case _:
-                    raise AssertionError(f"{order.decision.step} is nobody's to push")
+                case Next.RESERVE_AGAIN | Next.RECONCILE | Next.DONE:
+                    raise AssertionError(f"the relay does not push {order.decision.step}")
+                case never:
+                    assert_never(never)
         if orders:
             log.info(
                 "pushed stranded orders",

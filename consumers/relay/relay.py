@@ -27,6 +27,7 @@ from infra.metrics.definitions import RELAY_LEADING
 from infra.postgres.pool import UNAVAILABLE, connect_postgres
 from infra.redis.client import Redis, RedisError, connect_redis
 from infra.settings import Settings
+from sale.books.books import Books
 from sale.books.inventory import Inventory
 from sale.openings import EventLog
 from sale.settlement import SettlementDesk
@@ -84,7 +85,7 @@ async def _loops(
     """Apart from each other: what one of them waits for holds up none of the others."""
     inventory = Inventory(redis)
     pusher = Pusher(inventory, pool, publisher, SettlementDesk(pool, inventory, publisher), watermarks)
-    sampler = Sampler(redis, publisher)
+    sampler = Sampler(Books(redis), publisher)
     parked = Parked(pool, publisher)
 
     async def push() -> None:

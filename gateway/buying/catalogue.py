@@ -12,8 +12,7 @@ import orjson
 from gateway.http.problems import Problem
 from infra.postgres.pool import UNAVAILABLE
 from infra.redis.client import RedisError
-from infra.redis.pipeliner import Pipeliner
-from sale.books import keys
+from sale.books.books import Books
 from sale.tables.queries import SQL
 from schemas.ids import ProductId
 from schemas.limits import DEFAULT_MAX_QUANTITY
@@ -61,8 +60,8 @@ def make_product(
 class Catalogue:
     """Products by id. Safe to ask on every request: a known product costs one dictionary look-up."""
 
-    def __init__(self, reads: Pipeliner, pool: asyncpg.Pool) -> None:
-        self._reads = reads
+    def __init__(self, books: Books, pool: asyncpg.Pool) -> None:
+        self._books = books
         self._pool = pool
         self._known: dict[ProductId, Product] = {}
         self._unknown: dict[ProductId, float] = {}
@@ -72,25 +71,20 @@ class Catalogue:
 
     async def find(self, product: ProductId) -> Product:
         """Raises Problem 404 when Postgres says there is none, 503 when nobody could say."""
-        found = self._known.get(product) or await self._from_redis(product) or await self._from_postgres(product)
+        found = self._known.get(product) or await self._from_books(product) or await self._from_postgres(product)
         if len(self._known) >= REMEMBERED:
             self._known.clear()
         self._known[product] = found
         return found
 
-    async def _from_redis(self, product: ProductId) -> Product | None:
+    async def _from_books(self, product: ProductId) -> Product | None:
         try:
-            name, price, currency, max_quantity = await self._reads.command(
-                "HMGET", keys.stock(product), "name", "price_cents", "currency", "max_quantity"
-            )
+            offer = await self._books.offer(product)
         except RedisError:
             return None
-        if name is None or price is None or currency is None:
+        if offer is None:
             return None
-        # Books that were opened by a release without it have no largest order; their row has the default.
-        return make_product(
-            product, name.decode(), int(price), currency.decode(), int(max_quantity or DEFAULT_MAX_QUANTITY)
-        )
+        return make_product(product, offer.name, offer.price_cents, offer.currency, offer.max_quantity)
 
     async def _from_postgres(self, product: ProductId) -> Product:
         if self._unknown.get(product, 0.0) > time.monotonic():

@@ -31,8 +31,8 @@ from infra.metrics.definitions import (
 from infra.redis.client import RedisError
 from infra.redis.pipeliner import NotSent
 from infra.settings import Settings
-from sale.books import keys
 from sale.books.inventory import Held, Inventory, Known, Refused, Reservation
+from sale.books.key_record import key_hash
 from schemas import topics
 from schemas.codec import Headers
 from schemas.ids import OrderId, ProductId, new_order_id
@@ -153,7 +153,7 @@ class Purchases:
             quantity=quantity,
             unit_price_cents=product.price_cents,
             currency=product.currency,
-            hashed_key=None if key is None else keys.key_hash(key),
+            hashed_key=None if key is None else key_hash(key),
             most_declines=self._most_declines,
         )
         try:

@@ -4,19 +4,16 @@ Postgres has those that the order stage has stored; what was accepted and is not
 asked first: an order that is stored between the two questions is in both answers and shown once, none is in neither.
 """
 
-import asyncio
-
 import asyncpg
 from aiohttp import web
 
 from gateway.accounts.identity import Identity
 from gateway.http.problems import Problem
 from gateway.http.wire import answer
-from gateway.watching.order_status import QUERY_TIMEOUT_S, OrderStatus, OrderView, from_redis, from_row
+from gateway.watching.order_status import QUERY_TIMEOUT_S, OrderStatus, from_row
 from infra.postgres.pool import UNAVAILABLE
 from infra.redis.client import RedisError
-from infra.redis.pipeliner import Pipeliner
-from sale.books import keys
+from sale.books.read_model import OrderView, ReadModel
 from sale.tables.queries import SQL
 from schemas.ids import OrderId, UserId, parse_order_id
 
@@ -24,10 +21,10 @@ PAGE_DEFAULT, PAGE_MAX = 20, 100
 
 
 class OrderList:
-    def __init__(self, identity: Identity, status: OrderStatus, reads: Pipeliner, pool: asyncpg.Pool) -> None:
+    def __init__(self, identity: Identity, status: OrderStatus, read_model: ReadModel, pool: asyncpg.Pool) -> None:
         self._identity = identity
         self._status = status
-        self._reads = reads
+        self._read_model = read_model
         self._pool = pool
 
     async def mine(self, request: web.Request) -> web.Response:
@@ -58,24 +55,17 @@ class OrderList:
 
     async def _unstored(self, user: UserId, cursor: OrderId | None, most: int) -> list[OrderId]:
         """Without Redis nobody can say; what is stored is shown then all the same."""
-        newest = f"({cursor}" if cursor else "+"
         try:
-            ids = await self._reads.command("ZREVRANGEBYLEX", keys.unstored(user), newest, "-", "LIMIT", 0, most)
+            return await self._read_model.unstored(user, cursor, most)
         except RedisError:
             return []
-        return [OrderId(id_.decode()) for id_ in ids]
 
     async def _shown(self, ids: list[OrderId]) -> list[OrderView]:
         """The read models of these orders, where there are any."""
         try:
-            models = await asyncio.gather(*(self._reads.command("HGETALL", keys.order(id_)) for id_ in ids))
+            return await self._read_model.orders(ids)
         except RedisError:
             return []
-        return [
-            from_redis(id_, dict(zip(flat[::2], flat[1::2], strict=True)))
-            for id_, flat in zip(ids, models, strict=True)
-            if flat
-        ]
 
 
 def _page(request: web.Request) -> tuple[int, OrderId | None]:

@@ -5,8 +5,6 @@ order is the same 404, byte for byte but for the request's id. Until both have a
 """
 
 import asyncio
-from dataclasses import dataclass
-from datetime import datetime
 
 import asyncpg
 from aiohttp import web
@@ -20,14 +18,13 @@ from gateway.watching.order_updates import News, OrderUpdates
 from infra.postgres.pool import UNAVAILABLE
 from infra.redis.client import RedisError
 from infra.redis.pipeliner import Pipeliner
-from sale.books import keys
-from sale.books.read_model import history
-from sale.books.run import SECTION, run_in
+from sale.books.read_model import OrderView, ReadModel
+from sale.books.run import all_verified
 from sale.tables.queries import SQL
 from schemas.clock import to_ms
 from schemas.ids import OrderId, ProductId, UserId, parse_order_id
 from schemas.money import to_decimal
-from schemas.order_state import TERMINAL, Status
+from schemas.order_state import Status
 
 WAIT_MAX_S = 25.0
 WAITS_MAX = 10_000  # a worker
@@ -36,30 +33,12 @@ POLL_INTERVAL_S = 2.0  # without news from the log
 FIRST_POLL_S = 0.03  # after news: the projector is about to write it, or just has
 
 
-@dataclass(frozen=True, slots=True)
-class OrderView:
-    """One order, wherever it was read."""
-
-    id: OrderId
-    user_id: UserId
-    product_id: ProductId
-    quantity: int
-    price_cents: int
-    status: Status
-    created_at_ms: int
-    updated_at_ms: int
-    history: tuple[tuple[str, int], ...]
-
-    @property
-    def terminal(self) -> bool:
-        return self.status in TERMINAL
-
-
 class OrderReader:
     """Looks one order up; shared by the status route and the order stream."""
 
     def __init__(self, reads: Pipeliner, pool: asyncpg.Pool) -> None:
         self._reads = reads
+        self._read_model = ReadModel(reads)
         self._pool = pool
 
     async def of_owner(self, text: str, owner: UserId) -> OrderView:
@@ -81,11 +60,11 @@ class OrderReader:
 
     async def _find(self, order_id: OrderId) -> OrderView:
         try:
-            flat = await self._reads.command("HGETALL", keys.order(order_id))
+            shown = await self._read_model.orders([order_id])
         except RedisError:
-            flat = []
-        if flat:
-            return from_redis(order_id, dict(zip(flat[::2], flat[1::2], strict=True)))
+            shown = []
+        if shown:
+            return shown[0]
         try:
             rows = await self._pool.fetch(SQL.orders_by_id, [order_id], timeout=QUERY_TIMEOUT_S)
         except UNAVAILABLE:
@@ -98,12 +77,9 @@ class OrderReader:
 
     async def _books_are_of_this_run(self) -> bool:
         try:
-            verified, replication = await asyncio.gather(
-                self._reads.command("GET", keys.BOOKS_RUN), self._reads.command("INFO", SECTION)
-            )
+            return await all_verified(self._reads)
         except RedisError:
             return False
-        return verified is not None and verified.decode() == run_in(replication)
 
 
 class OrderStatus:
@@ -182,23 +158,9 @@ def _wait_s(request: web.Request) -> float:
     return float(text)
 
 
-def from_redis(order_id: OrderId, fields: dict[bytes, bytes]) -> OrderView:
-    return OrderView(
-        id=order_id,
-        user_id=UserId(int(fields[b"user"])),
-        product_id=ProductId(int(fields[b"product"])),
-        quantity=int(fields[b"quantity"]),
-        price_cents=int(fields[b"price"]),
-        status=Status(fields[b"status"].decode()),
-        created_at_ms=int(fields[b"placed"]),
-        updated_at_ms=int(fields[b"updated"]),
-        history=history(fields[b"steps"].decode(), int(fields[b"placed"])),
-    )
-
-
 def from_row(row: asyncpg.Record) -> OrderView:
     """Postgres keeps no steps: what its history can say is when the order was placed and when it reached its status."""
-    updated_at_ms = _ms(row["updated_at"])
+    updated_at_ms = to_ms(row["updated_at"])
     return OrderView(
         id=OrderId(row["id"]),
         user_id=UserId(row["user_id"]),
@@ -210,7 +172,3 @@ def from_row(row: asyncpg.Record) -> OrderView:
         updated_at_ms=updated_at_ms,
         history=(("queued", row["placed_at_ms"]), (row["status"], updated_at_ms)),
     )
-
-
-def _ms(at: datetime) -> int:
-    return to_ms(at)

@@ -16,10 +16,11 @@ from gateway.http.event_stream import (
 from gateway.http.problems import Problem
 from gateway.http.shares import Shares, SharesFull
 from gateway.http.wire import iso_ms
-from gateway.watching.order_status import FIRST_POLL_S, POLL_INTERVAL_S, OrderReader, OrderView
+from gateway.watching.order_status import FIRST_POLL_S, POLL_INTERVAL_S, OrderReader
 from gateway.watching.order_updates import News, OrderUpdates
 from gateway.watching.tickets import Tickets
 from infra.metrics.definitions import GATEWAY_STREAMS
+from sale.books.read_model import OrderView
 from schemas.order_state import Status, replaces
 
 STREAMS_MAX = 10_000  # a worker

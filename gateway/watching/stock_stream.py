@@ -26,9 +26,8 @@ from gateway.http.shares import Shares, SharesFull
 from gateway.watching.tail import Tail
 from infra.metrics.definitions import GATEWAY_STREAMS
 from infra.redis.client import RedisError
-from infra.redis.pipeliner import Pipeliner
 from infra.settings import Settings
-from sale.books import keys
+from sale.books.books import Books
 from schemas import topics
 from schemas.codec import Undecodable, decode
 from schemas.events import StockChanged
@@ -64,8 +63,8 @@ class _Watched:
 class StockHub:
     """All watchers of one worker. `run` must run beside the server."""
 
-    def __init__(self, settings: Settings, reads: Pipeliner) -> None:
-        self._reads = reads
+    def __init__(self, settings: Settings, books: Books) -> None:
+        self._books = books
         self._products: dict[bytes, _Watched] = {}
         self._tail = Tail(settings, topics.STOCK_CHANGES, self._take, self._look_again)
         self._news = asyncio.Event()
@@ -103,10 +102,8 @@ class StockHub:
 
     async def read(self, product: ProductId) -> tuple[Version, int] | None:
         """What Redis says now; None where it has no books of this product. Raises RedisError."""
-        epoch, version, available = await self._reads.command(
-            "HMGET", keys.stock(product), "epoch", "version", "available"
-        )
-        return None if epoch is None else ((int(epoch), int(version)), int(available))
+        [level] = await self._books.levels([product])
+        return None if level is None else ((level.epoch, level.version), level.available)
 
     def offer(self, product: ProductId, version: Version, available: int) -> None:
         """A value; it counts only if it is newer than the one known."""

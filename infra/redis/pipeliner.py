@@ -54,17 +54,12 @@ class Pipeliner:
         return future
 
     async def call_many(self, script: str, calls: Sequence[tuple[Sequence[str], Sequence[Argument]]]) -> list[Any]:
-        """Replies in order. If any call failed, raises the first error once all are answered."""
-        replies: list[Any] = []
-        errors: list[RedisError] = []
-        for reply in [self.call(script, keys, *args) for keys, args in calls]:
-            try:  # cheaper than gather: most are done already
-                replies.append(await reply)
-            except RedisError as error:
-                errors.append(error)
-        if errors:
-            raise errors[0]
-        return replies
+        """Replies in order; raises the first error, after all have been answered."""
+        return await _all([self.call(script, keys, *args) for keys, args in calls])
+
+    async def replies(self, commands: Sequence[Command]) -> list[Any]:
+        """As `call_many`, of other commands."""
+        return await _all([self.command(*command) for command in commands])
 
     def _start_trip(self) -> None:
         self._lanes_taken += 1
@@ -118,6 +113,19 @@ class Pipeliner:
             return await self._redis.round_trip(commands)
         except RedisError as error:
             return [error] * len(commands)
+
+
+async def _all(replies: Sequence[asyncio.Future[Any]]) -> list[Any]:
+    answered: list[Any] = []
+    errors: list[RedisError] = []
+    for reply in replies:
+        try:  # cheaper than gather: most are there when they are looked at
+            answered.append(await reply)
+        except RedisError as error:
+            errors.append(error)
+    if errors:
+        raise errors[0]
+    return answered
 
 
 __all__ = ["NotSent", "Pipeliner", "digest"]

@@ -8,7 +8,7 @@ used again, so a reply cannot reach the wrong caller. No command is sent twice.
 import asyncio
 import ssl
 from collections.abc import Sequence
-from typing import Any, cast
+from typing import Any, Protocol, cast
 
 import hiredis
 from redis.asyncio.connection import parse_url
@@ -32,6 +32,14 @@ ERRORS: dict[str, type[RedisError]] = {
     "OOM": OutOfMemoryError,
     "READONLY": ReadOnlyError,
 }
+
+
+class CommandSource(Protocol):
+    """Where replies come from: Redis itself, or a pipeliner whose trips others share."""
+
+    async def replies(self, commands: Sequence[Command]) -> list[Any]:
+        """In order. Raises the first error reply, and RedisError where there is none."""
+        ...
 
 
 class NotSent(RedisConnectionError):

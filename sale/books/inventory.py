@@ -25,7 +25,6 @@ KEY_LIFETIME_MS = 24 * 3_600_000  # acceptances are remembered this long
 FIRST_LOOK_MS = 2_000  # a gateway killed between reserving and publishing is noticed after this
 NEXT_LOOK_MS = 2_000
 NOTHING_SEEN = (0, 0)
-FARTHEST_LOOK_MS = 300_000  # no look is put off longer: one that is further away was dated by a clock that was set back
 # How long the read model shows a status that the log told. There is a row then, and Postgres answers afterwards. Who waited
 # for an order's end has seen it within minutes; what ends within this time has to fit into memory at once.
 ENDED_LIFETIME_MS = 10 * 60_000

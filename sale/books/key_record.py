@@ -5,11 +5,20 @@ has 22 characters here. Records of a release before this one have it in full; bo
 """
 
 from base64 import urlsafe_b64decode, urlsafe_b64encode
+from collections.abc import Sequence
+from hashlib import sha256
 from uuid import UUID
 
-from schemas.ids import OrderId
+from infra.redis.trips import CommandSource
+from sale.books import keys
+from schemas.ids import OrderId, UserId
 
 SHORT_CHARACTERS = 22
+
+
+def key_hash(idempotency_key: str) -> str:
+    """How an Idempotency-Key is kept and compared: its SHA-256, 64 hexadecimal characters."""
+    return sha256(idempotency_key.encode()).hexdigest()
 
 
 def body(product: int, quantity: int) -> str:
@@ -31,3 +40,9 @@ def parse(text: str) -> tuple[OrderId, str]:
     if len(order_id) == SHORT_CHARACTERS:
         order_id = str(UUID(bytes=urlsafe_b64decode(f"{order_id}==")))
     return OrderId(order_id), of_body
+
+
+async def read(source: CommandSource, of: Sequence[tuple[UserId, str]]) -> list[str | None]:
+    """The records of users' hashed keys, where there are any."""
+    [found] = await source.replies([("MGET", *(keys.key_record(user, hashed) for user, hashed in of))])
+    return [None if value is None else value.decode() for value in found]

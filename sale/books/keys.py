@@ -1,7 +1,6 @@
 """The names of all Redis keys. Those of one product share a hash tag, so that one script may touch them in Redis Cluster too."""
 
 from base64 import urlsafe_b64encode
-from hashlib import sha256
 
 from schemas.ids import OrderId, ProductId, UserId
 
@@ -36,10 +35,6 @@ def order(order_id: OrderId) -> str:
 def unstored(user: UserId) -> str:
     """Sorted set: the user's accepted orders that Postgres may not have yet."""
     return f"unstored:{{u{user}}}"
-
-
-def key_hash(idempotency_key: str) -> str:
-    return sha256(idempotency_key.encode()).hexdigest()
 
 
 def key_record(user: UserId, hashed_key: str) -> str:

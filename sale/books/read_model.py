@@ -1,12 +1,17 @@
-"""The steps of an order as its read model keeps them: a letter each, and milliseconds since it was placed ("q0;a13;c950").
+"""The read model: orders as Redis shows them to their owners, and which of a user's orders Postgres may not have yet.
 
-Short, because Redis keeps a hash in one small piece (a listpack) while none of its values has more than 64 bytes, and takes
-three times the memory for it afterwards.
+`project.lua` writes it. The steps of an order are a letter each, and milliseconds since it was placed ("q0;a13;c950"): Redis
+keeps a hash in one small piece (a listpack) while none of its values has more than 64 bytes, and takes three times the memory
+for it afterwards.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 
-from schemas.order_state import Status
+from infra.redis.trips import CommandSource
+from sale.books import keys
+from schemas.ids import OrderId, ProductId, UserId
+from schemas.order_state import TERMINAL, Status
 
 LETTERS = {
     Status.QUEUED: "q",
@@ -40,3 +45,59 @@ def history(text: str, placed_ms: int) -> tuple[tuple[str, int], ...]:
         else:
             seen.setdefault(STATUSES[step[0]], placed_ms + int(step[1:]))
     return tuple(seen.items())
+
+
+@dataclass(frozen=True, slots=True)
+class OrderView:
+    """One order as its owner sees it. Times are ms since the epoch."""
+
+    id: OrderId
+    user_id: UserId
+    product_id: ProductId
+    quantity: int
+    price_cents: int  # of one unit
+    status: Status
+    created_at_ms: int
+    updated_at_ms: int
+    history: tuple[tuple[str, int], ...]
+
+    @property
+    def terminal(self) -> bool:
+        return self.status in TERMINAL
+
+
+class ReadModel:
+    """Raises RedisError."""
+
+    def __init__(self, source: CommandSource) -> None:
+        self._source = source
+
+    async def orders(self, ids: Sequence[OrderId]) -> list[OrderView]:
+        """Those of these orders that it has."""
+        found = await self._source.replies([("HGETALL", keys.order(id_)) for id_ in ids])
+        return [
+            _view(id_, dict(zip(flat[::2], flat[1::2], strict=True)))
+            for id_, flat in zip(ids, found, strict=True)
+            if flat
+        ]
+
+    async def unstored(self, user: UserId, before: OrderId | None, most: int) -> list[OrderId]:
+        """The user's accepted orders that Postgres may not have yet, newest first, older than `before`."""
+        newest = f"({before}" if before else "+"
+        command = ("ZREVRANGEBYLEX", keys.unstored(user), newest, "-", "LIMIT", 0, most)
+        [ids] = await self._source.replies([command])
+        return [OrderId(id_.decode()) for id_ in ids]
+
+
+def _view(order_id: OrderId, fields: dict[bytes, bytes]) -> OrderView:
+    return OrderView(
+        id=order_id,
+        user_id=UserId(int(fields[b"user"])),
+        product_id=ProductId(int(fields[b"product"])),
+        quantity=int(fields[b"quantity"]),
+        price_cents=int(fields[b"price"]),
+        status=Status(fields[b"status"].decode()),
+        created_at_ms=int(fields[b"placed"]),
+        updated_at_ms=int(fields[b"updated"]),
+        history=history(fields[b"steps"].decode(), int(fields[b"placed"])),
+    )

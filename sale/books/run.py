@@ -10,6 +10,8 @@ from collections.abc import Mapping
 from redis.exceptions import ReadOnlyError
 
 from infra.redis.client import Redis
+from infra.redis.trips import CommandSource
+from sale.books import keys
 
 SECTION = "replication"  # of INFO
 
@@ -30,3 +32,15 @@ async def present_run(redis: Redis) -> str:
     if run is None:
         raise ReadOnlyError("redis is a replica: no books are made for it")
     return run
+
+
+async def note_verified(redis: Redis, run: str) -> None:
+    """Note the run for which every product's books are in force, unless it is noted already."""
+    if await redis.get(keys.BOOKS_RUN) != run.encode():
+        await redis.set(keys.BOOKS_RUN, run)
+
+
+async def all_verified(source: CommandSource) -> bool:
+    """Whether every product's books were in force in the present run. Raises RedisError."""
+    verified, replication = await source.replies([("GET", keys.BOOKS_RUN), ("INFO", SECTION)])
+    return verified is not None and verified.decode() == run_in(replication)

@@ -94,7 +94,7 @@ def restock(
 
 def _control(product: int, action: str, why: str, who: str, key: str, as_json: bool, units: int | None = None) -> None:
     from infra.settings import get_settings
-    from sale.books.keys import key_hash
+    from sale.books.key_record import key_hash
     from sale.operations.operations import connected
     from sale.operations.sale_control import Action, SaleCommand, SaleStatus, control, describe
     from schemas.ids import ProductId

@@ -5,11 +5,11 @@ import contextlib
 import time
 from dataclasses import dataclass, field
 
-from consumers.audit.readers import read_units
 from infra.kafka.watermarks import KAFKA_ERRORS, Watermarks
 from infra.lifecycle import background, cancelled
 from infra.redis.client import Redis, RedisError, connect_redis
 from infra.settings import Settings
+from sale.books.books import Books
 from schemas.ids import ProductId
 from schemas.topics import CONSUMED_BY
 
@@ -43,7 +43,7 @@ class Watch:
     async def _watch_units(self, redis: Redis) -> None:
         while not cancelled():
             with contextlib.suppress(RedisError, OSError, TimeoutError):
-                units = await read_units(redis, ProductId(self.product))
+                [units] = await Books(redis).units([ProductId(self.product)])
                 if units is not None:
                     self.seen += 1
                     if not units.balances and len(self.violations) < SHOWN:

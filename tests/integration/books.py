@@ -24,6 +24,7 @@ from infra.settings import Settings
 from infra.supervision import registry
 from sale.books import keys
 from sale.books.inventory import Held, Inventory, Reservation
+from sale.books.key_record import key_hash
 from sale.books.rebuild.rebuild import rebuild
 from sale.operations.provision import provision
 from sale.orders import read_rows
@@ -80,7 +81,7 @@ class Sale:
             quantity,
             PRICE_CENTS,
             "USD",
-            keys.key_hash(key) if key else None,
+            key_hash(key) if key else None,
         )
         answer = await self.inventory.reserve(wish)
         assert isinstance(answer, Held), answer

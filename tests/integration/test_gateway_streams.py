@@ -13,10 +13,11 @@ import pytest
 
 from gateway.http import event_stream
 from gateway.http.problems import Problem
-from gateway.watching.order_status import OrderReader, OrderView
+from gateway.watching.order_status import OrderReader
 from infra.kafka.publisher import HEADERS
 from infra.settings import SigningSettings
 from sale.books.inventory import Inventory
+from sale.books.read_model import OrderView
 from sale.operations.operations import open_stock
 from schemas import topics
 from schemas.clock import now_ms

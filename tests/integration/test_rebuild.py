@@ -12,6 +12,7 @@ from infra.kafka.client import Offsets, make_consumer
 from sale.books import keys
 from sale.books.entry import parse
 from sale.books.inventory import Held, Known, Refused, Reservation
+from sale.books.key_record import key_hash
 from sale.books.rebuild.rebuild import KEY_USED_AGAIN, RebuildImpossible, rebuild, rebuild_if_needed
 from sale.books.scripts import SCRIPTS
 from sale.orders import read_rows
@@ -262,7 +263,7 @@ async def test_an_order_that_an_old_copy_brings_back_gives_way_where_its_key_was
         assert (rows[lost.order_id].status, rows[lost.order_id].reason) == (Status.FAILED, KEY_USED_AGAIN)
         assert rows[kept.order_id].status is Status.AWAITING_PAYMENT
         assert await sale.units() == (10, 8, 2, 0)
-        again = Reservation(new_order_id(), UserId(1), sale.product, 2, 999, "USD", keys.key_hash("k"))
+        again = Reservation(new_order_id(), UserId(1), sale.product, 2, 999, "USD", key_hash("k"))
         assert await sale.inventory.reserve(again) == Known(kept.order_id, same_body=True)
 
 
@@ -281,9 +282,9 @@ async def test_an_order_whose_key_went_to_another_never_answers_for_that_key_aga
         await sale.end(kept, Status.PAYMENT_FAILED)
         await sale.wipe()
         await sale.rebuild("wiped again")
-        again = Reservation(new_order_id(), UserId(1), sale.product, 2, 999, "USD", keys.key_hash("k"))
+        again = Reservation(new_order_id(), UserId(1), sale.product, 2, 999, "USD", key_hash("k"))
         assert await sale.inventory.reserve(again) == Known(kept.order_id, same_body=True)
-        hashes = [row["id"] for row in await sale.pool.fetch(SQL.orders_of_keys, [1], [keys.key_hash("k")], 0)]
+        hashes = [row["id"] for row in await sale.pool.fetch(SQL.orders_of_keys, [1], [key_hash("k")], 0)]
         assert hashes == [kept.order_id]
 
 
@@ -301,7 +302,7 @@ async def test_an_order_that_failed_keeps_its_key_as_every_other_that_ended() ->
         await sale.wipe()
         await sale.redis.restore(keys.held(sale.product), 0, copy)
         await sale.rebuild("an old copy")
-        again = Reservation(new_order_id(), UserId(1), sale.product, 2, 999, "USD", keys.key_hash("k"))
+        again = Reservation(new_order_id(), UserId(1), sale.product, 2, 999, "USD", key_hash("k"))
         assert await sale.inventory.reserve(again) == Known(failed.order_id, same_body=True)
         assert (await read_rows(sale.pool, [old.order_id]))[old.order_id].reason == KEY_USED_AGAIN
         assert await sale.units() == (10, 10, 0, 0)

@@ -16,6 +16,7 @@ import pytest
 from infra.redis.client import Redis
 from sale.books import keys
 from sale.books.inventory import Held, Inventory, NotVerified, Refused, Reservation
+from sale.books.key_record import key_hash
 from sale.books.scripts import DIGESTS, SCRIPTS
 from schemas.ids import UserId, new_order_id
 from schemas.order_state import Entry
@@ -183,7 +184,7 @@ async def test_flushall_leaves_no_books_to_sell_from_and_loses_nothing() -> None
         assert await Inventory(sale.redis).reserve(a_wish(sale, 2)) == Refused("unverified")
         await sale.rebuild("no books")
         assert await sale.units() == (10, 8, 2, 0)
-        assert await sale.redis.exists(keys.key_record(UserId(1), keys.key_hash("k")))
+        assert await sale.redis.exists(keys.key_record(UserId(1), key_hash("k")))
 
 
 async def test_a_replica_refuses_and_is_no_place_for_books(tmp_path: Path) -> None:

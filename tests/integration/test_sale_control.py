@@ -8,8 +8,8 @@ import pytest
 
 from infra.settings import SigningSettings
 from sale.accounts.tokens import sign
-from sale.books import keys
 from sale.books.inventory import Refused as NotReserved
+from sale.books.key_record import key_hash
 from sale.books.rebuild.rebuild import sale_arguments
 from sale.operations.operations import OperationRefused, Stores, demote_operator
 from sale.operations.sale_control import Action, KeyReused, SaleCommand, SaleOver, UnknownProduct, control
@@ -118,7 +118,7 @@ async def test_a_restock_adds_units_once_a_key_under_a_new_epoch() -> None:
         wish, held = await sale.reserve(1, 2)
         await sale.place(wish, held)
         assert await refusal(sale) == "sold_out"
-        restock = SaleCommand(Action.RESTOCK, "ned", "second delivery", units=5, key_hash=keys.key_hash("delivery-2"))
+        restock = SaleCommand(Action.RESTOCK, "ned", "second delivery", units=5, key_hash=key_hash("delivery-2"))
         for _ in range(2):
             assert (await control(stores(sale), sale.product, restock)).initial == 7
         assert await sale.units() == (7, 5, 2, 0)
@@ -128,7 +128,7 @@ async def test_a_restock_adds_units_once_a_key_under_a_new_epoch() -> None:
 
 
 def keyed(wish: SaleCommand, key: str) -> SaleCommand:
-    return replace(wish, key_hash=keys.key_hash(key))
+    return replace(wish, key_hash=key_hash(key))
 
 
 async def test_a_key_serves_one_wish_and_every_other_wish_with_it_is_refused() -> None:

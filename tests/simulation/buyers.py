@@ -11,7 +11,7 @@ from multidict import CIMultiDict
 
 from gateway.http.problems import Problem
 from infra.redis.client import RedisError
-from sale.books import keys
+from sale.books.key_record import key_hash
 from schemas.ids import ProductId
 
 from .actors import Actor
@@ -112,7 +112,7 @@ class Crowd:
     async def _buy(self, request: Request) -> None:
         """One wish; with a key it is repeated until the answer is definite, as a good client does."""
         day = self._world.striker.day
-        hashed = None if request.key is None else keys.key_hash(request.key)
+        hashed = None if request.key is None else key_hash(request.key)
         for _ in range(5):
             if not await self._ask(request, (request.user, hashed, day)) or request.key is None:
                 break

@@ -17,6 +17,7 @@ from gateway.watching.stock_stream import StockHub
 from infra.lifecycle import Stop
 from infra.redis.pipeliner import Pipeliner
 from infra.watchdog import Watchdog
+from sale.books.books import Books
 from sale.books.inventory import Inventory
 from sale.settlement import SettlementDesk
 from schemas import topics
@@ -134,7 +135,7 @@ class Processes:
         orders = Purchases(SETTINGS, _Identity(), addresses, bodies, _Catalogue(), inventory, publisher, _Room())  # type: ignore[arg-type] # stand-ins
         orders._rates = RateLimit(1_000)  # of a few users, who are many
         self.gateways[actor] = orders
-        self.hubs[actor] = StockHub(SETTINGS, Pipeliner(redis))
+        self.hubs[actor] = StockHub(SETTINGS, Books(Pipeliner(redis)))
         await self.hubs[actor].run()
 
     def _stage_of(self, group: str) -> Callable[[Actor], Coroutine[Any, Any, None]]:

@@ -5,9 +5,10 @@ from collections import Counter, defaultdict
 from typing import Any
 
 from consumers.audit.balance import AuditReport, balance
-from consumers.audit.facts import AuditedOrder, Capture, ClientAnswers, PostgresBook, ProductFacts, RedisBook
+from consumers.audit.facts import AuditedOrder, Capture, ClientAnswers, PostgresBook, ProductFacts
 from consumers.audit.readers import read_log
 from sale.books import entry, keys
+from sale.books.books import RedisBook
 from sale.orders import REFUSED_BY_DATABASE
 from schemas import topics
 from schemas.ids import OrderId, ProductId

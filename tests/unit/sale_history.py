@@ -6,8 +6,9 @@ from dataclasses import dataclass, field
 
 from msgspec import UNSET
 
-from consumers.audit.facts import AuditedOrder, Capture, PostgresBook, ProductFacts, RedisBook
+from consumers.audit.facts import AuditedOrder, Capture, PostgresBook, ProductFacts
 from consumers.audit.log_book import LogBook
+from sale.books.books import RedisBook
 from sale.books.entry import HeldEntry
 from schemas.events import AnyEvent, OrderPlaced, OrderStatusChanged, StockOpened
 from schemas.ids import OrderId, UserId

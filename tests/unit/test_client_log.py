@@ -7,7 +7,7 @@ import pytest
 
 from consumers.audit.client_log import STATUS_OF, read_client_log
 from gateway.http.problems import KINDS
-from sale.books.keys import key_hash
+from sale.books.key_record import key_hash
 
 
 @pytest.fixture

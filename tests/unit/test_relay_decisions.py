@@ -14,11 +14,11 @@ from consumers.relay.decisions import (
     Memory,
     Standing,
     decide,
-    due_at,
     looked,
     pushed,
     rotated,
 )
+from sale.books.due import due_ranges
 from schemas.order_state import STORED, Entry, Next, Status
 from schemas.topics import CONSUMED_BY, ORDER_STAGE_GROUP, PAYMENT_STAGE_GROUP, PROJECTOR_GROUP
 
@@ -73,7 +73,7 @@ def test_an_order_that_seems_new_at_every_look_is_as_old_as_the_first_of_them() 
 
 
 def test_no_look_is_put_off_so_far_that_it_would_seem_to_be_of_another_clock() -> None:
-    (_, now), (from_ms, _) = due_at(T)
+    (_, now), (from_ms, _) = due_ranges(T)
     decision = decide(HELD_SINCE_T, Memory(), all_at(T - 3_600_000))
     assert now == T
     assert T + decision.look_again_ms < from_ms

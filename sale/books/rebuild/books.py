@@ -14,8 +14,9 @@ from msgspec import UNSET
 
 from infra.redis.client import Redis, clock_ms
 from sale.books import key_record, keys
+from sale.books.due import FARTHEST_LOOK_MS
 from sale.books.entry import HeldEntry, PlacedHead, placed_head
-from sale.books.inventory import FARTHEST_LOOK_MS, FIRST_LOOK_MS, KEY_LIFETIME_MS
+from sale.books.inventory import FIRST_LOOK_MS, KEY_LIFETIME_MS
 from sale.books.read_model import steps_text
 from sale.books.scripts import DIGESTS, SCRIPTS
 from schemas.clock import to_ms

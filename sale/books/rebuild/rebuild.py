@@ -24,6 +24,7 @@ from infra.postgres.pool import CONNECT_TIMEOUT_S, UNAVAILABLE
 from infra.redis.client import UNREACHABLE, Redis
 from infra.settings import Settings
 from sale.books import keys
+from sale.books.due import DueList
 from sale.books.entry import HeldEntry
 from sale.books.inventory import KEY_LIFETIME_MS
 from sale.books.rebuild.books import LOOKS_PER_MS, PreparedBooks, head_of
@@ -360,7 +361,7 @@ class _Rebuild:
         from_ms = now_ms()
         for first in range(0, len(ended), CHUNK):
             looks = dict.fromkeys(ended[first : first + CHUNK], from_ms + first // LOOKS_PER_MS)
-            await self._redis.zadd(keys.due(self._product), dict(looks), xx=True, lt=True)
+            await DueList(self._redis).look_soon(self._product, looks)
 
 
 def stock_fields(opened: StockOpened, product: Any, max_held: int, books: PreparedBooks, *, sold: int) -> list[str]:

@@ -1,0 +1,73 @@
+"""The due list of a product's books: when the relay looks at each entry next, by Redis' clock (ms since the epoch).
+
+Scripts add an order when it gets an entry and take it off when the entry goes; here are the looks in between.
+"""
+
+from collections.abc import AsyncIterator, Mapping, Sequence
+from itertools import chain, islice
+
+from infra.redis.client import Redis
+from sale.books import keys
+from schemas.ids import OrderId, ProductId, parse_order_id
+
+FARTHEST_LOOK_MS = 300_000  # no look is put off longer: one that is further away was dated by a clock that was set back
+SCAN = 1_000  # entries looked through at once
+
+
+class DueList:
+    """Raises RedisError."""
+
+    def __init__(self, redis: Redis) -> None:
+        self._redis = redis
+
+    async def products_with_due(self, products: Sequence[ProductId], now_ms: int) -> list[ProductId]:
+        ranges = due_ranges(now_ms)
+        counts = await self._redis.replies(
+            [("ZCOUNT", keys.due(product), *range_) for product in products for range_ in ranges]
+        )
+        return [product for product, *due in zip(products, counts[::2], counts[1::2], strict=True) if any(due)]
+
+    async def due(self, product: ProductId, now_ms: int, most: int) -> list[OrderId]:
+        """The orders to look at now, oldest first."""
+        commands = [("ZRANGEBYSCORE", keys.due(product), *range_, "LIMIT", 0, most) for range_ in due_ranges(now_ms)]
+        found = chain.from_iterable(await self._redis.replies(commands))
+        return [OrderId(id_.decode()) for id_ in islice(found, most)]
+
+    async def look_again(self, product: ProductId, at_ms: Mapping[OrderId, int]) -> None:
+        """Put off the looks at orders that are on the list still."""
+        if at_ms:
+            await self._redis.zadd(keys.due(product), {str(id_): at for id_, at in at_ms.items()}, xx=True)
+
+    async def look_soon(self, product: ProductId, at_ms: Mapping[OrderId, int]) -> None:
+        """Bring forward the looks at orders that are on the list still."""
+        if at_ms:
+            await self._redis.zadd(keys.due(product), {str(id_): at for id_, at in at_ms.items()}, xx=True, lt=True)
+
+    async def forget(self, product: ProductId, ids: Sequence[OrderId]) -> None:
+        if ids:
+            await self._redis.zrem(keys.due(product), *ids)
+
+    async def length(self, product: ProductId) -> int:
+        return int(await self._redis.zcard(keys.due(product)))
+
+    async def restore(self, product: ProductId) -> None:
+        """Put entries back on the list that are not on it, which happens only where Redis was meddled with."""
+        if await self._redis.hlen(keys.held(product)) == await self.length(product):
+            return
+        async for ids in self.held_ids(product):
+            if ids:
+                await self._redis.zadd(keys.due(product), dict.fromkeys(ids, 0), nx=True)
+
+    async def held_ids(self, product: ProductId) -> AsyncIterator[list[OrderId]]:
+        """The orders that have an entry, in chunks: 100,000 at once would keep Redis and Postgres from other work."""
+        cursor = 0
+        while True:
+            cursor, found = await self._redis.hscan(keys.held(product), cursor, count=SCAN)
+            yield [id_ for key in found if (id_ := parse_order_id(key.decode() if isinstance(key, bytes) else key))]
+            if not cursor:
+                return
+
+
+def due_ranges(now_ms: int) -> tuple[tuple[int, int], tuple[int, str]]:
+    """The scores of looks that are due: the past, and what can only have been dated before Redis' clock was set back."""
+    return (0, now_ms), (now_ms + FARTHEST_LOOK_MS + 1, "+inf")
