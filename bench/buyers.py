@@ -1,4 +1,4 @@
-"""An outside load client: a plan in, generator processes over HTTP, one result out. It knows the interface and no internals.
+"""An external load client: runs a plan with generator processes over HTTP. It knows only the public interface.
 
 python -m bench.buyers open --rate 400 --seconds 30 --product 1 --tokens tokens.json --log clients.jsonl
 python -m bench.buyers sell-out --product 2 --tokens tokens.json --double-clicks 0.5
@@ -23,9 +23,9 @@ from .generator import generate, load_users
 from .plan import Mode, Plan, Share
 from .tally import Result, Tally, show, summarise
 
-START_AFTER_S = 0.1  # from the word to all generator processes until they begin
+START_AFTER_S = 0.1  # from the start signal until the generator processes begin
 LOAD_TIMEOUT_S = 60.0
-REST_S = 120.0  # over the plan's own times, for answers and followed orders to come in
+REST_S = 120.0  # beyond the plan's own times, for the last answers and followed orders
 GENERATE = "generate"  # first argument of a generator process; the second is the file for its tally
 READY = b"ready\n"
 
@@ -39,9 +39,9 @@ class GeneratorFailed(Exception):
 
 
 async def run(plan: Plan, stop: asyncio.Event | None = None) -> Result:
-    """Do the plan with `plan.processes` processes; `stop` ends the arrivals early. Raises GeneratorFailed.
+    """Run the plan with `plan.processes` processes; `stop` ends the arrivals early. Raises GeneratorFailed.
 
-    Answers still under way are waited for in either case. Cancelled, it ends the processes at once.
+    It always waits for outstanding answers. When cancelled, it ends the processes at once.
     """
     run_name = secrets.token_hex(5)
     shares = [Share(plan=plan, index=index, run=run_name) for index in range(plan.processes)]
@@ -79,7 +79,7 @@ async def _stop_with(stop: asyncio.Event | None, processes: list[asyncio.subproc
 
 
 async def _start(file: Path) -> asyncio.subprocess.Process:
-    """Its tally goes into a file: read from a pipe, a megabyte of it was cut short once in some hundred runs."""
+    """Start one. It writes its tally to a file: through a pipe, a megabyte was truncated once in some hundred runs."""
     return await asyncio.create_subprocess_exec(
         sys.executable,
         "-m",
@@ -93,7 +93,7 @@ async def _start(file: Path) -> asyncio.subprocess.Process:
 
 
 async def _load(process: asyncio.subprocess.Process, share: Share) -> None:
-    """Hand a process its share; returns when it has read its users and waits for the word."""
+    """Send a process its share. Returns when it has read its users and waits for the start signal."""
     assert process.stdin is not None
     assert process.stdout is not None
     process.stdin.write(msgspec.json.encode(share) + b"\n")
@@ -113,7 +113,7 @@ def _tally(file: Path) -> Tally:
 
 
 def _run_generator(file: Path) -> None:
-    """A share on standard input, `READY` out, the starting time in; the tally into the file."""
+    """Read a share from standard input, write `READY`, read the starting time, run, and write the tally to the file."""
     share = msgspec.json.decode(sys.stdin.buffer.readline(), type=Share)
     users = load_users(Path(share.plan.tokens), share)
     sys.stdout.buffer.write(READY)
@@ -123,18 +123,27 @@ def _run_generator(file: Path) -> None:
 
 
 Tokens = Annotated[Path, typer.Option("--tokens", exists=True, help="JSON array of bearer tokens (`thrones tokens`).")]
-Url = Annotated[str, typer.Option("--url", help="Where the gateway is; PORT of the environment, else 8080.")]
-Seconds = Annotated[float, typer.Option("--seconds", min=0.1, help="How long (sell-out: at most).")]
-Products = Annotated[list[int] | None, typer.Option("--product", help="Product id; several: one at random a wish.")]
-Quantity = Annotated[str, typer.Option("--quantity", help="Units a wish: 1, or a range like 1-5.")]
-Doubles = Annotated[float, typer.Option("--double-clicks", min=0, max=1, help="Share sent twice at once, same key.")]
+Url = Annotated[str, typer.Option("--url", help="URL of the gateway; port: PORT of the environment, else 8080.")]
+Seconds = Annotated[float, typer.Option("--seconds", min=0.1, help="Duration (sell-out: the maximum).")]
+Products = Annotated[
+    list[int] | None, typer.Option("--product", help="Product id; with several, a random one per purchase.")
+]
+Quantity = Annotated[str, typer.Option("--quantity", help="Units per purchase: 1, or a range like 1-5.")]
+Doubles = Annotated[
+    float,
+    typer.Option("--double-clicks", min=0, max=1, help="Share of purchases sent twice at once with the same key."),
+]
 Keyless = Annotated[float, typer.Option("--keyless", min=0, max=1, help="Share without an Idempotency-Key.")]
-Drop = Annotated[float | None, typer.Option("--drop-after-ms", help="Hang up then, and try again with the same key.")]
-Retries = Annotated[int, typer.Option("--retries", min=0, help="Of a wish, after an unknown outcome, 429 or 503.")]
+Drop = Annotated[
+    float | None, typer.Option("--drop-after-ms", help="Disconnect after this time, and retry with the same key.")
+]
+Retries = Annotated[
+    int, typer.Option("--retries", min=0, help="Retries of a purchase after an unknown outcome, 429 or 503.")
+]
 Follow = Annotated[float, typer.Option("--follow", min=0, max=1, help="Share of orders followed to their end.")]
 Log = Annotated[Path | None, typer.Option("--log", help="The client log: JSON lines, appended.")]
 Processes = Annotated[int, typer.Option("--processes", min=1, help="Generator processes.")]
-Most = Annotated[int, typer.Option("--connections", min=1, help="At once, over all processes.")]
+Most = Annotated[int, typer.Option("--connections", min=1, help="Maximum at once, over all processes.")]
 Seed = Annotated[int | None, typer.Option("--seed")]
 AsJson = Annotated[bool, typer.Option("--json", help="Machine-readable output.")]
 OWN_PORT = f"http://127.0.0.1:{os.environ.get('PORT', '8080')}"
@@ -143,7 +152,7 @@ OWN_PORT = f"http://127.0.0.1:{os.environ.get('PORT', '8080')}"
 @app.command("open")
 def open_load(
     tokens: Tokens,
-    rate: Annotated[float, typer.Option("--rate", min=0.1, help="Arrivals a second, whatever the answers.")],
+    rate: Annotated[float, typer.Option("--rate", min=0.1, help="Arrivals a second, independent of the answers.")],
     seconds: Seconds = 30.0,
     url: Url = OWN_PORT,
     product: Products = None,
@@ -156,11 +165,11 @@ def open_load(
     log: Log = None,
     processes: Processes = 1,
     connections: Most = 2_000,
-    poisson: Annotated[bool, typer.Option("--poisson", help="At random instead of evenly spaced.")] = False,
+    poisson: Annotated[bool, typer.Option("--poisson", help="Random instead of even intervals.")] = False,
     seed: Seed = None,
     as_json: AsJson = False,
 ) -> None:
-    """Arrivals at a fixed rate: what the world does to a sale."""
+    """Arrivals at a fixed rate, independent of the answers, as in a real sale."""
     plan = _plan("open", url, tokens, seconds, product, quantity, log)
     _report(
         msgspec.structs.replace(
@@ -196,7 +205,7 @@ def closed(
     seed: Seed = None,
     as_json: AsJson = False,
 ) -> None:
-    """So many connections, each one request after the other: how much there is to be had."""
+    """A fixed number of connections, each with one request after the other: measures the maximum throughput."""
     plan = _plan("closed", url, tokens, seconds, product, quantity, log)
     _report(
         msgspec.structs.replace(
@@ -217,7 +226,7 @@ def sell_out(
     tokens: Tokens,
     connections: Most = 64,
     seconds: Seconds = 60.0,
-    quiet: Annotated[float, typer.Option("--quiet", help="Ends when nothing was accepted for so many seconds.")] = 3.0,
+    quiet: Annotated[float, typer.Option("--quiet", help="End after this many seconds without an acceptance.")] = 3.0,
     url: Url = OWN_PORT,
     product: Products = None,
     quantity: Quantity = "1",
@@ -229,7 +238,7 @@ def sell_out(
     seed: Seed = None,
     as_json: AsJson = False,
 ) -> None:
-    """Buy until there is nothing left, looking again for a while after the first "sold out"."""
+    """Buy until the product is sold out; retry for a while after the first "sold out"."""
     plan = _plan("sell-out", url, tokens, seconds, product, quantity, log)
     _report(
         msgspec.structs.replace(

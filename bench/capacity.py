@@ -1,7 +1,7 @@
-"""Measured CPU an order in; what 10,000, 100,000 and a million orders a second need out, and how far the model can be believed.
+"""The capacity model: from measured CPU per order to the machines for 10,000, 100,000 and a million orders a second.
 
-The model is a multiplication: CPU an order times orders a second, divided by how busy a core may be. It is checked against
-what was measured on one machine by a simulation of that machine (queueing.py).
+The model multiplies: CPU per order times orders a second, divided by the allowed utilisation of a core. A simulation of the
+measured machine (queueing.py) checks how well the model fits the measurements.
 """
 
 import math
@@ -29,20 +29,18 @@ BROKERS_LEAST = 3
 POSTGRES_CORES = 32  # of one primary
 PAYMENT_MEAN_S = 0.665 * math.exp(0.75**2 / 2)  # log-normal: median 665 ms, sigma 0.75
 CHARGES_A_MEMBER = int(Settings.model_fields["worker_concurrency"].default)
-# Which station makes the servers work, by the calls and records of an order's way (docs/architecture.md).
+# The server work that each station causes, by the calls and records of an order (docs/architecture.md).
 BESIDE: dict[str, dict[str, float]] = {
     "gateway": {"redis": 0.3, "kafka": 0.2, "generator": 1.0},
     "order-stage": {"kafka": 0.35, "postgres": 0.5},
     "payment-stage": {"redis": 0.3, "kafka": 0.25, "postgres": 0.5, "payment-gateway": 1.0, "relay": 1.0},
     "projector": {"redis": 0.4, "kafka": 0.2},
 }
-# What Redis keeps of an order, bytes; tests/integration/test_redis_memory.py measures it.
-LIVE_BYTES = (
-    1_150  # while it holds units: its entry, its next look, its user's count and list, the read model, the key record
-)
+# Bytes per order in Redis; tests/integration/test_redis_memory.py measures them.
+LIVE_BYTES = 1_150  # while it holds units: entry, due time, count and list of the user, read model, key record
 ENDED_BYTES = 290  # afterwards for ENDED_LIFETIME_MS: the read model
-KEY_BYTES = 190  # for 24 hours: the key record, where a key was given
-BUYER_BYTES = 50  # for as long as the product is there: what a user has bought
+KEY_BYTES = 190  # for 24 hours: the key record, if the client sent a key
+BUYER_BYTES = 50  # for the lifetime of the product: the units of a user
 MAX_MEMORY_BYTES = 2**30  # of the local stack
 ORDERS_A_DAY = (100_000, 1_000_000, 5_000_000, 10_000_000, 100_000_000)
 SIMULATED_S = 15.0  # as long as the burst
@@ -52,7 +50,7 @@ DRAIN_S = 300.0
 
 @dataclass(frozen=True, slots=True)
 class Need:
-    """What `per_s` orders a second need, every core busy for BUSY at most."""
+    """The machines for `per_s` orders a second, with every core at most BUSY."""
 
     per_s: int
     gateway_workers: int
@@ -94,12 +92,12 @@ def need(ms_per_order: Mapping[str, float], per_s: int) -> Need:
 
 
 def _partitions(*members: int) -> int:
-    """Of each topic: two for each member of the largest group, so that one more or less leaves nobody idle."""
+    """Per topic: two for each member of the largest group, so that a change of members leaves none idle."""
     return max(ORDERS.partitions, 2 * max(members))
 
 
 def full_load(report: Report) -> dict[str, float]:
-    """CPU an order by role, the median of the bursts. Raises ValueError where none was measured."""
+    """CPU per order by role, the median of the bursts. Raises ValueError if none was measured."""
     found = [entry.ms_per_order for name, entry in report.cpu.items() if name.startswith("full load")]
     if not found:
         raise ValueError("no CPU an order at full load was measured")
@@ -130,7 +128,7 @@ def stations(ms_per_order: Mapping[str, float], workers: int) -> list[Station]:
 
 
 def checks(report: Report) -> list[Check]:
-    """The simulated machine beside the measured one."""
+    """The simulated machine compared with the measured one."""
     if report.card is None:
         return []
     costs = {**full_load(report), "generator": _generator_ms(report, "burst")}
@@ -146,8 +144,8 @@ def checks(report: Report) -> list[Check]:
 
 
 def awake_ms_per_s(report: Report, costs: Mapping[str, float]) -> float:
-    """CPU a second that goes into coming round, however little there is to do: what an order costs more at CPU_AT a second
-    than at full load, all roles together. Batches that are gathered for a time are as many a second at any load."""
+    """The fixed CPU per second, which does not depend on the load: the extra cost per order at CPU_AT a second compared with
+    full load, over all roles. Batches that gather for a fixed time come at the same rate under any load."""
     name = f"{CPU_AT}/s"
     if name not in report.cpu:
         return 0.0
@@ -156,7 +154,7 @@ def awake_ms_per_s(report: Report, costs: Mapping[str, float]) -> float:
 
 
 def _generator_ms(report: Report, run: str) -> float:
-    """Of runs whose name begins so."""
+    """Of runs whose name begins with `run`."""
     found = [note for note in report.generators if note.run.startswith(run) and note.answered_per_s]
     return statistics.median(1000 * n.cpu_share * n.processes / n.answered_per_s for n in found) if found else 0.0
 
@@ -171,19 +169,19 @@ def _noted(report: Report, ending: str) -> float:
 
 
 def _drain_rate(ended: Sequence[float]) -> float:
-    """Orders a second until nine tenths are through."""
+    """Orders a second until nine tenths are done."""
     steps = next(number for number, orders in enumerate(ended, 1) if orders >= 0.9 * DRAINED)
     return ended[steps - 1] / (steps * STEP_S)
 
 
 def _sustained(chain: Sequence[Station], cores: float, awake_ms: float) -> float:
-    """Where all stations keep up: the machine's CPU (less what goes into coming round) or the slowest station decides."""
+    """The rate at which all stations keep up: limited by the machine's CPU (less the fixed part) or the slowest station."""
     left_ms = cores * 1000 - awake_ms
     return min(left_ms / sum(s.total_ms for s in chain), *(s.most_per_s(1.0) for s in chain))
 
 
 def redis_bytes(orders_a_day: int, peak_per_s: float) -> dict[str, float]:
-    """What `orders_a_day`, each with a key and a buyer of its own, keep in Redis at most, by kind; one product."""
+    """The maximum bytes in Redis for `orders_a_day` of one product, by kind; each order has its own key and buyer."""
     live = min(orders_a_day, int(Settings.model_fields["max_held"].default))
     ended = min(orders_a_day, peak_per_s * ENDED_LIFETIME_MS / 1000)
     return {

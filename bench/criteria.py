@@ -1,4 +1,4 @@
-"""A load test's result and the audit's report in, the reference's success criteria out: met or not. Pure."""
+"""Evaluates the reference's success criteria from the result of a load test and the audit's report. Pure."""
 
 from typing import Any
 
@@ -14,7 +14,7 @@ Books = dict[str, Any]  # one product of `thrones audit --json`
 
 
 class Criterion(msgspec.Struct, frozen=True):
-    """`met` is None where there was nothing to judge by."""
+    """`met` is None if there was no data."""
 
     what: str
     wanted: str

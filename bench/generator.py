@@ -1,7 +1,7 @@
-"""One generator process: its share of a plan in, requests over HTTP, a tally out and the client log on disk.
+"""One generator process: runs its share of a plan over HTTP; returns a tally and writes the client log.
 
-Arrivals have their times from the start, and every latency counts from there: a server that stalls cannot slow the
-questions down and so hide how long it stalled (no coordinated omission).
+The times of all arrivals are fixed at the start, and every latency is measured from there. So a stalled server cannot slow
+down the requests and hide its stall (no coordinated omission).
 """
 
 import asyncio
@@ -22,9 +22,9 @@ from .tally import Tally
 from .wire import Connections, NoAnswer, Reply, Unreachable
 
 FLUSH_INTERVAL_S = 0.25
-SOLD_OUT_PAUSE_S = 0.25  # a buyer in a sell-out looks again after about this long
+SOLD_OUT_PAUSE_S = 0.25  # a buyer in a sell-out retries after about this time
 NO_SERVER_PAUSE_S = 0.1
-STATUS_WAIT_S = 20  # one status request waits this long for the end
+STATUS_WAIT_S = 20  # the wait of one status request for the end of the order
 BAD_ANSWERS_KEPT = 20
 UNKNOWN_STATUSES = (500, 502, 504)
 TERMINAL = ("confirmed", "payment_failed", "failed")
@@ -41,7 +41,7 @@ class _Claims(msgspec.Struct):
 
 
 class _Line(msgspec.Struct):
-    """One line of the client log: one answer to one request, or its absence."""
+    """One line of the client log: the answer to one request, or no answer."""
 
     at_ms: int  # when the answer came
     user: int
@@ -64,7 +64,7 @@ class User:
 
 @dataclass(frozen=True, slots=True)
 class Wish:
-    """One buyer's wish to buy: every click of it carries the same key and body."""
+    """One purchase of a buyer: all its clicks carry the same key and body."""
 
     user: User
     product: int
@@ -74,7 +74,7 @@ class Wish:
 
 
 class ClientLog:
-    """JSON lines, appended in whole lines by one write, so that several processes may share the file."""
+    """JSON lines. Each write appends whole lines, so that several processes can share the file."""
 
     def __init__(self, path: str | None) -> None:
         self._file = None if path is None else os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
@@ -102,7 +102,7 @@ class ClientLog:
 
 
 def load_users(path: Path, share: Share) -> list[User]:
-    """This process' users: every one belongs to one process only."""
+    """The users of this process: each user belongs to one process only."""
     tokens = msgspec.json.decode(path.read_bytes(), type=list[str])
     mine = tokens[share.index :: share.plan.processes] or tokens
     return [User(_subject(token), token) for token in mine]
@@ -130,7 +130,7 @@ class Generator:
         self._connections = Connections(share.plan.base_url, self._at_once)
         self._status_connections = Connections(
             share.plan.base_url, 256
-        )  # following must not wait for buyers, nor they for it
+        )  # separate, so that following orders and buying do not wait for each other
         self._numbers = itertools.count()
         self._orders: dict[str, str] = {}  # by key: the order that its first 202 named
         self._decode = msgspec.json.Decoder(_Answer).decode
@@ -174,7 +174,7 @@ class Generator:
                 group.create_task(self._buy(at_s))
 
     def _arrivals(self, starts_s: float) -> Iterator[float]:
-        """Monotonic times. Several processes' even arrivals interleave."""
+        """Monotonic times. The even arrivals of several processes interleave."""
         gap_s = self._plan.processes / self._plan.rate
         first_s = at_s = starts_s + gap_s * self._share.index / self._plan.processes
         for number in itertools.count(1):
@@ -204,7 +204,7 @@ class Generator:
         return time.monotonic() - max(self._sold_out_s, self._last_accepted_s) > self._plan.quiet_s
 
     async def _buy(self, at_s: float) -> str:
-        """One wish with all its clicks; the last answer's code, `202` where it was accepted."""
+        """One purchase with all its clicks. Returns the code of the last answer; `202` if accepted."""
         tally, now_s = self._tally, time.monotonic()
         tally.arrivals += 1
         tally.first_s = min(tally.first_s, at_s + self._clock_offset_s)
@@ -226,7 +226,7 @@ class Generator:
         return Wish(user, product, key, quantity, self._request(user, key, product, quantity))
 
     def _same_key(self, wish: Wish) -> Wish:
-        """The wish again; `changed_bodies` of them ask for another quantity under the same key."""
+        """A copy of the purchase; a share of `changed_bodies` has another quantity under the same key."""
         if self._plan.changed_bodies == 0 or self._random.random() >= self._plan.changed_bodies:
             return wish
         other = wish.quantity + 1
@@ -243,7 +243,7 @@ class Generator:
         ).encode()
 
     async def _click_until_definite(self, wish: Wish, at_s: float) -> str:
-        """Click, and again with the same key while the outcome is unknown or the answer says "later"."""
+        """Click, and repeat with the same key while the outcome is unknown or the answer is retryable."""
         for tries_left in range(self._plan.retries, -1, -1):
             code, again_after_s = await self._click(wish, at_s)
             if again_after_s is None or tries_left == 0:
@@ -253,14 +253,14 @@ class Generator:
         return code
 
     async def _click(self, wish: Wish, at_s: float) -> tuple[str, float | None]:
-        """One request. Its code, and after how many seconds a patient client would try again (None: it would not)."""
+        """One request. Returns its code, and the seconds until a client would retry (None: it would not)."""
         plan = self._plan
         timeout_s = plan.timeout_s if plan.drop_after_ms is None else plan.drop_after_ms / 1000
         self._tally.requests += 1
         try:
             reply = await self._connections.ask(wish.request, timeout_s)
         except Unreachable:
-            self._note(wish, at_s, "R", None, "unreachable", None)  # never sent, so nothing can have come of it
+            self._note(wish, at_s, "R", None, "unreachable", None)  # never sent, so it had no effect
             return "unreachable", NO_SERVER_PAUSE_S
         except NoAnswer as error:
             self._note(wish, at_s, "U", None, str(error), None)
@@ -287,7 +287,7 @@ class Generator:
         return code, float(reply.header(b"retry-after") or 1) if status in (429, 503) else None
 
     def _check(self, reply: Reply, answer: _Answer) -> None:
-        """What the interface promises of every answer."""
+        """Check what the interface guarantees for every answer."""
         if reply.status == 202:
             self._expect(answer.order_id is not None, reply, "202 without an order id")
             location = f"/api/order/{answer.order_id}/status".encode()
@@ -331,7 +331,7 @@ class Generator:
             return
         self._last_accepted_s = time.monotonic()
         known = self._orders.setdefault(wish.key or order, order)
-        if known is not order:  # a repeat of the same wish: the same order it must be
+        if known is not order:  # a repeat of the same purchase must have the same order
             if known != order:
                 self._tally.two_orders.append(f"user {wish.user.id} key {wish.key}: {known} and {order}")
             return

@@ -1,4 +1,4 @@
-"""One load test from nothing: a shape's name in; a product, users, the run, the audit and the reference's criteria out.
+"""One complete load test: makes a product and users, runs a shape, audits, and evaluates the reference's criteria.
 
     python -m bench.load reference                       5 minutes, 300 users
     python -m bench.load sell-out --scale 0.1            make load SHAPE=sell-out ARGS="--scale 0.1"
@@ -34,7 +34,7 @@ from .shapes import SHAPES
 
 PRICE = "999.99"
 LOCUSTFILE = REPOSITORY / "bench" / "locustfile.py"
-REST_S = 180.0  # over the shape's own time: starting, and users who see their last order's end
+REST_S = 180.0  # beyond the shape's own time: the start, and users who wait for the end of their last order
 
 
 class ShapeName(StrEnum):
@@ -60,12 +60,12 @@ class NoRun(Exception):
 
 
 class GeneratorLoad(msgspec.Struct, frozen=True, kw_only=True):
-    """The load generator's own trouble: near one core a process, or late, it measured itself."""
+    """The generator's own load. Near one core per process, or late, it has measured itself."""
 
     processes: int
     cpu_s: float
-    cpu_share: float  # of one core a process
-    late_p99_ms: float  # a click after its time
+    cpu_share: float  # of one core per process
+    late_p99_ms: float  # delay of a click after its intended time
 
 
 class LoadReport(msgspec.Struct, frozen=True, kw_only=True):
@@ -135,7 +135,7 @@ def run(plan: LoadPlan) -> LoadReport:
 
 
 def _new_product(url: str, plan: LoadPlan) -> int:
-    """A product of this run's own, so that its books are this run's."""
+    """Create a product for this run only, so that its books contain only this run."""
     status, body = get(f"{url}/api/products")
     if status != 200 or body is None:
         raise OwnStackFailed(f"{url}/api/products answers {status}")
@@ -146,7 +146,7 @@ def _new_product(url: str, plan: LoadPlan) -> int:
 
 
 def _locust(url: str, plan: LoadPlan, product: int, tokens: Path) -> tuple[SaleResult, float, float]:
-    """The result, and the load generator's CPU and wall seconds."""
+    """The result, and the CPU and wall-clock seconds of the load generator."""
     found = plan.folder / "users.json"
     options = {
         "host": url,
@@ -181,7 +181,7 @@ def _locust(url: str, plan: LoadPlan, product: int, tokens: Path) -> tuple[SaleR
 
 
 def _environment() -> dict[str, str]:
-    """Without a user's own LOCUST_ and LOAD_ variables: the run is what the command says."""
+    """Our environment without LOCUST_ and LOAD_ variables: only the command's options count."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("LOCUST_", "LOAD_"))}
     return {**kept, "THRONES_STATE_DIR": str(default_state_dir())}
 
@@ -255,7 +255,7 @@ def main(
     strict: Annotated[bool, typer.Option("--strict", help="Exit 3 when a criterion is not met.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Machine-readable output.")] = False,
 ) -> None:
-    """A shape's name in; a product, users, the run, the audit and the reference's criteria out.
+    """Run one complete load test: product, users, load, audit and the reference's criteria.
 
     Results go to .thrones/results/TIME-SHAPE/. Exit 0: the books balance; 1: they do not; 2: there was no run; 3: --strict,
     and a criterion is not met.

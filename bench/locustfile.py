@@ -1,11 +1,11 @@
-"""Locust in; a flash sale's users out: look at the product, think, buy, follow the order to its end, think, again.
+"""The users of a flash sale for locust: view the product, think, buy, follow the order to its end, think, repeat.
 
     locust -f bench/locustfile.py                                        the page, http://localhost:8089
     locust -f bench/locustfile.py --headless --shape spike               without it
     python -m bench.load spike                                           product, tokens, run, books and verdict in one
 
-Host and tokens are the local stack's unless --host and --tokens name others. "Sold out" is an answer of its own: neither
-accepted nor a failure. Failures are server errors, answers that do not come, and answers that nobody documented.
+Host and tokens are those of the local stack unless --host and --tokens name others. "Sold out" counts neither as accepted
+nor as a failure. Failures are server errors, missing answers, and undocumented answers.
 """
 
 import sys
@@ -27,16 +27,16 @@ from bench.sale_text import lines
 from bench.sale_user import FOLLOW_S, FlashSaleUser, open_sale, sale_of
 from bench.shapes import SHAPES
 
-USERS = 2_000  # tokens made when there are none
-SOLD_OUT_FOR_S = 5.0  # nothing accepted for so long, then a sell-out has ended
-SPAWN_RATE = 100  # users a second, the most that locust does well
+USERS = 2_000  # tokens to make if there are none
+SOLD_OUT_FOR_S = 5.0  # a sell-out ends after this long without an acceptance
+SPAWN_RATE = 100  # users a second, the maximum that locust handles well
 PROGRESS_INTERVAL_S = 5.0
 
 __all__ = ["FlashSaleUser", "Profile"]  # what locust looks for
 
 
 def add_options(parser: LocustArgumentParser) -> None:
-    """They appear on locust's page as well."""
+    """Add our options; they also appear on locust's page."""
     add = parser.add_argument
     add("--shape", choices=sorted(SHAPES), default="reference", env_var="LOAD_SHAPE", help="How many users when.")
     add("--time-scale", type=float, default=1.0, env_var="LOAD_TIME_SCALE", help="0.1: in a tenth of the time.")
@@ -68,7 +68,7 @@ def add_options(parser: LocustArgumentParser) -> None:
 
 
 def prepare(environment: Environment, **_: Any) -> None:
-    """Tokens and the product, where they are the local stack's and missing."""
+    """Make missing tokens and the product, if the host is the local stack."""
     options: Any = environment.parsed_options
     if not isinstance(environment.runner, MasterRunner):
         environment.stop_timeout = environment.stop_timeout or FOLLOW_S  # who has bought sees the order's end
@@ -90,7 +90,7 @@ def begin(environment: Environment, **_: Any) -> None:
 
 
 def report_result(environment: Environment, **_: Any) -> None:
-    """After the last user has ended: the metrics for people, and as JSON where asked for."""
+    """After the last user has ended: print the metrics, and write them as JSON if requested."""
     sale = sale_of(environment)
     sale.log.flush()
     if isinstance(environment.runner, WorkerRunner):
@@ -112,7 +112,7 @@ def close(environment: Environment, **_: Any) -> None:
 
 
 class Profile(LoadTestShape):
-    """The shape that --shape, or the page, names."""
+    """The shape named by --shape or on the page."""
 
     def tick(self) -> tuple[int, float] | None:
         assert self.runner is not None
@@ -129,7 +129,7 @@ class Profile(LoadTestShape):
 
 
 def _is_sold_out(metrics: SaleMetrics) -> bool:
-    """For a while now, and everybody who got some knows what became of it."""
+    """Sold out for a while, and all accepted orders have ended."""
     since_s = metrics.seconds_since("successful_purchases")
     if since_s is None or not metrics.count("out_of_stock_409"):
         return False

@@ -1,7 +1,7 @@
-"""Microbenchmarks of the hot paths, in batches as the pipeline makes them: µs an operation, the median of several rounds.
+"""Microbenchmarks of the hot paths, with the pipeline's batch sizes: µs per operation, the median of several rounds.
 
-Reserve, place, settle and project run against real servers of their own, from this process alone, so each figure holds the
-waiting for the server too. python -m bench.micro
+Reserve, place, settle and project run against separate real servers, from this one process, so each figure includes the wait
+for the server. python -m bench.micro
 """
 
 import asyncio
@@ -31,13 +31,13 @@ from schemas.events import OrderPlaced
 from schemas.ids import OrderId, ProductId, UserId, new_order_id
 from schemas.order_state import Status, outcome_of
 
-BATCH = 500  # orders: what the stages put into one statement at most
+BATCH = 500  # orders: the maximum per statement in the stages
 PURE_TIMES = 5_000
 PRODUCT = NewProduct(ProductId(1), "micro", 999, 1_000_000)
 
 
 class Micro(msgspec.Struct, frozen=True):
-    """One operation's µs: the median, least and most of the rounds."""
+    """µs of one operation: median, minimum and maximum of the rounds."""
 
     what: str
     us: float
@@ -51,7 +51,7 @@ def micro(what: str, seconds: Sequence[float], operations: int) -> Micro:
 
 
 async def measure(rounds: int) -> list[Micro]:
-    """Starts servers of its own in a temporary directory; they end with this process at the latest."""
+    """Start separate servers in a temporary directory; they end with this process at the latest."""
     with tempfile.TemporaryDirectory(prefix="thrones-micro-") as folder:
         async with _servers(Path(folder)) as stores:
             desk = SettlementDesk(stores.pool, Inventory(stores.redis), stores.publisher)
@@ -121,7 +121,7 @@ def _timed(operation: Callable[[], object], rounds: int, times: int) -> list[flo
 
 
 async def _batches(stores: Stores, desk: SettlementDesk, rounds: int) -> list[Micro]:
-    """The same orders go the whole way in each round; the first round, of new connections and cold caches, is not counted."""
+    """In each round the same orders pass all steps. The first round, with cold caches and new connections, is not counted."""
     inventory = Inventory(stores.redis)
     taken: dict[str, list[float]] = {}
 

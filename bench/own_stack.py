@@ -1,4 +1,4 @@
-"""The local stack as an outside tool sees it: where it listens, its commands, bearer tokens; nothing of it is imported."""
+"""The local stack as an outside tool sees it: its URL, its commands, bearer tokens. It imports none of the stack's code."""
 
 import fcntl
 import json
@@ -17,22 +17,22 @@ from infra.supervision.place import REPOSITORY, default_state_dir
 
 COMMAND_TIMEOUT_S = 180.0
 HTTP_TIMEOUT_S = 10.0
-FRESH_FOR_S = 7_200.0  # tokens that end sooner are made anew: a soak takes half an hour
+FRESH_FOR_S = 7_200.0  # tokens that expire sooner are replaced: a soak takes half an hour
 
 
 class OwnStackFailed(Exception):
-    """A `thrones` command refused; the text is its own."""
+    """A `thrones` command failed; the text is its output."""
 
 
 def own_url() -> str:
-    """Where the local stack's gateway is; PORT, else 8080, where there is none."""
+    """The URL of the local stack's gateway; without a stack on PORT, else 8080."""
     config = load_config(default_state_dir())
     port = config.port if config else os.environ.get("PORT", "8080")
     return f"http://127.0.0.1:{port}"
 
 
 def thrones(*arguments: str, timeout_s: float = COMMAND_TIMEOUT_S, failing: bool = False) -> str:
-    """A command's output. Raises CommandFailed, unless `failing` is an answer too."""
+    """The output of a command. Raises OwnStackFailed if it fails, unless `failing` allows that."""
     done = subprocess.run(
         [sys.executable, "-m", "thrones", *arguments],
         cwd=REPOSITORY,
@@ -48,7 +48,7 @@ def thrones(*arguments: str, timeout_s: float = COMMAND_TIMEOUT_S, failing: bool
 
 
 def get(url: str, token: str | None = None) -> tuple[int, Any]:
-    """Status and JSON body (None where there is none). Raises OSError when nobody answers."""
+    """Status and JSON body (None if there is none). Raises OSError if there is no answer."""
     headers = {"Authorization": f"Bearer {token}"} if token else {}
     try:
         with urllib.request.urlopen(urllib.request.Request(url, headers=headers), timeout=HTTP_TIMEOUT_S) as answer:  # noqa: S310 # http(s), by --host
@@ -59,9 +59,9 @@ def get(url: str, token: str | None = None) -> tuple[int, Any]:
 
 
 def ensure_tokens(users: int, url: str) -> Path:
-    """The local stack's file of bearer tokens, made where missing, too few, too old or of another stack.
+    """The file of bearer tokens for the local stack. It is made if missing, too small, too old or from another stack.
 
-    Several load generators may ask at once; one makes them.
+    Several load generators may call it at once; one of them makes the file.
     """
     folder = default_state_dir() / "load"
     folder.mkdir(parents=True, exist_ok=True)
@@ -84,7 +84,7 @@ def _are_good(file: Path, users: int, url: str) -> bool:
 
 
 def read_tokens(file: Path) -> list[str]:
-    """Raises FileNotFoundError, or ValueError for what is not a JSON array of tokens."""
+    """Raises FileNotFoundError, or ValueError if it is not a JSON array of tokens."""
     tokens = json.loads(file.read_text())
     if not isinstance(tokens, list) or not tokens:
         raise ValueError(f"{file}: not a JSON array of tokens")
@@ -92,7 +92,7 @@ def read_tokens(file: Path) -> list[str]:
 
 
 def claims(token: str) -> dict[str, Any]:
-    """What a token says of itself, unverified. Raises ValueError."""
+    """The claims of a token, unverified. Raises ValueError."""
     _, payload, _ = token.split(".")
     found: dict[str, Any] = json.loads(urlsafe_b64decode(payload + "=" * (-len(payload) % 4)))
     return found

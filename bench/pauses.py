@@ -1,9 +1,9 @@
-"""How long a stage stands still when a member is added, removed or killed, measured on the local stack under a steady load.
+"""Measures how long a stage pauses when a member is added, removed or killed, on the local stack under a steady load.
 
     python -m bench.pauses [--stage payment-stage] [--rate 100] [--json]
 
-A pause is the longest time in which a partition of `order-status` got no terminal status, by the broker's append times:
-what a buyer may have to wait longer. Every change is compared with a window in which nothing was changed.
+A pause is the longest time in which a partition of `order-status` got no terminal status, by the broker's append times: the
+extra wait of a buyer. Every change is compared with a window without a change.
 """
 
 import asyncio
@@ -37,7 +37,7 @@ from schemas.events import OrderStatusChanged
 from schemas.order_state import TERMINAL
 from schemas.topics import ORDER_STATUS
 
-WINDOW_S = 30.0  # looked at at least: a dead member's session ends after 10 s
+WINDOW_S = 30.0  # the minimum: the session of a dead member ends after 10 s
 WARM_UP_S = 10.0
 SCALE_MAX_S = 180.0
 STOCK = 1_000_000
@@ -45,7 +45,7 @@ USERS = 500
 
 
 class Pause(msgspec.Struct, frozen=True):
-    """One change and what it cost; seconds."""
+    """One change and its pauses, in seconds."""
 
     change: str
     by_partition_s: dict[int, float]
@@ -61,7 +61,7 @@ class Pause(msgspec.Struct, frozen=True):
 
 @dataclass(slots=True)
 class Ends:
-    """When each partition got terminal statuses (milliseconds)."""
+    """The times at which each partition got terminal statuses (milliseconds)."""
 
     at_ms: dict[int, list[int]] = field(default_factory=lambda: {p: [] for p in range(ORDER_STATUS.partitions)})
 
@@ -77,12 +77,12 @@ class Ends:
             await consumer.stop()
 
     def pause(self, change: str, from_ms: int, until_ms: int) -> Pause:
-        """The longest gaps that reach into this window."""
+        """The longest gaps that overlap this window."""
         return Pause(change, {p: longest_gap_s(times, from_ms, until_ms) for p, times in self.at_ms.items()})
 
 
 def longest_gap_s(times_ms: list[int], from_ms: int, until_ms: int) -> float:
-    """Between two of the (ascending) times, or a time and the window's end; a gap that begins before the window counts."""
+    """The longest gap between two of the (ascending) times, or a time and the window's end. It may begin before the window."""
     first = max(0, bisect_right(times_ms, from_ms) - 1)
     within = [*times_ms[first : bisect_right(times_ms, until_ms)], until_ms]
     return max((later - earlier for earlier, later in pairwise(within)), default=until_ms - from_ms) / 1000
@@ -90,7 +90,7 @@ def longest_gap_s(times_ms: list[int], from_ms: int, until_ms: int) -> float:
 
 @asynccontextmanager
 async def _steady_load(rate: float) -> Any:
-    """A sale of a product of its own that goes on until the end."""
+    """A separate sale that runs until the end of the measurement."""
     url = own_url()
     product = 1 + max((int(each["id"]) for each in get(f"{url}/api/products")[1]["products"]), default=1)
     await asyncio.to_thread(
@@ -108,7 +108,7 @@ async def _steady_load(rate: float) -> Any:
 
 
 def _kill(stage: str) -> None:
-    """The member with the highest number; the supervisor starts another in its place."""
+    """Kill the member with the highest number; the supervisor starts a new one."""
     newest = max(
         (row for row in registry.live_rows(default_state_dir()) if row["role"] == stage),
         key=lambda row: int(row["member"]),
@@ -117,7 +117,7 @@ def _kill(stage: str) -> None:
 
 
 async def _share_partitions(stage: str, members: int, other_than: frozenset[str] = frozenset()) -> frozenset[str]:
-    """Returns when so many members, not all of them among `other_than`, have a partition each; their ids."""
+    """Wait until `members` members, not all of them in `other_than`, have a partition each. Returns their ids."""
     config = load_config(default_state_dir())
     assert config is not None
     async with asyncio.timeout(SCALE_MAX_S):
@@ -130,7 +130,7 @@ async def _share_partitions(stage: str, members: int, other_than: frozenset[str]
 
 
 async def measure(stage: str, rate: float) -> list[Pause]:
-    """Two members at first; then none is changed, one added, removed, added again and killed."""
+    """Two members: no change, then one is added, removed, added again and killed."""
 
     async def to(members: int) -> None:
         await asyncio.to_thread(scale, default_state_dir(), stage, members, SCALE_MAX_S)
@@ -176,7 +176,7 @@ def main(
     rate: Annotated[float, typer.Option("--rate", min=12, max=1_000, help="Orders a second.")] = 100.0,
     as_json: Annotated[bool, typer.Option("--json", help="And the result as JSON in the last line.")] = False,
 ) -> None:
-    """Pauses on the running local stack.
+    """Measure the pauses on the running local stack.
 
     Example: python -m bench.pauses --stage order-stage --rate 60
     """

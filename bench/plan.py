@@ -1,4 +1,4 @@
-"""What a load run is to do, as one value that travels to the generator processes as JSON."""
+"""The plan of a load run, as one value that generator processes get as JSON."""
 
 from typing import Literal
 
@@ -8,9 +8,9 @@ Mode = Literal["open", "closed", "sell-out"]
 
 
 class Plan(msgspec.Struct, frozen=True, kw_only=True):
-    """`open`: `rate` arrivals a second, whatever the answers; `closed`: `connections` buyers, each one click after the other;
+    """`open`: `rate` arrivals a second, independent of the answers. `closed`: `connections` buyers, each one click at a time.
 
-    `sell-out`: closed, until nothing has been accepted for `quiet_s` after the first "sold out" (at most `seconds`).
+    `sell-out`: closed, until `quiet_s` without an acceptance after the first "sold out" (at most `seconds`).
     """
 
     base_url: str
@@ -18,21 +18,21 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     mode: Mode
     seconds: float
     rate: float = 0.0
-    poisson: bool = False  # arrivals at random instead of evenly spaced
-    connections: int = 512  # most at once, over all processes
+    poisson: bool = False  # random instead of even intervals
+    connections: int = 512  # maximum at once, over all processes
     products: tuple[int, ...] = (1,)
     quantities: tuple[int, int] = (1, 1)  # from, to
-    double_clicks: float = 0.0  # share of wishes sent twice at once with the same Idempotency-Key
-    copies: int = 2  # how often such a wish is sent
-    changed_bodies: float = 0.0  # share of the copies that ask for another quantity
-    keyless: float = 0.0  # share of wishes without an Idempotency-Key
-    drop_after_ms: float | None = None  # the client hangs up then, and tries again
-    retries: int = 0  # of one wish, with the same key, after an unknown outcome, 429 or 503
+    double_clicks: float = 0.0  # share of purchases sent several times at once with one Idempotency-Key
+    copies: int = 2  # how often such a purchase is sent
+    changed_bodies: float = 0.0  # share of the copies with another quantity
+    keyless: float = 0.0  # share of purchases without an Idempotency-Key
+    drop_after_ms: float | None = None  # the client disconnects then, and retries
+    retries: int = 0  # per purchase, with the same key, after an unknown outcome, 429 or 503
     timeout_s: float = 10.0
     follow: float = 0.0  # share of accepted orders followed to their end
     follow_s: float = 60.0
     quiet_s: float = 3.0
-    log: str | None = None  # file: one JSON line an answer, appended
+    log: str | None = None  # file: one JSON line per answer, appended
     processes: int = 1
     seed: int | None = None
 
@@ -46,5 +46,5 @@ class Share(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def pieces(total: int, count: int, index: int) -> int:
-    """The size of piece `index` when `total` is cut into `count` as even as can be."""
+    """The size of piece `index` when `total` is divided into `count` pieces as evenly as possible."""
     return total // count + (1 if index < total % count else 0)

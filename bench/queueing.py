@@ -1,7 +1,7 @@
-"""A machine's cores, the CPU that an order costs at each station and a load in; a fluid simulation of what comes through out.
+"""A fluid simulation of the pipeline on one machine, from its cores, the CPU per order at each station, and the load.
 
-Orders flow like water through gateway, order stage, payment stage and projector, each with a queue before it. A station's
-processes have a core each at most; where the machine has too few, every process gets the same, as the kernel does it.
+Orders flow through gateway, order stage, payment stage and projector, each with a queue. A process uses at most one core. If
+the machine has too few cores, all processes get equal shares, as in the kernel.
 """
 
 from collections.abc import Sequence
@@ -13,7 +13,7 @@ HALVINGS = 40
 
 @dataclass(frozen=True, slots=True)
 class Station:
-    """`own_ms`: CPU an order in its own processes; `beside_ms`: what it makes the servers, and others, use for it."""
+    """`own_ms`: CPU per order in its own processes; `beside_ms`: the CPU that it causes in servers and other processes."""
 
     name: str
     processes: int
@@ -25,20 +25,20 @@ class Station:
         return self.own_ms + self.beside_ms
 
     def most_per_s(self, level: float) -> float:
-        """Orders a second where each process gets `level` of a core."""
+        """Orders a second if each process gets `level` of a core."""
         return self.processes * min(level, 1.0) * 1000 / self.own_ms if self.own_ms else float("inf")
 
 
 @dataclass(slots=True)
 class Passed:
-    """Orders: through the first station (accepted) and through the last (ended), by the end of each step."""
+    """Orders that passed the first station (accepted) and the last (ended), at the end of each step."""
 
     accepted: list[float] = field(default_factory=list)
     ended: list[float] = field(default_factory=list)
 
 
 def flows(stations: Sequence[Station], wanted_per_s: Sequence[float], cores: float) -> list[float]:
-    """What each station does a second where it would do `wanted_per_s`: what there is of CPU is shared evenly."""
+    """The orders a second of each station that would do `wanted_per_s`, with the CPU shared evenly."""
 
     def at(level: float) -> list[float]:
         return [min(want, s.most_per_s(level)) for s, want in zip(stations, wanted_per_s, strict=True)]
@@ -58,7 +58,7 @@ def flows(stations: Sequence[Station], wanted_per_s: Sequence[float], cores: flo
 def simulate(
     stations: Sequence[Station], cores: float, arriving_per_s: float, seconds: float, backlog: float = 0.0
 ) -> Passed:
-    """Arrivals at the first station (infinite: as many as it takes); `backlog` orders lie before the second."""
+    """Arrivals at the first station (infinite: as many as it takes); `backlog` orders wait before the second."""
     queues = [0.0] * len(stations)
     if backlog:
         queues[1] = backlog

@@ -1,7 +1,7 @@
-"""A number of orders in, rows and log made of them in bulk, Redis empty; seconds of a rebuild out, and whether its books are right.
+"""Measures a rebuild: makes rows and log in bulk, rebuilds an empty Redis, and checks the resulting books.
 
-`python -m bench.rebuild --orders 1000000` on servers of its own, which it ends. `--unverified`: no order counts as announced,
-so that each of them gets an entry: the longest rebuild there is.
+`python -m bench.rebuild --orders 1000000`, on separate servers, which it stops at the end. `--unverified`: no order counts as
+announced, so each gets an entry: the slowest rebuild.
 """
 
 import argparse
@@ -48,7 +48,7 @@ GIVEN_BACK = (Status.PAYMENT_FAILED, Status.FAILED)
 
 @dataclass(frozen=True, slots=True)
 class History:
-    """Orders as they were placed, one unit or two each, and how far each has come."""
+    """Orders of one or two units in the order of placing, with the status of each."""
 
     product: ProductId
     orders: list[tuple[OrderPlaced, Status | None]]
@@ -81,7 +81,7 @@ def _placed(product: ProductId, n: int, now_ms: int, initial: int) -> OrderPlace
 
 
 async def write_rows(pool: asyncpg.Pool, history: History, *, verified: bool) -> None:
-    """The product and every order that has a row, all that ended an hour ago; `verified`: and that was announced."""
+    """Write the product and the rows. All ended orders ended an hour ago; `verified`: their ends are announced."""
     product = history.product
     await pool.execute(
         SQL.create_product,
@@ -120,7 +120,7 @@ async def write_rows(pool: asyncpg.Pool, history: History, *, verified: bool) ->
 
 
 async def write_log(settings: Settings, history: History) -> None:
-    """Every order.placed; the order stage has committed those with a row."""
+    """Write every order.placed; the order stage has committed those that have a row."""
     offsets, producer = Offsets(settings), AIOKafkaProducer(
         bootstrap_servers=settings.kafka_bootstrap_servers, linger_ms=20, max_batch_size=512 * 1024
     )  # fmt: skip
@@ -152,7 +152,7 @@ async def _commit(settings: Settings, ends: dict[int, int]) -> None:
 
 
 async def faults_of(redis: Redis, history: History, opened: StockOpened, *, verified: bool) -> list[str]:
-    """Where Redis is not what rows and log say; empty when it is."""
+    """The differences between Redis and rows plus log; empty if they agree."""
     book = await read_book(redis, history.product)
     assert book is not None  # a rebuild has just made it
     told = dataclasses.asdict(book.units)
@@ -173,7 +173,7 @@ async def faults_of(redis: Redis, history: History, opened: StockOpened, *, veri
 
 
 async def _known_keys(redis: Redis, history: History) -> int:
-    """Orders whose key record names them."""
+    """The number of orders whose key record names them."""
     known = 0
     for first in range(0, len(history.orders), 5_000):
         events = [event for event, _ in history.orders[first : first + 5_000]]
@@ -186,7 +186,7 @@ async def _known_keys(redis: Redis, history: History) -> int:
 
 
 async def rebuilt(to: Stores, history: History, *, verified: bool) -> tuple[float, list[str]]:
-    """Seconds that the rebuild of an empty Redis takes, and what is wrong with its books."""
+    """The seconds for a rebuild of an empty Redis, and the faults of its books."""
     await write_rows(to.pool, history, verified=verified)
     await write_log(to.settings, history)
     began = time.monotonic()

@@ -1,4 +1,4 @@
-"""What a measurement was made on and with: the machine, the code, what really runs, the weather; no secrets in it."""
+"""The conditions of a measurement: machine, code, running processes, weather. It contains no secrets."""
 
 import json
 import os
@@ -44,25 +44,25 @@ SETTINGS = (
 
 
 class RunCard(msgspec.Struct, frozen=True, kw_only=True):
-    """Taken before the run, on the machine of the load generator, which is the stack's as well."""
+    """Taken before the run, on the machine of the load generator, which also runs the stack."""
 
     at: str
     cpu: str
     cores: int
     memory_gb: float
-    load_before: float  # runnable processes, mean of the minute before
+    load_before: float  # runnable processes, mean over the last minute
     system: str
     python: str
     commit: str | None
     uncommitted: bool
     versions: dict[str, str]
-    processes: dict[str, int]  # what runs, by role
-    settings: dict[str, str]  # of the running gateway, as its environment says or by default
+    processes: dict[str, int]  # running processes by role
+    settings: dict[str, str]  # of the running gateway, from its environment or by default
     weather: dict[str, Any] | None  # of the mock payment gateway
 
 
 def take() -> RunCard:
-    """Raises CommandFailed when there is no local stack."""
+    """Raises OwnStackFailed if there is no local stack."""
     env = json.loads(thrones("env", "--json"))
     rows = json.loads(thrones("status", "--json"))
     return RunCard(

@@ -1,7 +1,7 @@
-"""Events of a load test's users in, the reference's metrics out, as rows of locust's own statistics.
+"""The reference's metrics of a load test, kept as rows of locust's own statistics.
 
-A row of type SALE has a count and times like any request's, so the page, the CSV and the report show it and several load
-generators' rows add up; but it is no request and does not count in locust's total.
+A row of type SALE has a count and times like a request, so the page, the CSV and the report show it, and the rows of several
+load generators add up. It is not a request and does not count in locust's total.
 """
 
 import os
@@ -15,11 +15,11 @@ from locust.stats import StatsEntry
 from .sale_result import ENDS, SaleResult, Spread
 
 SALE = "SALE"
-FLUSH_LINES = 200  # of the client log; a write is whole lines, so that several processes may append
+FLUSH_LINES = 200  # of the client log; each write is whole lines, so that several processes can append
 
 
 class SaleMetrics:
-    """Of one load-generator process."""
+    """The metrics of one load-generator process."""
 
     def __init__(self, environment: Environment) -> None:
         self._environment = environment
@@ -32,12 +32,12 @@ class SaleMetrics:
         return int(entry.num_requests) if entry else 0
 
     def seconds_since(self, metric: str) -> float | None:
-        """Since it was last noted; None if never."""
+        """Seconds since its last event; None if there was none."""
         entry = self._find(metric)
         return time.time() - entry.last_request_timestamp if entry and entry.last_request_timestamp else None
 
     def _find(self, metric: str) -> StatsEntry | None:
-        """Asking locust itself for a row that is not there would make one."""
+        """Find a row without locust's own lookup, which would create it."""
         return dict.get(self._environment.stats.entries, (metric, SALE))
 
     def result(self, shape: str, follow: str, think_s: float, attendance: "Attendance") -> SaleResult:
@@ -64,7 +64,7 @@ def _spread(entry: StatsEntry) -> Spread:
 
 
 class Attendance:
-    """How many users the shape wanted and how many ran, second by second."""
+    """The planned and the running number of users, second by second."""
 
     def __init__(self) -> None:
         self._started_s = self._seen_s = time.monotonic()
@@ -92,7 +92,7 @@ class Attendance:
 
 
 class Answered(msgspec.Struct, frozen=True):
-    """A line of the client log, as `thrones audit --client-log` reads it: A = 202, U = unknown, R = refused for certain."""
+    """A line of the client log, as `thrones audit --client-log` reads it: A = 202, U = unknown, R = definitely refused."""
 
     at_ms: int
     user: int
@@ -106,7 +106,7 @@ class Answered(msgspec.Struct, frozen=True):
 
 
 class LocustClientLog:
-    """What the users were answered, appended to a file as JSON lines; nowhere if there is no path."""
+    """The answers to the users, appended to a file as JSON lines; without a path it writes nothing."""
 
     def __init__(self, path: str) -> None:
         self._path = Path(path) if path else None

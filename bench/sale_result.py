@@ -1,8 +1,8 @@
-"""What a load test's users saw, as one value: written by locust's side as JSON, read and judged by `bench.load`."""
+"""The result of a load test as one value: the locust process writes it as JSON, `bench.load` reads and evaluates it."""
 
 import msgspec
 
-# What became of an accepted order -> the metric that counts it. Confirmed has the reference's name.
+# The end of an accepted order -> the metric that counts it. `confirmed` has the reference's name.
 ENDS = {
     "confirmed": "fully_confirmed_orders",
     "payment_failed": "declined_orders",
@@ -12,7 +12,7 @@ ENDS = {
 FOLLOWING = (
     "GET /api/order/[id]/status",
     "GET /sse/order/[id]",
-)  # requests that ask for an order's end, by their names
+)  # the names of requests that follow an order
 
 
 class Spread(msgspec.Struct, frozen=True):
@@ -48,25 +48,25 @@ class SaleResult(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def order_success_rate(self) -> float | None:
-        """Confirmed of accepted; an order whose end was not seen counts as not confirmed. None of none."""
+        """Confirmed / accepted. An order without an observed end counts as not confirmed. None without orders."""
         accepted = self.count("successful_purchases")
         return self.count("fully_confirmed_orders") / accepted if accepted else None
 
     @property
     def requests_per_order(self) -> float | None:
-        """What an accepted order cost its buyer: the accepted click, and the requests that followed it to its end."""
+        """Requests per accepted order: the accepted click, and those that followed the order to its end."""
         accepted = self.count("successful_purchases")
         followed = sum(spread.count for name, spread in self.requests.items() if name.startswith(FOLLOWING))
         return 1 + followed / accepted if accepted else None
 
     @property
     def clicks(self) -> int:
-        """What users did of their own will: looked at the product, or bought. Following an order is not a click."""
+        """What users did on their own: view the product, or buy. Following an order is not a click."""
         return self.count("generator_late")  # noted at every click
 
     @property
     def offered_per_s(self) -> float:
-        """Clicks a second if every answer came at once and no order were followed: planned users / think time."""
+        """Clicks a second if all answers came at once and no order were followed: planned users / think time."""
         return self.users_planned / self.think_s if self.think_s else 0.0
 
     @property

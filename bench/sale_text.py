@@ -1,4 +1,4 @@
-"""A load test's result in, the reference's metrics as lines for people out."""
+"""The reference's metrics of a load test as lines for people."""
 
 from collections.abc import Sequence
 

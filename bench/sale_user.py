@@ -1,4 +1,4 @@
-"""One user of a load test: looks, thinks, buys, follows the order to its end; answers in, the sale's metrics out."""
+"""One user of a load test: views the product, thinks, buys, and follows the order to its end; records the sale's metrics."""
 
 import itertools
 import random
@@ -22,17 +22,17 @@ from bench.sale_result import ENDS
 from bench.shapes import SHAPES, Shape
 from schemas.clock import now_ms
 
-FOLLOW_S = 60.0  # then an order is given up on
-WAIT_S = 25  # the longest `?wait=` there is
+FOLLOW_S = 60.0  # then the user gives up on an order
+WAIT_S = 25  # the maximum of `?wait=`
 POLL_INTERVAL_S = 1.0
-TRIES = 3  # of one wish with one key, while its outcome is unknown
+TRIES = 3  # per purchase, with one key, while its outcome is unknown
 TERMINAL = ENDS.keys()
-UNKNOWN = {0, 502, 504}  # the order may have been taken
+UNKNOWN = {0, 502, 504}  # the order may have been accepted
 CHARGE_BEGINS = ("processing_payment", "awaiting_payment")
 
 
 class Sale:
-    """What all users of this load-generator process share."""
+    """State shared by all users of this load-generator process."""
 
     def __init__(self, environment: Environment) -> None:
         options: Any = environment.parsed_options
@@ -63,7 +63,7 @@ def sale_of(environment: Environment) -> Sale:
 
 
 class FlashSaleUser(FastHttpUser):
-    """Somebody with a token who wants one unit, again and again."""
+    """A user with a token who buys one unit again and again."""
 
     host = own_url()
     connection_timeout = 10.0
@@ -88,7 +88,7 @@ class FlashSaleUser(FastHttpUser):
             self._follow(order, clicked_s)
 
     def _think(self) -> None:  # locust has made time.sleep cooperative
-        """How late it ends is the load generator's own delay."""
+        """The lateness of its end is the load generator's own delay."""
         due_s = time.monotonic() + self.think_s
         time.sleep(self.think_s)
         self.sale.metrics.note("generator_late", (time.monotonic() - due_s) * 1000)
@@ -98,7 +98,7 @@ class FlashSaleUser(FastHttpUser):
             self._judge(answer)
 
     def _buy(self) -> str | None:
-        """The order id, or None: sold out, refused, or nobody knows."""
+        """The order id, or None: sold out, refused, or unknown."""
         key = uuid.uuid4().hex
         for _ in range(TRIES):
             status, order = self._click(key)
@@ -134,7 +134,7 @@ class FlashSaleUser(FastHttpUser):
         if status == 429:
             metrics.note("slow_down_429", ms)
             answer.success()
-        elif status == 409:  # user_limit, sale_not_open, sale_closed: the shop's rules
+        elif status == 409:  # user_limit, sale_not_open, sale_closed: rules of the sale
             metrics.note("other_refusals", ms)
             answer.success()
         else:
@@ -143,7 +143,7 @@ class FlashSaleUser(FastHttpUser):
             self._judge(answer, code)
 
     def _follow(self, order: str, clicked_s: float) -> None:
-        """Until the order's end is seen; however it is asked, the time is the buyer's."""
+        """Wait until the end of the order is seen. In all modes the time is that of the buyer."""
         how = {"wait": self._wait, "poll": self._poll, "stream": self._stream}[self.sale.options.follow]
         end, charged_ms = how(order, clicked_s + FOLLOW_S)
         self.sale.metrics.note(ENDS[end], (time.monotonic() - clicked_s) * 1000)
@@ -176,7 +176,7 @@ class FlashSaleUser(FastHttpUser):
         return "unseen", None
 
     def _stream(self, order: str, until_s: float) -> tuple[str, float | None]:
-        """The order's event stream; it is opened again where it breaks off."""
+        """Read the order's event stream, and reopen it if it breaks off."""
         steps: dict[str, float] = {}
         while time.monotonic() < until_s:
             path, shown = f"/sse/order/{order}", "/sse/order/[id]"
@@ -204,7 +204,7 @@ class FlashSaleUser(FastHttpUser):
             yield answer
 
     def _judge(self, answer: ResponseContextManager, code: str = "") -> None:
-        """Anything but 200 and 202 is a failure here; above 499, or no answer, the server's."""
+        """All answers except 200 and 202 are failures; above 499, or without an answer, server errors."""
         status = answer.status_code
         if status in (200, 202):
             answer.success()
@@ -224,12 +224,12 @@ def _read(answer: ResponseContextManager) -> dict[str, Any]:
 
 
 def _kind(status: int, code: str) -> str:
-    """Which answer it was, so that quick refusals do not flatter the accepted ones' times."""
+    """The kind of answer: separate, so that quick refusals do not improve the times of accepted orders."""
     return "202 accepted" if status == 202 else f"{status} {code}".rstrip() if status else "no answer"
 
 
 def _events(answer: ResponseContextManager) -> Iterator[dict[str, Any]]:
-    """The data of an event stream as it comes; ends where the stream does, however it does."""
+    """The data of an event stream as it arrives; ends when the stream ends for any reason."""
     stream = answer._response  # noqa: SLF001 # locust's own iter_lines waits for whole blocks, not lines
     if stream is None or answer.status_code != 200:
         return
@@ -248,6 +248,6 @@ def _ms(at: str) -> float:
 
 
 def _charged_ms(steps: dict[str, float], end: str) -> float | None:
-    """From the payment's beginning, where it was seen, to the order's end."""
+    """From the start of the payment, if it was seen, to the end of the order."""
     begun = next((steps[status] for status in CHARGE_BEGINS if status in steps), None)
     return None if begun is None or end not in ("confirmed", "payment_failed") else steps[end] - begun

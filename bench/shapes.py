@@ -1,4 +1,4 @@
-"""A load test's shape in, how many users it wants at any second out. Pure; locust runs them, see `locustfile.py`."""
+"""The shapes of load tests: the number of users at any second. Pure; `locustfile.py` runs them."""
 
 from dataclasses import dataclass
 from itertools import pairwise
@@ -6,7 +6,7 @@ from itertools import pairwise
 
 @dataclass(frozen=True, slots=True)
 class LoadStage:
-    """`seconds` in which the number of users goes evenly from the stage before's to `users`; 0 is at once."""
+    """`seconds` in which the number of users changes linearly to `users`; 0: at once."""
 
     seconds: float
     users: int
@@ -14,13 +14,13 @@ class LoadStage:
 
 @dataclass(frozen=True, slots=True)
 class Shape:
-    """Closed load: each user does one thing after the other, so a slow server is asked less (docs/load-testing.md)."""
+    """Closed load: each user does one thing at a time, so a slow server gets fewer requests (docs/load-testing.md)."""
 
     name: str
     summary: str
     stages: tuple[LoadStage, ...]
     stock: int  # units on sale when `bench.load` makes the product
-    until_sold_out: bool = False  # it ends early when there has been nothing to buy for a while
+    until_sold_out: bool = False  # it ends early once the product is sold out for a while
 
     @property
     def seconds(self) -> float:
@@ -31,7 +31,7 @@ class Shape:
         return max(stage.users for stage in self.stages)
 
     def users_at(self, at_s: float) -> int | None:
-        """Users wanted `at_s` seconds after the beginning; None when it is over."""
+        """The number of users `at_s` seconds after the start; None when it is over."""
         start_s = 0.0
         for before, stage in pairwise((LoadStage(0, 0), *self.stages)):
             passed_s = at_s - start_s
@@ -41,7 +41,7 @@ class Shape:
         return None
 
     def scaled(self, time_scale: float, crowd: float) -> "Shape":
-        """The same shape in `time_scale` of its time with `crowd` of its users, of whom at least one is left."""
+        """The same shape in `time_scale` of its time, with `crowd` of its users but at least one."""
         stages = tuple(
             LoadStage(stage.seconds * time_scale, max(1, round(stage.users * crowd)) if stage.users else 0)
             for stage in self.stages

@@ -1,4 +1,4 @@
-"""What the clients of a run saw: answers in, counts and percentiles out; the tallies of several processes add up."""
+"""Counts and percentiles of the answers in a run. The tallies of several processes add up."""
 
 import math
 from collections import Counter
@@ -6,26 +6,26 @@ from collections.abc import Sequence
 
 import msgspec
 
-SLOW_MS = 5_000.0  # no answer may come later
+SLOW_MS = 5_000.0  # the limit for every answer
 
 
 class Tally(msgspec.Struct):
-    """Raw observations of one generator process. Latencies are ms from when the request was meant to be sent."""
+    """Raw observations of one generator process. Latencies are ms from the intended time of the request."""
 
-    arrivals: int = 0  # wishes, each clicked once or more
-    arrived_s: float = 0.001  # from the start to the last arrival's time
+    arrivals: int = 0  # purchases, each clicked once or more
+    arrived_s: float = 0.001  # from the start to the time of the last arrival
     requests: int = 0
     accepted_ms: list[float] = []
     refused_ms: list[float] = []
     unknown_ms: list[float] = []
-    late_ms: list[float] = []  # how long after its time each arrival was begun: the generator's own delay
+    late_ms: list[float] = []  # the lateness of each arrival: the generator's own delay
     completed_ms: list[float] = []  # followed orders: from the 202 to seeing the end
     outcomes: dict[str, int] = msgspec.field(default_factory=Counter)  # A, U, R
     answers: dict[str, int] = msgspec.field(default_factory=Counter)  # "status code"
     ends: dict[str, int] = msgspec.field(default_factory=Counter)  # followed orders: terminal status, or "not ended"
     orders: int = 0  # different order ids that got 202
     two_orders: list[str] = []  # keys whose 202s named different orders: must stay empty
-    bad_answers: list[str] = []  # answers that no client should see: 500s, 429 or 503 without Retry-After, ...
+    bad_answers: list[str] = []  # forbidden answers: 500s, 429 or 503 without Retry-After, ...
     first_s: float = math.inf
     last_s: float = 0.0
     cpu_s: float = 0.0
@@ -40,7 +40,7 @@ class Percentiles(msgspec.Struct, frozen=True):
 
 
 class Result(msgspec.Struct, frozen=True):
-    """A whole run, of all its processes. Rates are per second, times in ms unless named otherwise."""
+    """A whole run over all its processes. Rates are per second, times in ms unless named otherwise."""
 
     mode: str
     seconds: float  # from the first arrival to the last answer
@@ -78,7 +78,7 @@ class Result(msgspec.Struct, frozen=True):
 
 
 def percentiles(values: Sequence[float]) -> Percentiles | None:
-    """Nearest rank, over every value; None of nothing."""
+    """Nearest rank over all values; None without values."""
     if not values:
         return None
     ordered = sorted(values)
@@ -90,7 +90,7 @@ def percentiles(values: Sequence[float]) -> Percentiles | None:
 
 
 def summarise(mode: str, tallies: Sequence[Tally]) -> Result:
-    """One result of all processes of a run."""
+    """One result from all processes of a run."""
     accepted = _joined([tally.accepted_ms for tally in tallies])
     refused = _joined([tally.refused_ms for tally in tallies])
     unknown = _joined([tally.unknown_ms for tally in tallies])

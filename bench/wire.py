@@ -1,6 +1,6 @@
-"""HTTP/1.1 for a load generator: request bytes in, a `Reply` out, over kept-alive connections; a few tens of µs a request.
+"""A HTTP/1.1 client for load generators: keep-alive connections, a few tens of µs per request.
 
-Every failure says whether the request may have reached the server: `Unreachable` was never sent, `NoAnswer` may have been.
+Every failure says whether the request may have reached the server: `Unreachable` was not sent, `NoAnswer` may have been.
 """
 
 import asyncio
@@ -10,7 +10,7 @@ from contextlib import asynccontextmanager
 from typing import NamedTuple, cast
 from urllib.parse import urlsplit
 
-IDLE_MAX_S = 4.0  # well below the server's keep-alive, so that a request does not meet a closing connection
+IDLE_MAX_S = 4.0  # well below the server's keep-alive, so that no request meets a closing connection
 CONNECT_TIMEOUT_S = 5.0
 HEAD_END = b"\r\n\r\n"
 LAST_CHUNK = b"0\r\n\r\n"
@@ -21,18 +21,18 @@ class Unreachable(Exception):
 
 
 class NoAnswer(Exception):
-    """The request was sent and no whole answer came; `args[0]` is `timeout`, `reset` or `unreadable`."""
+    """The request was sent, but no complete answer came; `args[0]` is `timeout`, `reset` or `unreadable`."""
 
 
 class Reply(NamedTuple):
-    """A whole answer; `head` is the status line and the headers as they came."""
+    """A complete answer; `head` is the raw status line and headers."""
 
     status: int
     head: bytes
     body: bytes
 
     def header(self, name: bytes) -> bytes | None:
-        """The value of the header whose lower-case name is `name`."""
+        """The value of a header; `name` is in lower case."""
         at = self.head.lower().find(b"\r\n" + name + b":")
         if at < 0:
             return None
@@ -42,7 +42,7 @@ class Reply(NamedTuple):
 
 
 class Connection(asyncio.Protocol):
-    """One connection with at most one request under way."""
+    """One connection with at most one request at a time."""
 
     def __init__(self) -> None:
         self._loop = asyncio.get_running_loop()
@@ -60,7 +60,7 @@ class Connection(asyncio.Protocol):
         )
 
     async def ask(self, request: bytes, timeout_s: float) -> Reply:
-        """Raises NoAnswer; the connection is closed then."""
+        """Raises NoAnswer, after closing the connection."""
         assert self._transport is not None
         assert self._waiter is None, "one request at a time"
         waiter: asyncio.Future[Reply] = self._loop.create_future()
@@ -71,7 +71,7 @@ class Connection(asyncio.Protocol):
             return await waiter
         finally:
             timer.cancel()
-            if self._waiter is not None:  # cancelled: a late answer must not become the next request's
+            if self._waiter is not None:  # cancelled: a late answer must not be taken for that of the next request
                 self._give_up(NoAnswer("cancelled"))
 
     def close(self) -> None:
@@ -109,7 +109,7 @@ class Connection(asyncio.Protocol):
 
 
 def parse(received: bytes) -> Reply | None:
-    """The answer, or None while some of it is still to come. Raises ValueError for what is no answer."""
+    """The answer, or None while it is incomplete. Raises ValueError if it is not an answer."""
     end = received.find(HEAD_END)
     if end < 0:
         return None
@@ -139,13 +139,15 @@ def _join_chunks(body: bytes) -> bytes:
 
 
 class Connections:
-    """Kept-alive connections to one origin, at most `limit` at once; whoever comes when all are busy waits."""
+    """Keep-alive connections to one origin, at most `limit`; when all are busy, further requests wait."""
 
     def __init__(self, base_url: str, limit: int) -> None:
         parts = urlsplit(base_url)
         self.host = parts.hostname or "127.0.0.1"
         self.port = parts.port or 80
-        self._idle: deque[Connection] = deque()  # the longest idle goes first: all servers behind get their share
+        self._idle: deque[Connection] = (
+            deque()
+        )  # the longest idle one goes first, so that all servers behind it get requests
         self._free = asyncio.Semaphore(limit)
 
     async def ask(self, request: bytes, timeout_s: float) -> Reply:

@@ -1,11 +1,11 @@
-"""One command measures everything: a size in; a stack of its own, every figure beside its goal, JSON, plots and pages out.
+"""One command measures everything on a separate stack: every figure with its goal, as JSON, plots and pages.
 
-    python -m bench.performance run bench              make bench: docs/performance.md and docs/capacity.md anew
+    python -m bench.performance run bench              make bench: also rewrites docs/performance.md and docs/capacity.md
     python -m bench.performance run quick              make bench-quick: printed only
     python -m bench.performance run bench --only burst --only micro
-    python -m bench.performance pages                  the pages from the JSON as it is
+    python -m bench.performance pages                  only rewrites the pages from the JSON
 
-Exit 0 when everything was measured and all books balance, whatever goals are missed; else 1.
+Exit 0 if everything was measured and all books balance, even if goals are missed; else 1.
 """
 
 import asyncio
@@ -44,12 +44,12 @@ class SizeName(StrEnum):
 @app.command("run")
 def measure(
     size: SizeName,
-    only: Annotated[list[str] | None, typer.Option("--only", help=f"These alone: {', '.join(NAMES)}.")] = None,
+    only: Annotated[list[str] | None, typer.Option("--only", help=f"Only these: {', '.join(NAMES)}.")] = None,
     out: Annotated[
         Path | None, typer.Option("--out", help="Folder for JSON and plots; the pages stay as they are.")
     ] = None,
 ) -> None:
-    """Measure; docs are rewritten by a whole run of `bench` or `full` only."""
+    """Measure. Only a complete run of `bench` or `full` rewrites the docs."""
     if unknown := set(only or ()) - set(NAMES):
         raise typer.BadParameter(f"no measure is called {', '.join(sorted(unknown))}")
     _prepare()
@@ -66,14 +66,14 @@ def measure(
 
 @app.command()
 def pages() -> None:
-    """docs/performance.md, docs/capacity.md and the plots from docs/performance/performance.json."""
+    """Rewrite docs/performance.md, docs/capacity.md and the plots from docs/performance/performance.json."""
     report = read(FOLDER / JSON)
     _draw(report, FOLDER)
     _write_pages(report)
 
 
 def _prepare() -> None:
-    """No line a rebuild of ours; as many open files as may be."""
+    """Silence the log lines of rebuilds, and raise the limit of open files."""
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.ERROR))
     logging.getLogger("aiokafka").setLevel(logging.CRITICAL)
     most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]

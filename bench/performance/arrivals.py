@@ -1,4 +1,4 @@
-"""Open arrivals at 500 and 1,700 a second: how long acknowledgements take from the intended time, and what an order costs."""
+"""Open arrivals at 500 and 1,700 a second: the latency of acknowledgements from the intended time, and the CPU per order."""
 
 import asyncio
 import time
@@ -10,8 +10,8 @@ from .stack import MeasuredSale, Stack
 
 RATES = (500, 1_700)
 CPU_AT = 500
-SETTLING_S = 3.0  # until as many end as are accepted
-EDGE_S = 0.5  # before the last arrival the window ends
+SETTLING_S = 3.0  # until orders end at the rate of acceptance
+EDGE_S = 0.5  # the window ends before the last arrival
 
 
 async def measure(stack: Stack, report: Report, size: Size) -> None:
@@ -37,7 +37,7 @@ async def _arrive(sale: MeasuredSale, rate: int, seconds: float) -> None:
 
 
 async def _cost(sale: MeasuredSale, rate: int, seconds: float) -> None:
-    """Between two moments of a run that is under way, so that every process is at work on both."""
+    """CPU between two moments within a run, so that every process is busy at both."""
     await sale.until_ended(0.999)
     async with asyncio.TaskGroup() as group:
         group.create_task(sale.buy(mode="open", rate=float(rate), seconds=seconds + SETTLING_S))

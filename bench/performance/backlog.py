@@ -1,4 +1,4 @@
-"""What an order costs when it has 10,000, 100,000 or a million before it, and what it costs that they lie there."""
+"""The CPU per order with a backlog of 10,000, 100,000 or a million orders, and the CPU of an idle backlog."""
 
 import asyncio
 import statistics
@@ -13,8 +13,8 @@ from .size import Size
 from .stack import Stack
 
 IDLE_S = 5.0
-IDLE_SAMPLES = 3  # their median: Redis may be rewriting its log in one of them
-STARTED = 0.02  # of the orders have ended: every process is at work
+IDLE_SAMPLES = 3  # the median counts: Redis may rewrite its log during one of them
+STARTED = 0.02  # share of ended orders at which every process is busy
 NEARLY_ALL = 0.97
 DEADLINE_S = 3_600.0
 

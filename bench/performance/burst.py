@@ -1,4 +1,4 @@
-"""64 kept-alive connections buying as fast as they can for a while, then the backlog that they leave: accepted and ended a second."""
+"""A burst of 64 keep-alive connections that buy as fast as they can, then its backlog: accepted and ended orders a second."""
 
 import asyncio
 import time
@@ -9,7 +9,7 @@ from .size import Size
 from .stack import MeasuredSale, Stack
 
 CONNECTIONS = 64
-NEARLY_ALL = 0.97  # the rest are payments that take their seconds, not work
+NEARLY_ALL = 0.97  # the rest are slow payments, not work
 SAMPLE_INTERVAL_S = 0.5
 
 

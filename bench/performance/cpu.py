@@ -1,4 +1,4 @@
-"""A stack's processes in; the CPU seconds that each role has used out, its children and those that have ended included."""
+"""CPU seconds of a stack's processes by role, including children and ended children."""
 
 from collections import defaultdict
 from collections.abc import Mapping
@@ -8,7 +8,7 @@ import psutil
 
 from infra.supervision import registry
 
-APART = ("payment-gateway", "generator")  # outside the system that is measured: shown, never added to its sum
+APART = ("payment-gateway", "generator")  # outside the measured system: shown, but not in its sum
 
 Seconds = dict[str, float]  # by role
 
@@ -22,7 +22,7 @@ def read(state_dir: Path) -> Seconds:
 
 
 def _tree_s(pid: int) -> float:
-    """Of a process, its live descendants, and the descendants that they have waited for."""
+    """CPU of a process, its live descendants, and the ended ones that they have waited for."""
     try:
         process = psutil.Process(pid)
         family = [process, *process.children(recursive=True)]
@@ -42,11 +42,11 @@ def _times_s(process: psutil.Process, fields: int) -> float:
     try:
         return float(sum(process.cpu_times()[:fields]))
     except psutil.NoSuchProcess:
-        return 0.0  # its parent has it now
+        return 0.0  # it has ended: its parent has counted it
 
 
 def between(before: Mapping[str, float], after: Mapping[str, float]) -> Seconds:
-    """What was used from one reading to the next; a role whose process was replaced between them counts from its start."""
+    """The use between two readings. A process that was replaced in between counts from its start."""
     return {role: max(0.0, seconds - before.get(role, 0.0)) for role, seconds in after.items()}
 
 

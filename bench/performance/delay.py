@@ -1,7 +1,7 @@
-"""Our own delay: terminal events of the log in; from acceptance to the end less the charge's own time out.
+"""Our own delay per order, from the terminal events on the log: from acceptance to the end, minus the time of the charge.
 
-Accepted is Redis' clock at the reservation, the end the broker's when the terminal event was appended; charge sent and
-answered are the payment stage's. All are one machine's.
+Acceptance is dated by Redis at the reservation, the end by the broker when the terminal event is appended, the charge by the
+payment stage. All of them run on one machine.
 """
 
 from collections.abc import AsyncIterator
@@ -49,7 +49,7 @@ def own_delay_ms(event: OrderStatusChanged, appended_ms: int) -> float | None:
 
 
 async def terminal_events(settings: Settings, product: int) -> AsyncIterator[tuple[OrderStatusChanged, int]]:
-    """Each order's end, once, with the time (ms) at which the broker appended it."""
+    """The end of each order, once, with its append time (ms)."""
     seen: set[str] = set()
     async for value, appended_ms in _records(settings):
         with suppress(Undecodable):
@@ -61,7 +61,7 @@ async def terminal_events(settings: Settings, product: int) -> AsyncIterator[tup
 
 
 async def _records(settings: Settings) -> AsyncIterator[tuple[bytes, int]]:
-    """The topic from its beginning to where it ends now."""
+    """All records of the topic up to its present end."""
     offsets = Offsets(settings)
     ends = await offsets.ends(ORDER_STATUS)
     await offsets.close()

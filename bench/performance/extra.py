@@ -1,4 +1,4 @@
-"""`thrones gateway` or `thrones sse` of a stack's own beside it, on a port of its own: workers in, their address and pids out."""
+"""Runs a second `thrones gateway` or `thrones sse` beside a stack, on a separate port."""
 
 import asyncio
 import os
@@ -34,9 +34,9 @@ class Extra:
 
 @asynccontextmanager
 async def running(command: str, workers: int, state_dir: Path) -> AsyncIterator[Extra]:
-    """Started from this process' environment, which names the stack's servers. Raises TooSlow.
+    """Start it with the environment of this process, which names the stack's servers. Raises TooSlow.
 
-    In a registry of its own: the stack's gateway keeps its entries.
+    It has a separate registry: the stack's gateway keeps its rows.
     """
     port = free_ports(1)[0]
     environment = {

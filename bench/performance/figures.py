@@ -1,4 +1,4 @@
-"""Measured values in; the figures that have a goal out, each beside it: met, missed, or not measured. Pure."""
+"""The figures with a goal, and whether each goal is met, missed, or not measured. Pure."""
 
 import statistics
 from collections.abc import Mapping
@@ -9,7 +9,7 @@ import msgspec
 
 @dataclass(frozen=True, slots=True)
 class Goal:
-    """`at_least`: more is better; else `bound` is the most that it may be."""
+    """`at_least`: more is better; otherwise `bound` is the maximum."""
 
     what: str
     unit: str
@@ -49,7 +49,7 @@ GOALS: dict[str, Goal] = {
 
 
 class Figure(msgspec.Struct, frozen=True):
-    """Every repetition's value, in order."""
+    """The values of all repetitions, in order."""
 
     values: list[float]
 
@@ -65,7 +65,7 @@ def verdict(key: str, figures: Mapping[str, Figure]) -> str:
 
 
 def shown(value: float) -> str:
-    """Two or three digits that mean something."""
+    """The value with two or three significant digits."""
     if value and abs(value) < 10:
         return f"{value:.2f}".rstrip("0").rstrip(".")
     return f"{value:,.0f}"

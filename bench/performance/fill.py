@@ -1,4 +1,4 @@
-"""Orders straight into the log, as a gateway would put them there, without HTTP: reserved in Redis, then published."""
+"""Fills the log with orders without HTTP: reserves in Redis and publishes, as a gateway does."""
 
 import asyncio
 import itertools

@@ -1,6 +1,6 @@
-"""Orders a second of 1, 2 and 4 members of each stage, every one held to the same small share of a core.
+"""Orders a second with 1, 2 and 4 members of each stage, each limited to the same small share of a core.
 
-So it is members that lack, and not the machine: what is seen is whether they get into each other's way.
+So the members are the bottleneck, not the machine, and the result shows whether they hinder each other.
 """
 
 import asyncio
@@ -22,15 +22,15 @@ from .size import Size
 from .stack import FAIR, MeasuredSale, Stack, TooSlow
 
 MEMBERS = (1, 2, 4)
-# Small enough that four of them leave the machine room for all the others.
+# Small enough that four members leave room for all other processes.
 SHARES = {ORDER_STAGE_GROUP: 0.05, PAYMENT_STAGE_GROUP: 0.10, "gateway": 0.06}
-WORK = {ORDER_STAGE_GROUP: 4, PAYMENT_STAGE_GROUP: 1}  # an order is cheap for the one, dear for the other
-# Six partitions on four members are 2, 2, 1, 1: when those with one have done theirs, two thirds are done.
+WORK = {ORDER_STAGE_GROUP: 4, PAYMENT_STAGE_GROUP: 1}  # an order is cheap for the first, expensive for the second
+# Six partitions on four members are 2, 2, 1, 1: when the members with one have finished, two thirds are done.
 WARM, DONE = 0.1, 0.6
 POLL_INTERVAL_S = 0.05
 DEADLINE_S = 120.0
 GATEWAY_S = 6.0
-# The same in front of each: one worker with all of them would have larger batches, and so cheaper orders.
+# The same number before each measurement: one worker with all orders would have larger batches and cheaper orders.
 CONNECTIONS_A_WORKER = 16
 
 Progress = Callable[[], Awaitable[int]]
@@ -42,7 +42,7 @@ async def measure(stack: Stack, report: Report, size: Size) -> None:
         async with filler(stack) as fill:
             for stage in WORK:
                 points = _points(stage)
-                # Round after round: what slows the machine for a while does not slow all repetitions of one point.
+                # In rounds, so that a slow phase of the machine does not affect all repetitions of one point.
                 for point in points * size.member_repeats:
                     sales.append(stack.sale(report, f"{point.members} members of {stage}"))
                     orders = size.member_orders * WORK[stage] * point.members
@@ -69,7 +69,7 @@ def _points(stage: str) -> list[MembersPoint]:
 
 
 def linearity(points: list[MembersPoint]) -> dict[str, float]:
-    """By stage: what the most members did together against so many times what one did alone."""
+    """By stage: the rate of the most members relative to that multiple of one member's rate."""
     alone = {point.stage: point.median_per_s for point in points if point.members == 1}
     most = max(point.members for point in points)
     return {p.stage: p.median_per_s / (most * alone[p.stage]) for p in points if p.members == most}
@@ -98,7 +98,7 @@ async def _stage(sale: MeasuredSale, fill: Filler, offsets: Offsets, stage: str,
 
 
 async def _rate(sale: MeasuredSale, progress: Progress, orders: int) -> float:
-    """Between two shares of the work done. Raises TooSlow."""
+    """The rate between two shares of the work. Raises TooSlow."""
     first, started_s = await _until(sale, progress, orders * WARM)
     last, ended_s = await _until(sale, progress, orders * DONE)
     return (last - first) / (ended_s - started_s)
@@ -114,7 +114,7 @@ async def _until(sale: MeasuredSale, progress: Progress, wanted: float) -> tuple
 
 
 async def _scale(stack: Stack, stage: str, members: int) -> list[int]:
-    """The pids of so many members, each of which has partitions. Raises TooSlow."""
+    """Scale to `members` members that all have partitions; returns their pids. Raises TooSlow."""
     await asyncio.to_thread(thrones, "scale", stage, str(members))
     config = load_config(stack.state_dir)
     if config is None:

@@ -1,4 +1,4 @@
-"""More than there is capacity for, before and after a sell-out: what it is answered, and how soon all is well again."""
+"""Overload before and after a sell-out: the answers to it, and the time until the system has recovered."""
 
 import asyncio
 from collections.abc import Iterable, Sequence
@@ -22,11 +22,11 @@ NORMAL_P95_MS = 50.0
 async def measure(stack: Stack, report: Report, size: Size) -> None:
     for rate in size.overloads:
         bad = [await _both(stack, report, size, rate) for _ in range(size.overload_repeats)]
-        report.add(f"over_{rate}_bad", sum(bad))  # not the median of the runs: none is allowed in any
+        report.add(f"over_{rate}_bad", sum(bad))  # the sum, not the median: no run may have one
 
 
 async def _both(stack: Stack, report: Report, size: Size, rate: int) -> int:
-    """After a sell-out, before one, and the calm after the storm. How many answers nobody should have seen."""
+    """Overload after a sell-out, then before one, then calm arrivals. Returns the number of forbidden answers."""
     stack.weather(**size.weather)
     calm = stack.sale(report, f"after {rate:,}/s")
     sold_out = stack.sale(report, f"overload {rate:,}/s, sold out", stock=0)
@@ -56,13 +56,13 @@ def _note(report: Report, rate: int, before: Result, after: Result) -> None:
 
 
 def bad_answers(answers: dict[str, int]) -> int:
-    """Of a load client's counts by "status code": no answer, and every 5xx but 503."""
+    """The forbidden answers in counts by "status code": no answer, and every 5xx except 503."""
     statuses = {name: int(name.split()[0]) for name in answers}
     return sum(count for name, count in answers.items() if statuses[name] == 0 or 500 <= statuses[name] != 503)
 
 
 async def _recovery_s(sale: MeasuredSale, seconds: float) -> float:
-    """From the end of an overload, which is now, until acknowledgements stay normal, in calm arrivals."""
+    """Call it at the end of an overload: seconds of calm arrivals until acknowledgements stay normal."""
     ended_ms = now_ms()
     await sale.buy(mode="open", rate=NORMAL_RATE, seconds=seconds)
     return recovery_s(ended_ms, await asyncio.to_thread(_acknowledgements, sale.log))
@@ -75,14 +75,14 @@ class _Line(msgspec.Struct):
 
 
 def _acknowledgements(log: Path) -> list[tuple[int, float]]:
-    """When each was asked for, and how long it took."""
+    """The time of each request, and its latency."""
     decoder = msgspec.json.Decoder(_Line)
     lines = [decoder.decode(line) for line in log.read_bytes().splitlines()]
     return [(round(line.at_ms - line.latency_ms), line.latency_ms) for line in lines if line.outcome == "A"]
 
 
 def recovery_s(ended_ms: int, asked: Iterable[tuple[int, float]]) -> float:
-    """Until the last half second in which the p95 was above normal has passed; 0 where there was none."""
+    """The end of the last half second whose p95 was above normal; 0 if there was none."""
     buckets: dict[int, list[float]] = {}
     for at_ms, latency_ms in asked:
         buckets.setdefault((at_ms - ended_ms) // BUCKET_MS, []).append(latency_ms)

@@ -1,4 +1,4 @@
-"""A report in, the generated part of docs/performance.md out. Pure."""
+"""Makes the generated part of docs/performance.md from a report. Pure."""
 
 from collections.abc import Iterable, Sequence
 
@@ -9,7 +9,7 @@ from .figures import GOALS, shown, verdict
 from .report import BacklogPoint, CpuTable, GeneratorNote, Report
 from .table import table
 
-QUIET_LOAD = 1.0  # runnable processes a core, in the minute before: what starting the stack makes
+QUIET_LOAD = 1.0  # runnable processes per core in the last minute: the start of the stack alone causes this
 ROLES = (
     "gateway",
     "order-stage",
@@ -55,7 +55,7 @@ def _made_on(report: Report) -> str:
 
 
 def _figures(report: Report) -> str:
-    """Every goal, also of what was not measured."""
+    """All goals, including those that were not measured."""
     rows = []
     for key, goal in GOALS.items():
         bound = f"{'>=' if goal.at_least else '<='} {shown(goal.bound)} {goal.unit}".strip()

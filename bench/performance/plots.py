@@ -1,4 +1,4 @@
-"""A report in, three small PNGs out: throughput, delays, growth."""
+"""Draws three small PNGs from a report: throughput, delays, growth."""
 
 from collections.abc import Callable
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""The reference's 5-minute profile and the soak, by `bench.load`: what came of them, and what the processes' memory grew by."""
+"""The reference's 5-minute profile and the soak, run by `bench.load`: their results, and the growth of memory."""
 
 import asyncio
 import os
@@ -46,7 +46,7 @@ def _load(shape: str, stack: Stack) -> LoadReport:
 
 
 def _memory_mb(stack: Stack) -> dict[str, float]:
-    """Of what runs, by role."""
+    """Memory of the running processes, by role."""
     used: dict[str, float] = {}
     for row in registry.live_rows(stack.state_dir):
         used[row["role"]] = used.get(row["role"], 0.0) + psutil.Process(row["pid"]).memory_info().rss / 2**20

@@ -1,4 +1,4 @@
-"""How many requests a client sends for one order when its status is pushed: buy, and open the order's stream."""
+"""Counts the requests of a client per order with pushed status: the purchase, and the order's stream."""
 
 import asyncio
 
@@ -28,7 +28,7 @@ async def measure(stack: Stack, report: Report, size: Size) -> None:
 
 
 async def _order(session: aiohttp.ClientSession, sale: MeasuredSale, token: str, slots: asyncio.Semaphore) -> int:
-    """Buy one, watch it until its end; the number of requests that took."""
+    """Buy once and watch the order to its end. Returns the number of requests."""
     headers = {"Authorization": f"Bearer {token}"}
     async with slots:
         async with session.post("/api/order/buy-flash", json={"productId": sale.product}, headers=headers) as answer:

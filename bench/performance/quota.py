@@ -1,4 +1,4 @@
-"""A share of one core in, a control group that holds processes to it out (Linux, version 1 or 2; a matter for root)."""
+"""Limits processes to a share of one core with a control group (Linux, version 1 or 2, as root)."""
 
 import os
 from collections.abc import Iterable, Iterator
@@ -6,17 +6,17 @@ from contextlib import contextmanager
 from pathlib import Path
 
 ROOT = Path("/sys/fs/cgroup")
-PERIOD_US = 20_000  # short: a process that has used its share waits for the rest of the period
-LEAST_US = 1_000  # the kernel's
+PERIOD_US = 20_000  # short: a process that has used its share waits until the period ends
+LEAST_US = 1_000  # the kernel's minimum
 
 
 class NoQuota(Exception):
-    """This machine lets us set none; the text says why."""
+    """This machine does not allow a quota; the text says why."""
 
 
 @contextmanager
 def limited(groups: Iterable[Iterable[int]], share: float) -> Iterator[None]:
-    """Each group of pids is held to `share` of a core while this lasts. Raises NoQuota."""
+    """Limit each group of pids to `share` of a core within the context. Raises NoQuota."""
     made: list[Path] = []
     try:
         for number, pids in enumerate(groups):
@@ -44,7 +44,7 @@ def _make(name: str, share: float) -> Path:
 
 
 def _controller() -> Path:
-    """Where groups with a CPU limit are made. Raises NoQuota."""
+    """The folder for groups with a CPU limit. Raises NoQuota."""
     if (ROOT / "cpu" / "cpu.cfs_quota_us").exists():
         return ROOT / "cpu"
     subtree = ROOT / "cgroup.subtree_control"
@@ -54,7 +54,7 @@ def _controller() -> Path:
 
 
 def _remove(group: Path) -> None:
-    """Its processes go back to where all are."""
+    """Move its processes back to the root group, and remove it."""
     for pid in (group / "cgroup.procs").read_text().split():
         (group.parent / "cgroup.procs").write_text(pid)
     group.rmdir()

@@ -1,4 +1,4 @@
-"""What a measurement found, as one value: written as JSON, read by the page, the plots and the capacity model."""
+"""The results of a measurement as one value: stored as JSON, used by the page, the plots and the capacity model."""
 
 import statistics
 from pathlib import Path
@@ -13,7 +13,7 @@ from .figures import Figure
 
 
 class CpuTable(msgspec.Struct):
-    """CPU by role while `accepted` orders were accepted and `ended` ended, in `seconds`; ms an order are per ended one."""
+    """CPU by role over `seconds` in which `accepted` orders were accepted and `ended` ended. ms per order: per ended one."""
 
     seconds: float
     accepted: int
@@ -22,13 +22,13 @@ class CpuTable(msgspec.Struct):
 
 
 class GeneratorNote(msgspec.Struct):
-    """The load generator's own trouble in one run: near one core a process, or late, it measured itself."""
+    """The generator's own load in one run. Near one core per process, or late, it has measured itself."""
 
     run: str
     offered_per_s: float
     answered_per_s: float
     late_p99_ms: float
-    cpu_share: float  # of one core a process
+    cpu_share: float  # of one core per process
     processes: int
     answers: dict[str, int]
 
@@ -43,8 +43,8 @@ class BooksNote(msgspec.Struct):
 class MembersPoint(msgspec.Struct):
     stage: str
     members: int
-    share: float  # of one core, each member's limit
-    per_s: list[float]  # every repetition's
+    share: float  # the limit of each member, of one core
+    per_s: list[float]  # all repetitions
 
     @property
     def median_per_s(self) -> float:
@@ -52,7 +52,7 @@ class MembersPoint(msgspec.Struct):
 
 
 class BacklogPoint(msgspec.Struct):
-    """`idle_ms_per_s`: CPU of everything while the backlog lies there and nobody works on it."""
+    """`idle_ms_per_s`: CPU of all processes while the backlog is idle."""
 
     orders: int
     per_s: float
@@ -61,7 +61,7 @@ class BacklogPoint(msgspec.Struct):
 
 
 class Sample(msgspec.Struct):
-    """A moment of one run, counted since its beginning."""
+    """The counts of one run at one time since its start."""
 
     at_s: float
     accepted: int
@@ -75,17 +75,17 @@ class Report(msgspec.Struct):
     figures: dict[str, Figure] = {}
     latencies: dict[str, Percentiles] = {}  # ms
     cpu: dict[str, CpuTable] = {}
-    notes: dict[str, float] = {}  # measured too, without a goal
+    notes: dict[str, float] = {}  # measured values without a goal
     members: list[MembersPoint] = []
     backlogs: list[BacklogPoint] = []
     burst: list[Sample] = []
     micro: list[Micro] = []
     generators: list[GeneratorNote] = []
     books: list[BooksNote] = []
-    failures: list[str] = []  # a measurement that could not be made, and why
+    failures: list[str] = []  # failed measurements with the reason
 
     def add(self, key: str, value: float) -> None:
-        """One repetition's value of a figure with a goal."""
+        """Add the value of one repetition to a figure with a goal."""
         self.figures.setdefault(key, Figure([])).values.append(round(value, 3))
 
     def note_generator(self, run: str, result: Result, processes: int) -> None:
@@ -104,7 +104,7 @@ class Report(msgspec.Struct):
 
     @property
     def sound(self) -> bool:
-        """Everything was measured, and all books balance."""
+        """Whether everything was measured and all books balance."""
         return not self.failures and all(note.balance for note in self.books)
 
 

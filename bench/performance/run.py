@@ -1,4 +1,4 @@
-"""A size in, a report out: chapters one after the other, each on a new stack, so that none finds another's leftovers."""
+"""Runs the chapters of a measurement, each on a new stack, so that none is affected by an earlier one."""
 
 import asyncio
 import sys
@@ -19,7 +19,7 @@ Measure = Callable[[Stack, Report, Size], Awaitable[None]]
 
 @dataclass(frozen=True, slots=True)
 class Chapter:
-    """Measures by name, on one stack with these settings beside the defaults."""
+    """Measures by name, on one stack with these settings in addition to the defaults."""
 
     measures: dict[str, Measure]
     warm_up: bool = False
@@ -47,13 +47,13 @@ NAMES = [*(name for chapter in CHAPTERS for name in chapter.measures), MICRO]
 
 
 def wanted(size: Size, only: frozenset[str]) -> frozenset[str]:
-    """`only` names measures; none: all that this size has."""
+    """`only` names measures; if empty, all measures of this size."""
     has = {"members": size.member_orders, "backlog": size.backlogs, "profiles": size.profiles}
     return only or frozenset(name for name in NAMES if has.get(name, True))
 
 
 async def run(size: Size, state_dir: Path, only: frozenset[str] = frozenset()) -> Report:
-    """What cannot be measured is noted among the failures, and the rest goes on. Raises CommandFailed without a stack."""
+    """A measure that fails is recorded as a failure, and the others continue. Raises CommandFailed without a stack."""
     report, started_s, names = Report(size=size.name), time.monotonic(), wanted(size, only)
     for chapter in CHAPTERS:
         measures = {name: measure for name, measure in chapter.measures.items() if name in names}
@@ -74,7 +74,7 @@ async def run(size: Size, state_dir: Path, only: frozenset[str] = frozenset()) -
 
 
 async def _warm_up(stack: Stack, seconds: float) -> None:
-    """A broker's first seconds go into compiling itself, which a server that has run for a day has long behind it."""
+    """Warm up the broker: in its first seconds the JVM compiles, unlike in a server that has run for a day."""
     stack.weather(**FAIR)
     sale = stack.sale(Report("warm-up"), "warm-up")
     await sale.buy(mode="open", rate=WARM_UP_RATE, seconds=seconds)
@@ -90,7 +90,7 @@ async def _attempt(name: str, measuring: Awaitable[None], report: Report) -> Non
         await measuring
     except asyncio.CancelledError:
         raise
-    except Exception as error:  # told in the report and by the exit code: the other figures are not lost for it
+    except Exception as error:  # the report and the exit code show it, and the other figures are kept
         report.failures.append(f"{name}: {type(error).__name__}: {error}")
         print(report.failures[-1], file=sys.stderr, flush=True)
 

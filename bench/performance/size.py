@@ -1,4 +1,4 @@
-"""How much is measured: quick (under 3 minutes), bench (under 20), full. Quick leaves some figures out."""
+"""The sizes of a measurement: quick (under 3 minutes, without some figures), bench (under 20), full."""
 
 from dataclasses import dataclass, field, replace
 
@@ -9,11 +9,11 @@ REFERENCE_WEATHER = {"hang": 0.01, "unavailable": 0.02, "rate_limited": 0.01, "d
 @dataclass(frozen=True, slots=True)
 class Size:
     name: str
-    repeats: int  # of the burst and of the short latencies
-    warm_up_s: float  # of each stack that orders are bought on
+    repeats: int  # of the burst and the short latency measures
+    warm_up_s: float  # of each stack with purchases
     burst_s: float
-    probe_s: float  # of one step in the search for the rate that is sustained
-    probes: int  # 0: a careful guess is held
+    probe_s: float  # of one step in the search for the sustained rate
+    probes: int  # 0: only a careful guess is tested
     sustained_s: float
     delay_s: float
     arrivals_s: float
@@ -24,7 +24,7 @@ class Size:
     clients: int  # of the stock stream
     stream_s: float
     followed: int  # orders whose requests are counted
-    member_orders: int  # a member, in the growth by members; 0: not measured
+    member_orders: int  # per member, in the growth by members; 0: not measured
     member_repeats: int
     backlogs: tuple[int, ...]
     micro_rounds: int
@@ -54,7 +54,7 @@ QUICK = Size(
     member_repeats=0,
     backlogs=(),
     micro_rounds=1,
-    weather=REFERENCE_WEATHER | {"hang": 0.0},  # each sale would wait five seconds for its last order's end
+    weather=REFERENCE_WEATHER | {"hang": 0.0},  # with hangs each sale would wait five seconds for its last order
 )
 BENCH = Size(
     name="bench",

@@ -1,4 +1,4 @@
-"""A stack of the measurement's own: an empty state directory in; sales on it, their counts, CPU and books out."""
+"""A separate stack for a measurement: sales on it, their counts, CPU and books."""
 
 import asyncio
 import json
@@ -29,7 +29,7 @@ from schemas.ids import ProductId
 from . import cpu
 from .report import BooksNote, Report
 
-# A shell may have these from `thrones env`: they would send our stack's processes to another one's servers.
+# A shell may have these from `thrones env`; they would connect the new stack's processes to other servers.
 FOREIGN = (
     "KAFKA_BOOTSTRAP_SERVERS",
     "REDIS_URL",
@@ -54,15 +54,15 @@ AUDIT_TIMEOUT_S = 900.0  # it reads the whole log
 
 
 class TooSlow(Exception):
-    """What was waited for did not come in time."""
+    """A wait has exceeded its time limit."""
 
 
 class Counts(NamedTuple):
-    """Orders of one unit each since the product's books were opened."""
+    """Orders of one unit each since the opening of the product's books."""
 
     accepted: int
     settled: int
-    ended: int  # terminal for clients too: the projector has read the end
+    ended: int  # terminal for clients: the projector has read the end
 
 
 @dataclass(slots=True)
@@ -72,10 +72,10 @@ class Stack:
     tokens: Path
     settings: Settings
     redis: Redis
-    product_ids: Iterator[int] = field(default_factory=lambda: count(1 + REFERENCE_PRODUCT.id))  # no run shares one
+    product_ids: Iterator[int] = field(default_factory=lambda: count(1 + REFERENCE_PRODUCT.id))  # each run has its own
 
     def sale(self, report: Report, name: str, stock: int = 400_000) -> "MeasuredSale":
-        """A product of this run's own, so that its books are this run's."""
+        """Create a product for this run only, so that its books contain only this run."""
         print(f"{'':10}{name}", file=sys.stderr, flush=True)
         product = next(self.product_ids)
         words = ("--id", str(product), "--name", name, "--price", "9.99", "--stock", str(stock))
@@ -86,7 +86,7 @@ class Stack:
         return cpu.read(self.state_dir)
 
     def weather(self, **changes: float) -> None:
-        """Of the mock payment gateway, from now on."""
+        """Set the weather of the mock payment gateway."""
         url = f"{self.settings.payment_gateway_url}/weather"
         request = urllib.request.Request(url, json.dumps(changes).encode(), method="PUT")  # noqa: S310 - our own
         urllib.request.urlopen(request, timeout=10).close()  # noqa: S310
@@ -94,7 +94,7 @@ class Stack:
 
 @dataclass(slots=True)
 class MeasuredSale:
-    """One product's sale: load on it, what became of it, its books."""
+    """The sale of one product: its load, its results, its books."""
 
     stack: Stack
     report: Report
@@ -103,7 +103,7 @@ class MeasuredSale:
     log: Path
 
     async def buy(self, processes: int = 1, stop: asyncio.Event | None = None, **plan: object) -> Result:
-        """Do a plan; noted with what the load generator itself cost."""
+        """Run a plan, and record it with the load generator's own cost."""
         options = {"base_url": self.stack.url, "tokens": str(self.stack.tokens), "products": (self.product,), **plan}
         result = await run(Plan(processes=processes, log=str(self.log), **options), stop)  # type: ignore[arg-type]  # a measurement's options
         self.report.note_generator(self.name, result, processes)
@@ -115,7 +115,7 @@ class MeasuredSale:
         return Counts(accepted, now.version - accepted, accepted - now.entries)
 
     async def until_ended(self, share: float = 1.0, deadline_s: float = 300.0) -> Counts:
-        """Wait for so many of the accepted orders to end. Raises TooSlow."""
+        """Wait until this share of the accepted orders has ended. Raises TooSlow."""
         until = time.monotonic() + deadline_s
         while (counts := await self.counts()).ended < share * counts.accepted:
             if time.monotonic() > until:
@@ -124,11 +124,11 @@ class MeasuredSale:
         return counts
 
     async def check_books(self, deadline_s: float = 300.0) -> None:
-        """Let the rest end in fair weather, then audit; noted in the report. Raises TooSlow."""
+        """Let the other orders end in fair weather, audit, and record the result. Raises TooSlow."""
         self.stack.weather(**FAIR)
         await self.until_ended(deadline_s=deadline_s)
         words = ["--product", str(self.product), "--wait", "60", "--json"]
-        if self.log.exists():  # orders that no client sent are in no client's log
+        if self.log.exists():  # only orders that clients sent are in the client log
             words += ["--client-log", str(self.log)]
         said = await asyncio.to_thread(thrones, "audit", *words, timeout_s=AUDIT_TIMEOUT_S, failing=True)
         audit = json.loads(said.splitlines()[0])
@@ -141,9 +141,9 @@ class MeasuredSale:
 async def own_stack_running(
     state_dir: Path, settings: Mapping[str, str] = MappingProxyType({})
 ) -> AsyncIterator[Stack]:
-    """A new stack on free ports, deleted in the end; this process' environment names it meanwhile.
+    """A new stack on free ports, deleted at the end. Within the context the environment of this process names it.
 
-    Raises CommandFailed when it does not come up.
+    Raises CommandFailed if it does not start.
     """
     saved = dict(os.environ)
     for name in FOREIGN:

@@ -1,7 +1,7 @@
 """Ten thousand clients watch one product on one `thrones sse` worker while its stock changes 1,000 times a second.
 
-The stock is changed in Redis itself, a unit taken to `held` and given back, so that the stream is measured and not the
-sale; each change takes a version, and what a client is told is timed from the oldest change that it had not been told.
+The stock is changed directly in Redis (a unit moves to `held` and back), so that the stream is measured and not the sale. Each
+change has a version. The delay of a value at a client counts from the oldest change that the client had not received.
 """
 
 import asyncio
@@ -28,7 +28,7 @@ MEASURED = 200
 CHANGES_PER_S = 1_000
 TURN_S = 0.01
 CONNECT_DEADLINE_S = 120.0
-SETTLE_S = 2.0  # after the last client has connected
+SETTLE_S = 2.0  # after the last connection
 
 
 async def measure(stack: Stack, report: Report, size: Size) -> None:
@@ -47,7 +47,7 @@ async def measure(stack: Stack, report: Report, size: Size) -> None:
         took_s = time.monotonic() - started_s
         cpu_share = (sum(worker.cpu_times()[:2]) - cpu_s) / took_s
         crowd, measured = [await _seen(process) for process in watching]
-    thrones("stock", "rebuild", str(sale.product))  # new books: the changes were nobody's orders
+    thrones("stock", "rebuild", str(sale.product))  # new books: the changes belong to no orders
     delays = [delay for values in measured.values for delay in delays_ms(changed, values)]
     _note(report, size, delays, crowd, measured, full_kb - empty_kb)
     report.notes["stock stream: changes/s"] = round(len(changed) / took_s, 1)
@@ -64,13 +64,13 @@ def _note(report: Report, size: Size, delays: list[float], crowd: Seen, measured
     report.notes["stock stream: connections lost"] = crowd.lost + measured.lost
     report.notes["stock stream: events/s"] = round((crowd.events + measured.events) / size.stream_s)
     report.notes["stock stream: memory a client, KB"] = round(grown_kb / size.clients, 1)
-    if size.clients >= 10_000:  # the goals are for so many
+    if size.clients >= 10_000:  # the goals are for this number
         report.add("stream_p99", spread.p99)
         report.add("stream_kb", grown_kb / size.clients)
 
 
 def delays_ms(changed: Mapping[int, float], told: Sequence[tuple[int, float]]) -> Iterable[float]:
-    """Of each value that a client was told: since the oldest change it had not been told. Times in monotonic seconds."""
+    """The delay of each received value since the oldest change that the client had not received. Monotonic seconds."""
     for (before, _), (version, told_s) in pairwise(told):
         oldest = before + 1
         if version >= oldest and oldest in changed:
@@ -78,7 +78,7 @@ def delays_ms(changed: Mapping[int, float], told: Sequence[tuple[int, float]]) -
 
 
 async def _watch(server: Extra, sale: MeasuredSale, clients: int, *, measured: bool) -> asyncio.subprocess.Process:
-    """Returns when all are connected. Raises RuntimeError when they cannot be."""
+    """Returns when all are connected. Raises RuntimeError if they cannot connect."""
     process = await asyncio.create_subprocess_exec(
         sys.executable,
         "-m",
@@ -102,7 +102,7 @@ async def _seen(process: asyncio.subprocess.Process) -> Seen:
 
 
 async def _change(sale: MeasuredSale, seconds: float) -> dict[int, float]:
-    """When each version was made, by its own timetable: what is late is made up for."""
+    """Change the stock on a timetable, catching up when late. Returns the time of each version."""
     changed: dict[int, float] = {}
     started_s, units = time.monotonic(), 1
     while (passed_s := time.monotonic() - started_s) < seconds or units < 0:

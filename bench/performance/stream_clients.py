@@ -1,7 +1,7 @@
-"""Many watchers of one product's stock, as a process: a plan on standard input, "ready", a line to end it, what they saw out.
+"""A process with many watchers of one stock. It reads a plan, prints "ready", waits for a line, and prints the results.
 
-A few are measured: they read at once and note when each value came. The others only read, once a second, so that ten
-thousand clients cost the machine little more than what the server pays for them.
+A few watchers are measured: they read at once and record the time of each value. The others only read once a second, so
+that ten thousand clients cost the machine little more than the work of the server.
 """
 
 import asyncio
@@ -30,7 +30,7 @@ class Watch(msgspec.Struct, frozen=True):
 
 
 class Seen(msgspec.Struct):
-    """`values`: for each measured client the versions that it was told, and when (monotonic seconds, the machine's)."""
+    """`values`: for each measured client its received versions and their times (monotonic seconds of the machine)."""
 
     values: list[list[tuple[int, float]]] = []
     events: int = 0
@@ -43,7 +43,7 @@ def _request(watch: Watch) -> bytes:
 
 
 class Watcher(asyncio.Protocol):
-    """Notes each value as it comes."""
+    """Records each value on arrival."""
 
     def __init__(self, request: bytes, seen: Seen) -> None:
         self._request, self._seen = request, seen
@@ -82,7 +82,7 @@ async def _measure(watch: Watch) -> Seen:
 
 
 async def _report_ready_and_wait() -> None:
-    """Connected: say so; return at the word to end."""
+    """Report that all are connected; return when told to end."""
     sys.stdout.buffer.write(READY)
     sys.stdout.buffer.flush()
     await asyncio.to_thread(sys.stdin.buffer.readline)
@@ -99,7 +99,7 @@ async def _crowd(watch: Watch) -> Seen:
 
 
 def _open(port: int, request: bytes) -> socket.socket:
-    """Raises OSError, also where the answer is no stream."""
+    """Raises OSError, also if the answer is not a stream."""
     sock = socket.create_connection(("127.0.0.1", port), CONNECT_TIMEOUT_S)
     sock.sendall(request)
     if b" 200 " not in sock.recv(READ_BYTES)[:20]:
@@ -109,7 +109,7 @@ def _open(port: int, request: bytes) -> socket.socket:
 
 
 def _read(sock: socket.socket, seen: Seen) -> bool:
-    """Count the events that have come since the last look; False where the server has gone."""
+    """Count the events since the last read; returns False if the server has closed."""
     try:
         data = sock.recv(READ_BYTES)
     except BlockingIOError:

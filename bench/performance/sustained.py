@@ -1,4 +1,4 @@
-"""Orders a second that the whole pipeline ends for a minute, payment included, while its backlog does not grow."""
+"""The rate that the whole pipeline sustains for a minute, payment included, without a growing backlog."""
 
 import asyncio
 import statistics
@@ -11,15 +11,15 @@ from .report import Report
 from .size import Size
 from .stack import Counts, MeasuredSale, Stack
 
-FIRST_SHARE = 0.75  # of the rate at which a backlog drains, to begin with: acceptance costs as well
-CAREFUL_SHARE = 0.6  # where nothing else is tried
-FALLBACK_RATE = 300.0  # where no backlog was drained before
-IN_FLIGHT_S = 3.0  # a charge's own time (p95 2.3 s): so much may always be under way
-GROWTH_MAX = 0.03  # of the window's orders may the backlog grow beyond that
+FIRST_SHARE = 0.75  # first try, as a share of the drain rate of a backlog: acceptance costs CPU too
+CAREFUL_SHARE = 0.6  # if only one rate is tried
+FALLBACK_RATE = 300.0  # if no backlog was drained before
+IN_FLIGHT_S = 3.0  # the time of a charge (p95 2.3 s): this much may always be in flight
+GROWTH_MAX = 0.03  # allowed growth of the backlog beyond that, as a share of the orders in the window
 TRIES = 3
-EDGE_S = 0.5  # before the last arrival the window ends
+EDGE_S = 0.5  # the window ends before the last arrival
 ANSWERED_MIN = 0.99
-ENDED_MIN = 0.95  # of the window's orders: a short window has room for a backlog that a long one has not
+ENDED_MIN = 0.95  # share of the orders in the window: a short window could hide a growing backlog
 
 
 async def measure(stack: Stack, report: Report, size: Size) -> None:
@@ -50,7 +50,7 @@ def _first_rate(report: Report, share: float) -> float:
 
 
 async def _run(sale: MeasuredSale, rate: float, seconds: float) -> tuple[bool, float]:
-    """Whether it was sustained, and orders ended a second in the window after the first charges have ended."""
+    """Whether the rate was sustained, and the orders ended a second after the first charges have ended."""
     await sale.until_ended(0.999)
     async with asyncio.TaskGroup() as group:
         arrivals = group.create_task(sale.buy(mode="open", rate=rate, seconds=seconds + IN_FLIGHT_S))
@@ -62,7 +62,7 @@ async def _run(sale: MeasuredSale, rate: float, seconds: float) -> tuple[bool, f
 
 
 def is_sustained(before: Counts, after: Counts, rate: float, result: Result) -> bool:
-    """All were answered, as many ended as came, and the backlog did not grow beyond what charges take."""
+    """All were answered, as many ended as arrived, and the backlog did not grow beyond the charges in flight."""
     accepted = after.accepted - before.accepted
     answered = result.accepted >= ANSWERED_MIN * result.arrivals
     keeps_up = after.ended - before.ended >= ENDED_MIN * accepted
