@@ -7,16 +7,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
-from sale.books.due import FARTHEST_LOOK_MS
+from sale.books.due import MAX_CHECK_DELAY_MS
 from schemas.order_state import Entry, Next, Status, advance
 from schemas.topics import ORDER_STAGE_GROUP, PAYMENT_STAGE_GROUP, PROJECTOR_GROUP
 
 STRANDED_AFTER_MS = 2_000  # the last push is older by this than the watermark: clocks, and the publisher's own linger
-FIRST_LOOK_AGAIN_MS = 100
-FIRST_PUSH_AGAIN_MS = 2_000
-LOOK_AGAIN_MOST_MS = 60_000
+FIRST_RECHECK_MS = 100
+FIRST_REPUSH_MS = 2_000
+MAX_BACKOFF_MS = 60_000
 
-Watermarks = Mapping[str, int | None]  # by group; None where Kafka cannot say
+WatermarksByGroup = Mapping[str, int | None]  # by group; None where Kafka cannot say
 T = TypeVar("T")
 
 # Who should move an order that waits for this step.
@@ -29,7 +29,7 @@ MOVED_BY: dict[Next, str] = {
 
 
 @dataclass(frozen=True, slots=True)
-class Standing:
+class OrderSnapshot:
     """One order as it was read: the watermarks first, then the entry, then the row, so that neither is older than them.
 
     All times are of the relay's own machine; how old an entry or a row is, Redis or Postgres has said.
@@ -43,12 +43,12 @@ class Standing:
 
 
 @dataclass(slots=True)
-class Memory:
+class PushState:
     """What this leader did about an order. A new leader starts from nothing: its first push may be one too many."""
 
     last_push_ms: int = 0
     pushes: int = 0
-    looks: int = 0  # since the last push
+    checks: int = 0  # since the last push
     step: Next | None = None  # that was owed at the last look
     owed_since_ms: int = 0  # as far as this leader has seen
 
@@ -59,42 +59,42 @@ class Decision:
 
     step: Next
     push: bool
-    look_again_ms: int
+    next_check_ms: int
 
 
-def decide(standing: Standing, memory: Memory, watermarks: Watermarks) -> Decision:
+def decide(standing: OrderSnapshot, memory: PushState, watermarks: WatermarksByGroup) -> Decision:
     """Raises ValueError for a row status that Postgres never stores."""
     step = advance(standing.row, standing.entry, current_epoch=standing.current_epoch)
     if step is Next.REBUILD:
-        return Decision(step, push=True, look_again_ms=_backoff_ms(FIRST_PUSH_AGAIN_MS, memory.pushes))
+        return Decision(step, push=True, next_check_ms=_backoff_ms(FIRST_REPUSH_MS, memory.pushes))
     group = MOVED_BY.get(step)
     if group is None:
-        return Decision(step, push=False, look_again_ms=_backoff_ms(FIRST_PUSH_AGAIN_MS, memory.looks))
+        return Decision(step, push=False, next_check_ms=_backoff_ms(FIRST_REPUSH_MS, memory.checks))
     watermark = watermarks.get(group)
     came_here_ms = max(standing.entry_at_ms, standing.row_updated_ms)
     if memory.step is step:  # the clock that dated it may have been set back since: it would seem new for an hour
         came_here_ms = min(came_here_ms, memory.owed_since_ms)
     stranded_from_ms = max(came_here_ms, memory.last_push_ms) + STRANDED_AFTER_MS
     if watermark is not None and stranded_from_ms <= watermark:
-        return Decision(step, push=True, look_again_ms=_backoff_ms(FIRST_PUSH_AGAIN_MS, memory.pushes))
+        return Decision(step, push=True, next_check_ms=_backoff_ms(FIRST_REPUSH_MS, memory.pushes))
     wait_ms = stranded_from_ms - watermark if watermark is not None else 0
-    wait_ms = min(max(wait_ms, _backoff_ms(FIRST_LOOK_AGAIN_MS, memory.looks)), FARTHEST_LOOK_MS)
-    return Decision(step, push=False, look_again_ms=wait_ms)
+    wait_ms = min(max(wait_ms, _backoff_ms(FIRST_RECHECK_MS, memory.checks)), MAX_CHECK_DELAY_MS)
+    return Decision(step, push=False, next_check_ms=wait_ms)
 
 
 def _backoff_ms(first_ms: int, times: int) -> int:
     """100, 200, 400 ... for looks and 2,000, 4,000, 8,000 ... for pushes; at most a minute."""
-    return int(min(first_ms * 2 ** min(times, 16), LOOK_AGAIN_MOST_MS))
+    return int(min(first_ms * 2 ** min(times, 16), MAX_BACKOFF_MS))
 
 
-def looked(memory: Memory, step: Next, now_ms: int) -> None:
-    memory.looks += 1
+def record_check(memory: PushState, step: Next, now_ms: int) -> None:
+    memory.checks += 1
     if memory.step is not step:
         memory.step, memory.owed_since_ms = step, now_ms
 
 
-def pushed(memory: Memory, now_ms: int) -> None:
-    memory.last_push_ms, memory.pushes, memory.looks = now_ms, memory.pushes + 1, 0
+def record_push(memory: PushState, now_ms: int) -> None:
+    memory.last_push_ms, memory.pushes, memory.checks = now_ms, memory.pushes + 1, 0
 
 
 @dataclass(slots=True)

@@ -24,7 +24,7 @@ class Gauges:
     redis: Redis
     watermarks: Watermarks
 
-    async def turn(self, products: Iterable[ProductId]) -> None:
+    async def run_once(self, products: Iterable[ProductId]) -> None:
         """One look. Raises when a store cannot say."""
         try:
             await self._read_stock(list(products))

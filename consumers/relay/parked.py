@@ -32,7 +32,7 @@ class Parked:
     publisher: Publisher
     _sent: dict[int, "asyncio.Future[None]"] = field(default_factory=dict)
 
-    async def turn(self, in_force: Iterable[ProductId]) -> None:
+    async def run_once(self, in_force: Iterable[ProductId]) -> None:
         """Send what may go on; delete what was acknowledged. Waits for no broker. Raises when Postgres cannot say."""
         ended = {id_: sent for id_, sent in self._sent.items() if sent.done()}
         published = [id_ for id_, sent in ended.items() if not sent.cancelled() and sent.exception() is None]

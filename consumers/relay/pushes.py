@@ -11,7 +11,16 @@ from typing import assert_never
 
 import asyncpg
 
-from consumers.relay.decisions import Allowance, Decision, Memory, Standing, decide, looked, pushed, rotated
+from consumers.relay.decisions import (
+    Allowance,
+    Decision,
+    OrderSnapshot,
+    PushState,
+    decide,
+    record_check,
+    record_push,
+    rotated,
+)
 from infra.kafka.publisher import Publisher
 from infra.kafka.watermarks import Watermarks
 from infra.logs import get_logger
@@ -30,7 +39,7 @@ from schemas.order_state import Entry, Next, advance
 from schemas.topics import CONSUMED_BY, ORDERS, PAYMENTS
 
 PUSHES_PER_S = 1_000
-LOOKS_A_TURN = 500
+CHECKS_PER_ROUND = 500
 REMEMBERED = 200_000  # orders whose pushes are remembered; the oldest are forgotten, and looked at as if new
 ANNOUNCE_TIMEOUT_S = 5.0  # Redis or Kafka is away: the next turn finds out
 
@@ -55,15 +64,15 @@ class Pusher:
     desk: SettlementDesk
     watermarks: Watermarks
     allowance: Allowance = field(default_factory=lambda: Allowance(PUSHES_PER_S))
-    _memories: OrderedDict[OrderId, Memory] = field(default_factory=OrderedDict)
+    _memories: OrderedDict[OrderId, PushState] = field(default_factory=OrderedDict)
     _unacknowledged: set[OrderId] = field(default_factory=set)
-    _turns: int = 0
+    _rounds: int = 0
 
     @property
     def due_list(self) -> DueList:
         return DueList(self.inventory.redis)
 
-    async def turn(self, epochs: Mapping[ProductId, int]) -> int:
+    async def run_once(self, epochs: Mapping[ProductId, int]) -> int:
         """One look at each product whose books are in force (`epochs`). Returns how many orders were looked at."""
         redis_ahead_ms = await clock_ms(self.inventory.redis) - since_boot_ms()
         products = await self.due_list.products_with_due(list(epochs), since_boot_ms() + redis_ahead_ms)
@@ -73,19 +82,19 @@ class Pusher:
         marks = {group: await self.watermarks.watermark(group) for group in CONSUMED_BY}
         if all(mark is None for mark in marks.values()):
             return 0
-        self._turns += 1
+        self._rounds += 1
         seen = 0
         self.allowance.refill(since_boot_ms())
-        for product, to_come in zip(rotated(products, self._turns), range(len(products), 0, -1), strict=True):
+        for product, to_come in zip(rotated(products, self._rounds), range(len(products), 0, -1), strict=True):
             allowed = self.allowance.share(to_come)
-            seen += await self._turn_of(product, epochs[product], marks, redis_ahead_ms, allowed)
+            seen += await self._push_product(product, epochs[product], marks, redis_ahead_ms, allowed)
         return seen
 
-    async def _turn_of(
+    async def _push_product(
         self, product: ProductId, epoch: int, marks: Mapping[str, int | None], redis_ahead_ms: int, allowed: int
     ) -> int:
         now = since_boot_ms()
-        ids = await self.due_list.due(product, now + redis_ahead_ms, LOOKS_A_TURN) if allowed else []
+        ids = await self.due_list.due(product, now + redis_ahead_ms, CHECKS_PER_ROUND) if allowed else []
         if not ids:
             return 0
         try:
@@ -101,7 +110,7 @@ class Pusher:
             for id_, entry in entries.items()
         ]
         to_push = [order for order in orders if order.decision.push][:allowed]
-        await self._look_again(product, orders, {order.entry.order_id for order in to_push}, now + redis_ahead_ms)
+        await self._postpone(product, orders, {order.entry.order_id for order in to_push}, now + redis_ahead_ms)
         self.allowance.spend(len(to_push))
         await self._push(product, to_push)
         return len(ids)
@@ -116,7 +125,7 @@ class Pusher:
         self, entry: HeldEntry, row: OrderRow | None, epoch: int, marks: Mapping[str, int | None], entry_at_ms: int
     ) -> _Order:
         now = since_boot_ms()
-        standing = Standing(
+        standing = OrderSnapshot(
             entry=entry.state,
             entry_at_ms=entry_at_ms,
             row=row.status if row else None,
@@ -125,32 +134,32 @@ class Pusher:
         )
         memory = self._memory(entry.order_id)
         decision = decide(standing, memory, marks)
-        looked(memory, decision.step, now)
+        record_check(memory, decision.step, now)
         if decision.push and entry.order_id in self._unacknowledged:
-            decision = Decision(decision.step, push=False, look_again_ms=decision.look_again_ms)
+            decision = Decision(decision.step, push=False, next_check_ms=decision.next_check_ms)
         return _Order(entry, row, decision)
 
-    def _memory(self, order_id: OrderId) -> Memory:
-        memory = self._memories.setdefault(order_id, Memory())
+    def _memory(self, order_id: OrderId) -> PushState:
+        memory = self._memories.setdefault(order_id, PushState())
         self._memories.move_to_end(order_id)
         if len(self._memories) > REMEMBERED:
             self._memories.popitem(last=False)
         return memory
 
-    async def _look_again(self, product: ProductId, orders: Sequence[_Order], pushing: set[OrderId], now: int) -> None:
+    async def _postpone(self, product: ProductId, orders: Sequence[_Order], pushing: set[OrderId], now: int) -> None:
         """What may not be pushed for lack of allowance stays due, and is the oldest next time."""
         looks = {
-            order.entry.order_id: now + order.decision.look_again_ms
+            order.entry.order_id: now + order.decision.next_check_ms
             for order in orders
             if order.entry.order_id in pushing or not order.decision.push
         }
-        await self.due_list.look_again(product, looks)
+        await self.due_list.postpone(product, looks)
 
     async def _push(self, product: ProductId, orders: Sequence[_Order]) -> None:
         ended: list[OrderRow] = []
         suspects: list[OrderId] = []
         for order in orders:
-            pushed(self._memory(order.entry.order_id), since_boot_ms())
+            record_push(self._memory(order.entry.order_id), since_boot_ms())
             _pushes.labels(order.decision.step.name.lower()).inc()
             match order.decision.step:
                 case Next.PLACE:

@@ -10,13 +10,13 @@ from contextlib import AsyncExitStack
 import asyncpg
 from aiokafka.errors import KafkaError
 
-from consumers.relay.books import LOG_EVERY_S, MARK_EVERY_S, Keeper
 from consumers.relay.gauges import REFRESH_INTERVAL_S, Gauges
-from consumers.relay.parked import POLL_INTERVAL_S as PARKED_EVERY_S
+from consumers.relay.keeper import LOG_INTERVAL_S, MARK_INTERVAL_S, Keeper
+from consumers.relay.parked import POLL_INTERVAL_S as PARKED_INTERVAL_S
 from consumers.relay.parked import Parked
 from consumers.relay.pushes import Pusher
-from consumers.relay.samples import SAMPLE_EVERY_S, Sampler
-from consumers.relay.trail import POLL_INTERVAL_S as TRAIL_EVERY_S
+from consumers.relay.samples import SAMPLE_INTERVAL_S, Sampler
+from consumers.relay.trail import POLL_INTERVAL_S as TRAIL_INTERVAL_S
 from consumers.relay.trail import Trail
 from infra.kafka.publisher import Publisher
 from infra.kafka.watermarks import Watermarks
@@ -32,10 +32,12 @@ from sale.books.inventory import Inventory
 from sale.openings import EventLog
 from sale.settlement import SettlementDesk
 
-BOOKS_EVERY_S = 0.2
-PUSH_EVERY_S = 0.1
+BOOKS_INTERVAL_S = 0.2
+PUSH_INTERVAL_S = 0.1
 PAUSE_S = 0.5  # after a store could not be reached
-TURN_MAX_S = 30.0  # every call in a turn has a deadline of its own; should one hang all the same, the turn is given up
+ROUND_TIMEOUT_S = (
+    30.0  # every call in a turn has a deadline of its own; should one hang all the same, the turn is given up
+)
 SERVER_ERRORS = (*UNAVAILABLE, RedisError, KafkaError)
 REDIS_TIMEOUT_S = 5.0
 
@@ -89,35 +91,35 @@ async def _loops(
     parked = Parked(pool, publisher)
 
     async def push() -> None:
-        await pusher.turn(keeper.in_force)
+        await pusher.run_once(keeper.in_force)
 
     async def sample() -> None:
-        await sampler.turn(keeper.in_force)
+        await sampler.run_once(keeper.in_force)
 
     async def send_parked() -> None:
-        await parked.turn(keeper.in_force)
+        await parked.run_once(keeper.in_force)
 
     async def refresh_gauges() -> None:
-        await gauges.turn(keeper.in_force)
+        await gauges.run_once(keeper.in_force)
 
     async with asyncio.TaskGroup() as group:
-        group.create_task(_repeat("books", BOOKS_EVERY_S, keeper.turn))
-        group.create_task(_repeat("log", LOG_EVERY_S, keeper.check_log))
-        group.create_task(_repeat("marks", MARK_EVERY_S, keeper.mark_verified))
-        group.create_task(_repeat("pushes", PUSH_EVERY_S, push))
-        group.create_task(_repeat("samples", SAMPLE_EVERY_S, sample))
-        group.create_task(_repeat("parked", PARKED_EVERY_S, send_parked))
+        group.create_task(_repeat("books", BOOKS_INTERVAL_S, keeper.run_once))
+        group.create_task(_repeat("log", LOG_INTERVAL_S, keeper.check_log))
+        group.create_task(_repeat("marks", MARK_INTERVAL_S, keeper.mark_verified))
+        group.create_task(_repeat("pushes", PUSH_INTERVAL_S, push))
+        group.create_task(_repeat("samples", SAMPLE_INTERVAL_S, sample))
+        group.create_task(_repeat("parked", PARKED_INTERVAL_S, send_parked))
         group.create_task(_repeat("gauges", REFRESH_INTERVAL_S, refresh_gauges))
-        group.create_task(_repeat("trail", TRAIL_EVERY_S, Trail(pool, publisher).turn))
+        group.create_task(_repeat("trail", TRAIL_INTERVAL_S, Trail(pool, publisher).run_once))
 
 
-async def _repeat(what: str, every_s: float, turn: Callable[[], Awaitable[object]]) -> None:
+async def _repeat(what: str, every_s: float, run_once: Callable[[], Awaitable[object]]) -> None:
     """Until cancelled; a store that is away is waited for, anything else ends the process."""
     away = False
     while not cancelled():
         try:
-            async with asyncio.timeout(TURN_MAX_S):
-                await turn()
+            async with asyncio.timeout(ROUND_TIMEOUT_S):
+                await run_once()
         except SERVER_ERRORS as error:
             if not away:
                 log.warning("waiting", what=what, error=repr(error))

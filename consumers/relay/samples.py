@@ -12,7 +12,7 @@ from schemas.events import StockChanged
 from schemas.ids import ProductId
 from schemas.topics import STOCK_CHANGES
 
-SAMPLE_EVERY_S = 0.05
+SAMPLE_INTERVAL_S = 0.05
 
 
 @dataclass(slots=True)
@@ -24,7 +24,7 @@ class Sampler:
     _published: dict[ProductId, StockLevel] = field(default_factory=dict)
     _under_way: dict[ProductId, "asyncio.Future[None]"] = field(default_factory=dict)
 
-    async def turn(self, products: Iterable[ProductId]) -> None:
+    async def run_once(self, products: Iterable[ProductId]) -> None:
         wanted = [product for product in products if not self._is_under_way(product)]
         for product, level in zip(wanted, await self.books.levels(wanted), strict=True):
             if level is not None and self._published.get(product) != level:

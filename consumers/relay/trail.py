@@ -28,7 +28,7 @@ class Trail:
     publisher: Publisher
     _sent: dict[int, "asyncio.Future[None]"] = field(default_factory=dict)
 
-    async def turn(self) -> None:
+    async def run_once(self) -> None:
         """Hand over what is new; mark what was acknowledged. Waits for no broker. Raises when Postgres cannot say."""
         ended = {id_: sent for id_, sent in self._sent.items() if sent.done()}
         published = [id_ for id_, sent in ended.items() if not sent.cancelled() and sent.exception() is None]

@@ -18,7 +18,7 @@ STALLED_S = 8.0
 # The kernel's limit: it drops a peer that acknowledges nothing for so long, or keeps its window closed. It probes a silent
 # connection every few seconds. A frame in between restarts the time; even then it takes less than 10 s.
 UNACKNOWLEDGED_MS = 5_000
-ASK_AFTER_S, ASK_EVERY_S = 3, 1
+PROBE_AFTER_S, PROBE_INTERVAL_S = 3, 1
 SEND_BUFFER_BYTES = 32 * 1024
 KEEP_ALIVE_INTERVAL_S = 15.0
 _streams_cut = GATEWAY_STREAMS_CUT.make()
@@ -141,6 +141,6 @@ class EventStream:
 def _limit(sock: socket.socket) -> None:
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER_BYTES)
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, ASK_AFTER_S)
-    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, ASK_EVERY_S)
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, PROBE_AFTER_S)
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, PROBE_INTERVAL_S)
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, UNACKNOWLEDGED_MS)

@@ -70,10 +70,10 @@ class OrderStream:
             elif loop.time() - alive_at > KEEP_ALIVE_INTERVAL_S:
                 stream.push(KEEP_ALIVE)
                 alive_at = loop.time()
-            await self._next_look(stream, news)
+            await self._next_read(stream, news)
             view = await self._reader.again(view)
 
-    async def _next_look(self, stream: EventStream, news: News) -> None:
+    async def _next_read(self, stream: EventStream, news: News) -> None:
         if news.terminal:
             await asyncio.sleep(FIRST_POLL_S)
             return

@@ -34,8 +34,8 @@ from schemas.events import StockChanged
 from schemas.ids import ProductId
 
 STREAMS_MAX = 10_000  # a worker
-READ_EVERY_S = 2.0
-AT_MOST_EVERY_S = 0.05  # values that come faster are merged into the newest
+READ_INTERVAL_S = 2.0
+MIN_INTERVAL_S = 0.05  # values that come faster are merged into the newest
 TURN = 500  # writes between two looks at other work
 
 _streams = GATEWAY_STREAMS.make()
@@ -66,7 +66,7 @@ class StockHub:
     def __init__(self, settings: Settings, books: Books) -> None:
         self._books = books
         self._products: dict[bytes, _Watched] = {}
-        self._tail = Tail(settings, topics.STOCK_CHANGES, self._take, self._look_again)
+        self._tail = Tail(settings, topics.STOCK_CHANGES, self._take, self._read_soon)
         self._news = asyncio.Event()
         self._again = asyncio.Event()
         self.count = 0
@@ -137,7 +137,7 @@ class StockHub:
             if isinstance(event, StockChanged):
                 self.offer(ProductId(event.product_id), (event.epoch, event.version), event.available)
 
-    def _look_again(self) -> None:
+    def _read_soon(self) -> None:
         self._again.set()
 
     async def _spread(self) -> None:
@@ -145,7 +145,7 @@ class StockHub:
             await self._news.wait()
             self._news.clear()
             await self._deliver_all()
-            await asyncio.sleep(AT_MOST_EVERY_S)
+            await asyncio.sleep(MIN_INTERVAL_S)
 
     async def _deliver_all(self) -> None:
         done = 0
@@ -160,7 +160,7 @@ class StockHub:
         """Every 2 s, and when the tail has just found its end: what happened before that is not on it."""
         while True:
             with suppress(TimeoutError):
-                async with asyncio.timeout(READ_EVERY_S):
+                async with asyncio.timeout(READ_INTERVAL_S):
                     await self._again.wait()
             self._again.clear()
             products = [ProductId(int(key)) for key in self._products]

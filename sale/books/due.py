@@ -10,7 +10,9 @@ from infra.redis.client import Redis
 from sale.books import keys
 from schemas.ids import OrderId, ProductId, parse_order_id
 
-FARTHEST_LOOK_MS = 300_000  # no look is put off longer: one that is further away was dated by a clock that was set back
+MAX_CHECK_DELAY_MS = (
+    300_000  # no look is put off longer: one that is further away was dated by a clock that was set back
+)
 SCAN = 1_000  # entries looked through at once
 
 
@@ -33,12 +35,12 @@ class DueList:
         found = chain.from_iterable(await self._redis.replies(commands))
         return [OrderId(id_.decode()) for id_ in islice(found, most)]
 
-    async def look_again(self, product: ProductId, at_ms: Mapping[OrderId, int]) -> None:
+    async def postpone(self, product: ProductId, at_ms: Mapping[OrderId, int]) -> None:
         """Put off the looks at orders that are on the list still."""
         if at_ms:
             await self._redis.zadd(keys.due(product), {str(id_): at for id_, at in at_ms.items()}, xx=True)
 
-    async def look_soon(self, product: ProductId, at_ms: Mapping[OrderId, int]) -> None:
+    async def bring_forward(self, product: ProductId, at_ms: Mapping[OrderId, int]) -> None:
         """Bring forward the looks at orders that are on the list still."""
         if at_ms:
             await self._redis.zadd(keys.due(product), {str(id_): at for id_, at in at_ms.items()}, xx=True, lt=True)
@@ -70,4 +72,4 @@ class DueList:
 
 def due_ranges(now_ms: int) -> tuple[tuple[int, int], tuple[int, str]]:
     """The scores of looks that are due: the past, and what can only have been dated before Redis' clock was set back."""
-    return (0, now_ms), (now_ms + FARTHEST_LOOK_MS + 1, "+inf")
+    return (0, now_ms), (now_ms + MAX_CHECK_DELAY_MS + 1, "+inf")

@@ -22,8 +22,8 @@ from schemas.ids import OrderId, ProductId, UserId
 from schemas.order_state import RANK, TERMINAL, Entry
 
 KEY_LIFETIME_MS = 24 * 3_600_000  # acceptances are remembered this long
-FIRST_LOOK_MS = 2_000  # a gateway killed between reserving and publishing is noticed after this
-NEXT_LOOK_MS = 2_000
+FIRST_CHECK_MS = 2_000  # a gateway killed between reserving and publishing is noticed after this
+NEXT_CHECK_MS = 2_000
 NOTHING_SEEN = (0, 0)
 # How long the read model shows a status that the log told. There is a row then, and Postgres answers afterwards. Who waited
 # for an order's end has seen it within minutes; what ends within this time has to fit into memory at once.
@@ -153,7 +153,7 @@ class Inventory:
             wish.unit_price_cents,
             wish.currency,
             KEY_LIFETIME_MS,
-            FIRST_LOOK_MS,
+            FIRST_CHECK_MS,
             product,
             "" if wish.accepted_at_ms is None else wish.accepted_at_ms,
             *self._seen.get(product, NOTHING_SEEN),
@@ -183,7 +183,7 @@ class Inventory:
                     (
                         order_id,
                         entry.LETTERS[outcome],
-                        NEXT_LOOK_MS,
+                        NEXT_CHECK_MS,
                         *self._seen.get(product, NOTHING_SEEN),
                         DECLINES_COUNTED_MS if order_id in declined else "",
                     ),

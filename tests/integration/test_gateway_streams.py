@@ -88,7 +88,7 @@ async def test_news_from_the_log_arrive_without_waiting_for_the_next_look(
     gateway: GatewayClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The tail alone brings a change; looking at Redis every 2 s is the fallback."""
-    monkeypatch.setattr("gateway.watching.stock_stream.READ_EVERY_S", 60.0)
+    monkeypatch.setattr("gateway.watching.stock_stream.READ_INTERVAL_S", 60.0)
     product = await gateway.product(9)
     async with stream(gateway, f"/sse/stock/{product}") as events:
         await events.next()
@@ -192,7 +192,7 @@ async def test_a_reader_that_stops_reading_is_cut_and_delays_nobody(
     """Its buffers fill, it is skipped, then it is gone; the reader beside it sees every change in time."""
     monkeypatch.setattr(event_stream, "STALLED_S", 1.0)
     monkeypatch.setattr(event_stream, "SEND_BUFFER_BYTES", 4_096)
-    monkeypatch.setattr("gateway.watching.stock_stream.AT_MOST_EVERY_S", 0.0)
+    monkeypatch.setattr("gateway.watching.stock_stream.MIN_INTERVAL_S", 0.0)
     product = await gateway.product(10**6)
     cut_before = await _cut(gateway)
     slow = socket.create_connection(("127.0.0.1", int(gateway.url.rpartition(":")[2])))

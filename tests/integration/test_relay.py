@@ -14,8 +14,8 @@ from aiokafka.admin import AIOKafkaAdminClient
 
 from consumers.relay import decisions as relay_decisions
 from consumers.relay import relay
-from consumers.relay.books import Keeper
 from consumers.relay.decisions import Allowance
+from consumers.relay.keeper import Keeper
 from consumers.relay.pushes import Pusher
 from infra.kafka.client import Offsets, make_consumer
 from infra.kafka.watermarks import Watermarks
@@ -205,7 +205,7 @@ async def test_a_product_with_much_to_announce_leaves_the_others_their_share_of_
             await have_read_all(busy.settings, group, topic)
         watermarks = Watermarks(busy.settings)
         pusher = Pusher(busy.inventory, busy.pool, busy.publisher, busy.desk, watermarks, Allowance(100))
-        await pusher.turn({busy.product: 1, other.product: 1})
+        await pusher.run_once({busy.product: 1, other.product: 1})
         await watermarks.close()
         pushed = await busy.inventory.entries(busy.product, await entry_ids(busy))
         assert sum(entry.state is Entry.RELEASED for entry in pushed.values()) == 9
@@ -294,7 +294,7 @@ async def test_books_that_disagree_with_postgres_are_closed_and_rebuilt() -> Non
 
 
 async def test_an_entry_that_nobody_would_look_at_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(relay, "MARK_EVERY_S", 0.5)
+    monkeypatch.setattr(relay, "MARK_INTERVAL_S", 0.5)
     async with a_sale(10) as sale, a_tail(sale, ORDERS) as tail:
         wish, _ = await sale.reserve(1)
         await sale.redis.delete(keys.due(sale.product))
@@ -306,7 +306,7 @@ async def test_in_a_sale_that_never_rests_the_mark_moves_up_to_the_first_end_tha
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """So the next rebuild does not announce again what is over. An order that awaits its payment holds up no mark."""
-    monkeypatch.setattr(relay, "MARK_EVERY_S", 0.2)
+    monkeypatch.setattr(relay, "MARK_INTERVAL_S", 0.2)
     async with a_sale(10) as sale:
         waiting, waiting_held = await sale.reserve(1)
         await sale.place(waiting, waiting_held)
@@ -341,7 +341,7 @@ async def test_a_hundred_thousand_entries_are_looked_through_within_a_turn() -> 
             }
             await sale.redis.hset(keys.held(sale.product), mapping=entries)
         keeper = Keeper(sale.settings, sale.redis, sale.pool, sale.publisher, EventLog(sale.settings))
-        async with asyncio.timeout(relay.TURN_MAX_S):
+        async with asyncio.timeout(relay.ROUND_TIMEOUT_S):
             assert await keeper._owed_since(sale.product) is None
 
 

@@ -38,7 +38,7 @@ async def owed(sale: Sale) -> int:
 async def until_nothing_is_owed(sale: Sale, trail: Trail) -> None:
     async with asyncio.timeout(WITHIN_S):
         while await owed(sale):
-            await trail.turn()
+            await trail.run_once()
             await asyncio.sleep(0.05)
 
 
@@ -67,7 +67,7 @@ async def test_the_topic_says_what_the_table_says() -> None:
 async def test_a_leader_that_dies_before_the_mark_is_repeated_by_the_next_with_the_same_id() -> None:
     async with a_sale(2) as sale:
         await control(stores(sale), sale.product, PAUSE)
-        await Trail(sale.pool, sale.publisher).turn()
+        await Trail(sale.pool, sale.publisher).run_once()
         assert await owed(sale) == 1
         await until_nothing_is_owed(sale, Trail(sale.pool, sale.publisher))
         assert len(await told(sale)) == 2
@@ -84,7 +84,7 @@ async def test_with_kafka_away_the_action_is_in_force_and_its_record_waits_once(
             trail = Trail(sale.pool, publisher)
             assert (await control(stores(sale), sale.product, PAUSE)).state == "paused"
             for _ in range(5):
-                await trail.turn()
+                await trail.run_once()
             assert (await owed(sale), publisher.unpublished) == (1, 1)
             assert await told(sale) == []
             await proxy.listen()

@@ -14,7 +14,7 @@ from unittest.mock import patch
 from asyncpg import InterfaceError, PostgresError
 from msgspec import structs
 
-from consumers.relay.books import Keeper
+from consumers.relay.keeper import Keeper
 from consumers.relay.pushes import Pusher
 from gateway.buying import purchases as orders
 from gateway.buying.purchases import Purchases, decode_purchase
@@ -277,7 +277,7 @@ def slow_ends_and_no_second_look() -> Iterator[None]:
 
     with (
         patch.object(ConsumerPort, "seek_to_end", seek_to_end),
-        patch("gateway.watching.stock_stream.READ_EVERY_S", math.inf),
+        patch("gateway.watching.stock_stream.READ_INTERVAL_S", math.inf),
         patch("tests.simulation.buyers.WATCHES_PER_WISH", 0.0),
     ):
         yield

@@ -61,7 +61,7 @@ def _stand_ins(world: Any) -> dict[str, Any]:
         "consumers.relay.relay.Publisher": starts,
         "consumers.relay.relay.connect_postgres": pool,
         "consumers.relay.relay.connect_redis": redis,
-        "consumers.relay.books.create_topics": create_topics,
+        "consumers.relay.keeper.create_topics": create_topics,
         "gateway.buying.purchases.new_order_id": world.order_id,
         "gateway.watching.tail.make_consumer": consumer,
         "sale.books.rebuild.rebuild.Offsets": offsets,

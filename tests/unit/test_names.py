@@ -8,14 +8,10 @@ ROOT = Path(__file__).parents[2]
 ROOMS = ("schemas", "infra", "sale", "gateway", "streams", "consumers", "bench")
 
 
-# Being renamed just now: each goes from here with its second meaning.
-TWO_MEANINGS = {"Product"}
-
-
 def test_no_two_public_classes_share_a_name() -> None:
     modules: defaultdict[str, list[str]] = defaultdict(list)
     for path in (ROOT / "thrones.py", *(path for room in ROOMS for path in (ROOT / room).rglob("*.py"))):
         for node in ast.parse(path.read_text()).body:
             if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
                 modules[node.name].append(str(path.relative_to(ROOT)))
-    assert {name: places for name, places in modules.items() if len(places) > 1 and name not in TWO_MEANINGS} == {}
+    assert {name: places for name, places in modules.items() if len(places) > 1} == {}

@@ -27,7 +27,7 @@ from sale.books import keys
 from sale.books.due import DueList
 from sale.books.entry import HeldEntry
 from sale.books.inventory import KEY_LIFETIME_MS
-from sale.books.rebuild.books import LOOKS_PER_MS, PreparedBooks, head_of
+from sale.books.rebuild.prepared_books import CHECKS_PER_MS, PreparedBooks, head_of
 from sale.books.rebuild.sources import CHUNK, parked, placed_since, rows_in_chunks, survivors
 from sale.books.run import present_run
 from sale.books.scripts import SCRIPTS
@@ -342,7 +342,7 @@ class _Rebuild:
         await self._pool.execute(SQL.mark_verified, self._product, totals.verified_as_of)
         if opened.log_lost:
             await self._pool.execute(SQL.lost_log_is_told, self._product, epoch)
-        await self._look_soon(totals.started_at)
+        await self._bring_forward(totals.started_at)
         log.info(
             "books opened",
             product=self._product,
@@ -355,13 +355,13 @@ class _Rebuild:
         )
         return opened
 
-    async def _look_soon(self, started_at: datetime) -> None:
+    async def _bring_forward(self, started_at: datetime) -> None:
         """What has ended while the books were made is left to them (see settlement.py): nobody shall wait for its turn."""
         ended = [row["id"] for row in await self._pool.fetch(SQL.ended_since, self._product, started_at)]
         from_ms = now_ms()
         for first in range(0, len(ended), CHUNK):
-            looks = dict.fromkeys(ended[first : first + CHUNK], from_ms + first // LOOKS_PER_MS)
-            await DueList(self._redis).look_soon(self._product, looks)
+            looks = dict.fromkeys(ended[first : first + CHUNK], from_ms + first // CHECKS_PER_MS)
+            await DueList(self._redis).bring_forward(self._product, looks)
 
 
 def stock_fields(opened: StockOpened, product: Any, max_held: int, books: PreparedBooks, *, sold: int) -> list[str]:

@@ -18,7 +18,7 @@ from infra.redis.client import Redis
 from infra.settings import Settings
 from sale.books import keys
 from sale.books.entry import HeldEntry, parse, placed_head_of
-from sale.books.rebuild.books import head_of
+from sale.books.rebuild.prepared_books import head_of
 from sale.tables.queries import SQL
 from schemas import topics
 from schemas.codec import Undecodable, decode

@@ -29,9 +29,9 @@ from sale.openings import EventLog
 from sale.tables.queries import SQL
 from schemas.ids import ProductId
 
-PRODUCTS_EVERY_S = 0.5
-LOG_EVERY_S = 1.0
-MARK_EVERY_S = 10.0
+PRODUCTS_INTERVAL_S = 0.5
+LOG_INTERVAL_S = 1.0
+MARK_INTERVAL_S = 10.0
 GRACE_S = 5.0  # who creates a product opens its stock; afterwards it is ours to do
 BACKOFF_FIRST_S = 0.5
 BACKOFF_MOST_S = 10.0
@@ -82,8 +82,8 @@ class Keeper:
     log: EventLog
     in_force: dict[ProductId, int] = field(default_factory=dict)
     _rows: list[tuple[ProductId, int, bool]] = field(default_factory=list)
-    _rows_read_at: float = -PRODUCTS_EVERY_S
-    _log_checked_at: float = -LOG_EVERY_S
+    _rows_read_at: float = -PRODUCTS_INTERVAL_S
+    _log_checked_at: float = -LOG_INTERVAL_S
     _marked: dict[ProductId, tuple[int, int]] = field(default_factory=dict)
     _announced: dict[ProductId, int] = field(default_factory=dict)  # epoch whose stock.opened was seen on the log
     _rebuilding: dict[ProductId, asyncio.Task[None]] = field(default_factory=dict)
@@ -91,7 +91,7 @@ class Keeper:
     _seen: dict[ProductId, tuple[int, int]] = field(default_factory=dict)  # newest epoch and version of the books
     _slots: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(AT_ONCE))
 
-    async def turn(self) -> None:
+    async def run_once(self) -> None:
         """Read how things stand and start what rebuilds are due. Raises when a store cannot be read."""
         self._reap()
         run, seen = await present_run(self.redis), dict(self._seen)  # before the look: only what is read later counts
@@ -134,7 +134,7 @@ class Keeper:
         await asyncio.gather(*tasks, return_exceptions=True)
 
     async def _read_products(self) -> list[KeptProduct]:
-        if time.monotonic() - self._rows_read_at >= PRODUCTS_EVERY_S:
+        if time.monotonic() - self._rows_read_at >= PRODUCTS_INTERVAL_S:
             records = await self.pool.fetch(SQL.products)
             self._rows = [(ProductId(r["id"]), r["epoch"], _is_fresh(r)) for r in records]
             self._rows_read_at = time.monotonic()
@@ -184,7 +184,7 @@ class Keeper:
             _failures.inc()
             log.error("rebuild failed", product=product, reason=reason, failures=failures, error=repr(error))
         finally:
-            self._rows_read_at = -PRODUCTS_EVERY_S  # its epoch has changed
+            self._rows_read_at = -PRODUCTS_INTERVAL_S  # its epoch has changed
 
     async def mark_verified(self) -> None:
         """Note up to when all that ended is announced: the next rebuild need not announce it again. Also while a sale goes on."""

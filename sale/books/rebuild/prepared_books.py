@@ -14,16 +14,16 @@ from msgspec import UNSET
 
 from infra.redis.client import Redis, clock_ms
 from sale.books import key_record, keys
-from sale.books.due import FARTHEST_LOOK_MS
+from sale.books.due import MAX_CHECK_DELAY_MS
 from sale.books.entry import HeldEntry, PlacedHead, placed_head
-from sale.books.inventory import FIRST_LOOK_MS, KEY_LIFETIME_MS
+from sale.books.inventory import FIRST_CHECK_MS, KEY_LIFETIME_MS
 from sale.books.read_model import steps_text
 from sale.books.scripts import DIGESTS, SCRIPTS
 from schemas.clock import to_ms
 from schemas.ids import OrderId, ProductId, UserId
 from schemas.order_state import RANK, TERMINAL, Entry, Status
 
-LOOKS_PER_MS = 1  # the relay's looks at the entries are spread: it pushes at most 1,000 orders/s anyway
+CHECKS_PER_MS = 1  # the relay's looks at the entries are spread: it pushes at most 1,000 orders/s anyway
 WRITES_AT_ONCE = 2  # while Redis takes in one chunk the next is read; several products may be rebuilt on one pool
 OLD_ATTEMPTS = 64  # prepared keys of that many earlier epochs are removed
 
@@ -171,19 +171,19 @@ class PreparedBooks:
 
     def _add(self, chunk: _Chunk, entries: Sequence[HeldEntry]) -> None:
         for entry in entries:
-            chunk.orders.append((entry.order_id, entry.line().decode(), self._first_look_ms(entry)))
+            chunk.orders.append((entry.order_id, entry.line().decode(), self._first_check_ms(entry)))
             self.entries += 1
             self.held_units += entry.quantity
             self.held_orders += entry.quantity > 0
 
-    def _first_look_ms(self, entry: HeldEntry) -> int:
+    def _first_check_ms(self, entry: HeldEntry) -> int:
         """An order that has ended waits for nobody but the relay, and keeps none of the living from being looked at."""
         if entry.quantity:
-            wait_ms = FIRST_LOOK_MS + (self.entries - self._ended) // LOOKS_PER_MS
+            wait_ms = FIRST_CHECK_MS + (self.entries - self._ended) // CHECKS_PER_MS
         else:
             self._ended += 1
-            wait_ms = self._ended // LOOKS_PER_MS
-        return self.now_ms + min(wait_ms, FARTHEST_LOOK_MS)
+            wait_ms = self._ended // CHECKS_PER_MS
+        return self.now_ms + min(wait_ms, MAX_CHECK_DELAY_MS)
 
     def _record_key(self, chunk: _Chunk, order_id: str, user: int, hashed: str, placed_ms: int, quantity: int) -> None:
         remaining_ms = placed_ms + KEY_LIFETIME_MS - self.now_ms
