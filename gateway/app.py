@@ -169,11 +169,11 @@ def _watching_routes(shared: _Shared, hub: StockHub, updates: OrderUpdates) -> l
     orders = OrderList(shared.identity, status, ReadModel(shared.reads), shared.pool)
     return [
         ("POST", "/api/auth/ticket", tickets.issue),
-        ("GET", "/api/products", products.all),
-        ("GET", "/api/products/{id}", products.one),
-        ("GET", "/api/order/{id}/status", status.one),
-        ("GET", "/order/{id}/status", status.one),
-        ("GET", "/api/orders", orders.mine),
+        ("GET", "/api/products", products.show_all),
+        ("GET", "/api/products/{id}", products.show),
+        ("GET", "/api/order/{id}/status", status.show),
+        ("GET", "/order/{id}/status", status.show),
+        ("GET", "/api/orders", orders.list_own),
         ("GET", "/sse/stock/{id}", StockStream(hub, shared.catalogue, shared.addresses).stream),
         ("GET", "/sse/order/{id}", OrderStream(tickets, reader, updates).stream),
     ]

@@ -1,6 +1,6 @@
-"""What the relay knows of one order in; whether to push it, and when to look again, out. Pure: no I/O, no clock.
+"""Decides whether the relay pushes an order, and when it checks the order next. Pure: no I/O, no clock.
 
-An order is stranded when whoever should have moved it has come past its last push and it still stands where it stood.
+An order is stranded when its next group has passed its last push, and the order has not moved.
 """
 
 from collections.abc import Mapping, Sequence
@@ -11,15 +11,17 @@ from sale.books.due import MAX_CHECK_DELAY_MS
 from schemas.order_state import Entry, Next, Status, advance
 from schemas.topics import ORDER_STAGE_GROUP, PAYMENT_STAGE_GROUP, PROJECTOR_GROUP
 
-STRANDED_AFTER_MS = 2_000  # the last push is older by this than the watermark: clocks, and the publisher's own linger
+STRANDED_AFTER_MS = (
+    2_000  # how much older than the watermark the last push must be: clocks differ, and the publisher lingers
+)
 FIRST_RECHECK_MS = 100
 FIRST_REPUSH_MS = 2_000
 MAX_BACKOFF_MS = 60_000
 
-WatermarksByGroup = Mapping[str, int | None]  # by group; None where Kafka cannot say
+WatermarksByGroup = Mapping[str, int | None]  # by group; None if Kafka does not answer
 T = TypeVar("T")
 
-# Who should move an order that waits for this step.
+# The group that should move an order that waits for this step.
 MOVED_BY: dict[Next, str] = {
     Next.PLACE: ORDER_STAGE_GROUP,
     Next.PAY: PAYMENT_STAGE_GROUP,
@@ -30,9 +32,9 @@ MOVED_BY: dict[Next, str] = {
 
 @dataclass(frozen=True, slots=True)
 class OrderSnapshot:
-    """One order as it was read: the watermarks first, then the entry, then the row, so that neither is older than them.
+    """One order as read: first the watermarks, then the entry, then the row, so that neither is older than the watermarks.
 
-    All times are of the relay's own machine; how old an entry or a row is, Redis or Postgres has said.
+    All times are in the relay's own clock; the ages of entry and row come from Redis and Postgres.
     """
 
     entry: Entry
@@ -44,18 +46,18 @@ class OrderSnapshot:
 
 @dataclass(slots=True)
 class PushState:
-    """What this leader did about an order. A new leader starts from nothing: its first push may be one too many."""
+    """The checks and pushes of this leader for one order. A new leader starts empty: its first push may be superfluous."""
 
     last_push_ms: int = 0
     pushes: int = 0
     checks: int = 0  # since the last push
-    step: Next | None = None  # that was owed at the last look
-    owed_since_ms: int = 0  # as far as this leader has seen
+    step: Next | None = None  # the next step at the last check
+    owed_since_ms: int = 0  # as seen by this leader
 
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """The step that is owed, whether to take it now, and how long until the next look."""
+    """The next step, whether to push it now, and the delay of the next check."""
 
     step: Next
     push: bool
@@ -72,7 +74,7 @@ def decide(standing: OrderSnapshot, memory: PushState, watermarks: WatermarksByG
         return Decision(step, push=False, next_check_ms=_backoff_ms(FIRST_REPUSH_MS, memory.checks))
     watermark = watermarks.get(group)
     came_here_ms = max(standing.entry_at_ms, standing.row_updated_ms)
-    if memory.step is step:  # the clock that dated it may have been set back since: it would seem new for an hour
+    if memory.step is step:  # its clock may have been set back since: it would seem new for an hour
         came_here_ms = min(came_here_ms, memory.owed_since_ms)
     stranded_from_ms = max(came_here_ms, memory.last_push_ms) + STRANDED_AFTER_MS
     if watermark is not None and stranded_from_ms <= watermark:
@@ -83,7 +85,7 @@ def decide(standing: OrderSnapshot, memory: PushState, watermarks: WatermarksByG
 
 
 def _backoff_ms(first_ms: int, times: int) -> int:
-    """100, 200, 400 ... for looks and 2,000, 4,000, 8,000 ... for pushes; at most a minute."""
+    """100, 200, 400 ... for checks and 2,000, 4,000, 8,000 ... for pushes; at most a minute."""
     return int(min(first_ms * 2 ** min(times, 16), MAX_BACKOFF_MS))
 
 
@@ -99,21 +101,21 @@ def record_push(memory: PushState, now_ms: int) -> None:
 
 @dataclass(slots=True)
 class Allowance:
-    """A bucket of `per_second` pushes; what is not spent is not saved up for longer than a second."""
+    """A token bucket of `per_second` pushes: unused ones are saved for at most a second."""
 
     per_second: int
     left: float = 0.0
     filled_at_ms: int = 0
 
     def refill(self, now_ms: int) -> int:
-        """Whole pushes allowed now, of all products together."""
+        """The number of pushes allowed now, for all products together."""
         elapsed_ms = max(0, now_ms - self.filled_at_ms) if self.filled_at_ms else 100
         self.left = min(float(self.per_second), self.left + self.per_second * elapsed_ms / 1000)
         self.filled_at_ms = now_ms
         return int(self.left)
 
     def share(self, waiting: int) -> int:
-        """Of what is left, the part of one of `waiting` products, rounded up; what it leaves is the others'."""
+        """The share of one of `waiting` products, rounded up. What it does not use is left for the others."""
         return -(-int(self.left) // waiting)
 
     def spend(self, count: int) -> None:
@@ -121,6 +123,6 @@ class Allowance:
 
 
 def rotated(items: Sequence[T], by: int) -> list[T]:
-    """Another one first each time, so that what is left over by rounding goes round."""
+    """Another item is first each time, so that the rest from rounding goes to each in turn."""
     at = by % len(items)
     return [*items[at:], *items[:at]]

@@ -19,13 +19,13 @@ _memory = REDIS_MEMORY.make()
 
 @dataclass(slots=True)
 class Gauges:
-    """What cannot be read is not told: an old value would look like a present one. The watermarks are its own to close."""
+    """A value that cannot be read is not exported: an old value would look current. It owns and closes the watermarks."""
 
     redis: Redis
     watermarks: Watermarks
 
     async def run_once(self, products: Iterable[ProductId]) -> None:
-        """One look. Raises when a store cannot say."""
+        """Refresh all gauges. Raises the store's error if one does not answer."""
         try:
             await self._read_stock(list(products))
             await self._read_memory()

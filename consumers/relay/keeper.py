@@ -1,6 +1,6 @@
-"""Products in; each one's books in force for the present Redis run and announced on the present log, rebuilt where they are not.
+"""Keeps the books of all products in force for the present Redis run and announced on the present log; rebuilds others.
 
-Only rebuilds open stock. One at a time per product (whoever holds its lock), a few products at once, with backoff.
+Only a rebuild opens stock. There is one rebuild at a time per product (it holds a lock), and a few at once, with backoff.
 """
 
 import asyncio
@@ -32,12 +32,12 @@ from schemas.ids import ProductId
 PRODUCTS_INTERVAL_S = 0.5
 LOG_INTERVAL_S = 1.0
 MARK_INTERVAL_S = 10.0
-GRACE_S = 5.0  # who creates a product opens its stock; afterwards it is ours to do
+GRACE_S = 5.0  # the creator of a product opens its stock; after this time the relay does
 BACKOFF_FIRST_S = 0.5
 BACKOFF_MOST_S = 10.0
 AT_ONCE = 4
 WENT_BACK = "books went back"
-REBUILD_MAX_S = 300.0  # a million orders take about one; one that hangs is given up and begun anew
+REBUILD_MAX_S = 300.0  # a million orders take about one minute; a rebuild that hangs is restarted
 FAILURES = (*UNAVAILABLE, *RECORDS_FAULT, RedisError, KafkaError, RebuildImpossible)
 
 _rebuilds, _failures, _closed = RELAY_REBUILDS.make(), RELAY_REBUILD_FAILURES.make(), RELAY_CLOSED.make()
@@ -46,7 +46,7 @@ log = get_logger()
 
 @dataclass(frozen=True, slots=True)
 class KeptProduct:
-    """A product's row, and how its books stand."""
+    """A product's row, and the state of its books."""
 
     id: ProductId
     epoch: int
@@ -59,7 +59,7 @@ class KeptProduct:
         return self.books.epoch, self.books.version
 
     def fault(self, run: str, seen: tuple[int, int] = (0, 0)) -> str | None:
-        """Why the books are not in force, in words for the log; None where they are. `seen`: epoch and version, before."""
+        """Why the books are not in force, for the log; None if they are. `seen`: the last known epoch and version."""
         if self.books.run is None:
             return "no books"
         if self.books.run != run:
@@ -73,7 +73,7 @@ class KeptProduct:
 
 @dataclass(slots=True)
 class Keeper:
-    """`in_force` are the products whose entries may be looked at, by the epoch of their books."""
+    """`in_force`: the products whose books are in force, with their epochs. Only their entries may be checked."""
 
     settings: Settings
     redis: Redis
@@ -85,16 +85,18 @@ class Keeper:
     _rows_read_at: float = -PRODUCTS_INTERVAL_S
     _log_checked_at: float = -LOG_INTERVAL_S
     _marked: dict[ProductId, tuple[int, int]] = field(default_factory=dict)
-    _announced: dict[ProductId, int] = field(default_factory=dict)  # epoch whose stock.opened was seen on the log
+    _announced: dict[ProductId, int] = field(default_factory=dict)  # the epoch whose stock.opened was seen on the log
     _rebuilding: dict[ProductId, asyncio.Task[None]] = field(default_factory=dict)
-    _failures: dict[ProductId, tuple[int, float]] = field(default_factory=dict)  # how many, not again before
+    _failures: dict[ProductId, tuple[int, float]] = field(
+        default_factory=dict
+    )  # how many, and the time of the next attempt
     _seen: dict[ProductId, tuple[int, int]] = field(default_factory=dict)  # newest epoch and version of the books
     _slots: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(AT_ONCE))
 
     async def run_once(self) -> None:
-        """Read how things stand and start what rebuilds are due. Raises when a store cannot be read."""
+        """Read the state of all books, and start the due rebuilds. Raises the store's error if one does not answer."""
         self._reap()
-        run, seen = await present_run(self.redis), dict(self._seen)  # before the look: only what is read later counts
+        run, seen = await present_run(self.redis), dict(self._seen)  # before reading the books: only later values count
         products = await self._read_products()
         faults = {p.id: fault for p in products if (fault := p.fault(run, seen.get(p.id, (0, 0)))) is not None}
         self.in_force = {p.id: p.books.epoch for p in products if p.id not in faults}
@@ -108,7 +110,7 @@ class Keeper:
             await note_verified(self.redis, run)
 
     async def check_log(self) -> None:
-        """Create missing topics; close products whose opening the log has lost. Raises KafkaError when it cannot say."""
+        """Create missing topics, and close products whose opening the log has lost. Raises KafkaError."""
         wiped = await self.log.was_wiped()
         if wiped:
             log.error("the log was wiped: every product gets a new epoch")
@@ -118,9 +120,9 @@ class Keeper:
             epoch = self.in_force.get(product.id)
             if epoch is None or self._announced.get(product.id) == epoch:
                 continue
-            # A copy of its opening may have come late, to a log that has lost what came after it.
+            # A copy of its opening may have arrived late, on a log that has lost the records after it.
             if wiped or not await self.log.has_opening(product.id, epoch, product.books.opened_from):
-                if self.in_force.get(product.id) == epoch:  # and not rebuilt while we searched
+                if self.in_force.get(product.id) == epoch:  # not rebuilt during the search
                     log.error("the log has lost the product's records: closing", product=product.id, epoch=epoch)
                     await self.pool.execute(SQL.note_lost_log, product.id)
                     await self._close(product.id)
@@ -148,14 +150,14 @@ class Keeper:
             self._seen[product.id] = max(self._seen.get(product.id, (0, 0)), product.version)
 
     async def _close(self, product: ProductId) -> None:
-        """So that a rebuild is needed: no script takes these books for good ones."""
+        """Close the books: no script accepts them, and a rebuild is needed."""
         await Inventory(self.redis).close(product)
 
     def _reap(self) -> None:
         for product, task in list(self._rebuilding.items()):
             if task.done():
                 del self._rebuilding[product]
-                task.result()  # an error that is no store's ends the process
+                task.result()  # any other error than a store's ends the process
 
     def _start_rebuild(self, product: ProductId, reason: str) -> None:
         _, not_before = self._failures.get(product, (0, 0.0))
@@ -184,10 +186,10 @@ class Keeper:
             _failures.inc()
             log.error("rebuild failed", product=product, reason=reason, failures=failures, error=repr(error))
         finally:
-            self._rows_read_at = -PRODUCTS_INTERVAL_S  # its epoch has changed
+            self._rows_read_at = -PRODUCTS_INTERVAL_S  # its epoch has changed: read the rows again
 
     async def mark_verified(self) -> None:
-        """Note up to when all that ended is announced: the next rebuild need not announce it again. Also while a sale goes on."""
+        """Store the time up to which all ends are announced, so that the next rebuild need not announce them again."""
         for product in await self._read_products():
             moved = self._marked.get(product.id) != product.version
             if product.id in self.in_force and product.books.version and moved:
@@ -195,17 +197,17 @@ class Keeper:
                 await DueList(self.redis).restore(product.id)
 
     async def _mark(self, product: KeptProduct) -> None:
-        """An order that has ended and is not announced has an entry, from before it ended until it is announced."""
-        now: datetime = await self.pool.fetchval("SELECT clock_timestamp()")  # before the look
+        """An ended but unannounced order has an entry, from before its end until its announcement."""
+        now: datetime = await self.pool.fetchval("SELECT clock_timestamp()")  # before reading the entries
         owed_since = await self._owed_since(product.id)
-        # Asked after the look: what a Redis wiped meanwhile does not hold may well be owed.
+        # Checked after reading the entries: if Redis was wiped in between, missing entries prove nothing.
         if await in_force(self.redis, product.id, product.books.epoch):
             await self.pool.execute(SQL.mark_verified, product.id, min(now, owed_since or now))
         if owed_since is None:
             self._marked[product.id] = product.version
 
     async def _owed_since(self, product: ProductId) -> datetime | None:
-        """The earliest end among orders that have an entry; None where none of them has ended."""
+        """The earliest end among orders that have an entry; None if none of them has ended."""
         earliest: datetime | None = None
         async for ids in DueList(self.redis).held_ids(product):
             ended: datetime | None = await self.pool.fetchval(SQL.earliest_end, ids)
@@ -214,5 +216,5 @@ class Keeper:
 
 
 def _is_fresh(row: asyncpg.Record) -> bool:
-    # Less than 0 s old: the server's clock was set back since, and nobody is opening it any more.
+    # Less than 0 s old: the server's clock was set back since, and no creator is at work any more.
     return row["verified_at"] is None and 0 <= (row["read_at"] - row["created_at"]).total_seconds() < GRACE_S

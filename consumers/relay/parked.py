@@ -1,7 +1,7 @@
-"""Parked orders of products whose books are in force in; their records on the log out, where the order stage reads them again.
+"""Publishes parked orders again once the books of their product are in force; the order stage then reads them again.
 
-At least once: a row is deleted after the broker has acknowledged its record. From then on the log vouches for the order, and
-should the books be away again, the order stage parks it under a row of its own.
+At least once: a row is deleted after the broker has acknowledged its record. From then on the log vouches for the order. If
+the books are closed again, the order stage parks it in a new row.
 """
 
 import asyncio
@@ -19,21 +19,21 @@ from schemas.ids import ProductId
 from schemas.topics import ORDERS
 
 POLL_INTERVAL_S = 0.5
-MOST = 250  # rows of a product a look
+MOST = 250  # rows per product and round
 
 log = get_logger()
 
 
 @dataclass(slots=True)
 class Parked:
-    """Each row is handed to the publisher once."""
+    """Publishes each row once."""
 
     pool: asyncpg.Pool
     publisher: Publisher
     _sent: dict[int, "asyncio.Future[None]"] = field(default_factory=dict)
 
     async def run_once(self, in_force: Iterable[ProductId]) -> None:
-        """Send what may go on; delete what was acknowledged. Waits for no broker. Raises when Postgres cannot say."""
+        """Publish new rows, and delete acknowledged ones. It does not wait for the broker. Raises the errors of Postgres."""
         ended = {id_: sent for id_, sent in self._sent.items() if sent.done()}
         published = [id_ for id_, sent in ended.items() if not sent.cancelled() and sent.exception() is None]
         if published:
@@ -53,5 +53,5 @@ class Parked:
 
 def _order_of(record: bytes) -> str:
     event = decode(record)
-    assert isinstance(event, OrderPlaced)  # nothing else is parked
+    assert isinstance(event, OrderPlaced)  # only order.placed is parked
     return event.order_id

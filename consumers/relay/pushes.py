@@ -1,6 +1,6 @@
-"""Entries that have come due in; the stranded ones pushed on, each with the event or the settlement it is waiting for.
+"""Checks due entries, and pushes stranded orders with the event or the settlement for which they wait.
 
-Everything published here is a copy of what should have been there already, so dying half-way harms nothing.
+Everything published here is a copy of an event that should be on the log already, so a crash half-way does no harm.
 """
 
 import asyncio
@@ -41,7 +41,7 @@ from schemas.topics import CONSUMED_BY, ORDERS, PAYMENTS
 PUSHES_PER_S = 1_000
 CHECKS_PER_ROUND = 500
 REMEMBERED = 200_000  # orders whose pushes are remembered; the oldest are forgotten, and looked at as if new
-ANNOUNCE_TIMEOUT_S = 5.0  # Redis or Kafka is away: the next turn finds out
+ANNOUNCE_TIMEOUT_S = 5.0  # Redis or Kafka is down: the next round tries again
 
 _pushes = RELAY_PUSHES.make()
 log = get_logger()
@@ -56,7 +56,7 @@ class _Order:
 
 @dataclass(slots=True)
 class Pusher:
-    """Looks at due entries, oldest first, product by product; each product with any has its share of the pushes."""
+    """Checks due entries, oldest first, product by product. Each product with due entries gets its share of the pushes."""
 
     inventory: Inventory
     pool: asyncpg.Pool
@@ -73,12 +73,12 @@ class Pusher:
         return DueList(self.inventory.redis)
 
     async def run_once(self, epochs: Mapping[ProductId, int]) -> int:
-        """One look at each product whose books are in force (`epochs`). Returns how many orders were looked at."""
+        """Check each product whose books are in force (`epochs`) once. Returns the number of checked orders."""
         redis_ahead_ms = await clock_ms(self.inventory.redis) - since_boot_ms()
         products = await self.due_list.products_with_due(list(epochs), since_boot_ms() + redis_ahead_ms)
         if not products:
-            return 0  # asking Kafka for watermarks costs more than this
-        # Before everything else that is read: an order that stands behind them still stands there because it is stranded.
+            return 0  # reading watermarks from Kafka costs more than this check
+        # Read before everything else: an order that is older than they are and has not moved is stranded.
         marks = {group: await self.watermarks.watermark(group) for group in CONSUMED_BY}
         if all(mark is None for mark in marks.values()):
             return 0
@@ -99,7 +99,7 @@ class Pusher:
             return 0
         try:
             entries = await self.inventory.entries(product, ids)
-        except (ValueError, KeyError) as error:  # a line that no script wrote; new books are made without it
+        except (ValueError, KeyError) as error:  # no script wrote this line; the rebuild leaves it out
             log.error("unreadable entry: closing", product=product, error=str(error))
             await self.inventory.close(product)
             return 0
@@ -116,7 +116,7 @@ class Pusher:
         return len(ids)
 
     async def _forget(self, product: ProductId, ids: Sequence[OrderId]) -> None:
-        """Due, but without an entry: announced since it was read, or a leftover."""
+        """Remove due orders without an entry: announced since they were read, or leftovers."""
         for order_id in ids:
             self._memories.pop(order_id, None)
         await self.due_list.forget(product, ids)
@@ -147,7 +147,7 @@ class Pusher:
         return memory
 
     async def _postpone(self, product: ProductId, orders: Sequence[_Order], pushing: set[OrderId], now: int) -> None:
-        """What may not be pushed for lack of allowance stays due, and is the oldest next time."""
+        """Orders that exceed the allowance stay due, and are the oldest in the next round."""
         looks = {
             order.entry.order_id: now + order.decision.next_check_ms
             for order in orders
@@ -199,9 +199,9 @@ class Pusher:
     def _acknowledged(self, order_id: OrderId, sent: "asyncio.Future[None]") -> None:
         self._unacknowledged.discard(order_id)
         if sent.cancelled() or sent.exception() is not None:
-            return  # the publisher stops, or the record cannot be written: the next look sees to it
+            return  # the publisher stopped, or the record cannot be written: the next check handles it
         if order_id in self._memories:
-            self._memories[order_id].last_push_ms = since_boot_ms()  # it may have waited long for the broker
+            self._memories[order_id].last_push_ms = since_boot_ms()  # the record may have waited long for the broker
 
     async def _announce(self, rows: Sequence[OrderRow]) -> None:
         if not rows:
@@ -212,7 +212,7 @@ class Pusher:
             log.warning("could not announce in time", orders=len(rows))
 
     async def _close_if_wrong(self, product: ProductId, ids: Sequence[OrderId]) -> None:
-        """Read again before believing it: closing stops the sale until the books are rebuilt."""
+        """Read again before closing: that stops the sale until the books are rebuilt."""
         if not ids:
             return
         entries = await self.inventory.entries(product, ids)

@@ -1,6 +1,6 @@
-"""Books, rows and watermarks in; stranded orders pushed on, news published, books rebuilt, gauges set. One leads, others wait.
+"""The relay: pushes stranded orders, publishes samples and actions, rebuilds books, sets gauges. One leads, others stand by.
 
-Nothing is owed by this process: whoever leads next finds all of it in Redis, Postgres and Kafka.
+It keeps no state of its own: the next leader finds everything in Redis, Postgres and Kafka.
 """
 
 import asyncio
@@ -34,7 +34,7 @@ from sale.settlement import SettlementDesk
 
 BOOKS_INTERVAL_S = 0.2
 PUSH_INTERVAL_S = 0.1
-PAUSE_S = 0.5  # after a store could not be reached
+PAUSE_S = 0.5  # after a store did not answer
 ROUND_TIMEOUT_S = (
     30.0  # every call in a turn has a deadline of its own; should one hang all the same, the turn is given up
 )
@@ -46,7 +46,7 @@ log = get_logger()
 
 
 async def run(settings: Settings, stop: Stop) -> None:
-    """Lead whenever nobody else does, until asked to stop."""
+    """Lead when no other relay does, until asked to stop."""
 
     async def work() -> None:
         _leading.set(1)
@@ -71,7 +71,9 @@ async def _lead(settings: Settings) -> None:
         stack.push_async_callback(the_log.close)
         keeper = Keeper(settings, redis, pool, publisher, the_log)
         stack.push_async_callback(keeper.stop)
-        gauges = Gauges(redis, Watermarks(settings))  # its own: those of the pushes are closed and opened as they need
+        gauges = Gauges(
+            redis, Watermarks(settings)
+        )  # a separate client: the pushes close and reopen theirs when needed
         stack.push_async_callback(gauges.close)
         await _loops(redis, pool, publisher, watermarks, keeper, gauges)
 
@@ -84,7 +86,7 @@ async def _loops(
     keeper: Keeper,
     gauges: Gauges,
 ) -> None:
-    """Apart from each other: what one of them waits for holds up none of the others."""
+    """Run all loops side by side: a loop that waits does not delay the others."""
     inventory = Inventory(redis)
     pusher = Pusher(inventory, pool, publisher, SettlementDesk(pool, inventory, publisher), watermarks)
     sampler = Sampler(Books(redis), publisher)
@@ -114,7 +116,7 @@ async def _loops(
 
 
 async def _repeat(what: str, every_s: float, run_once: Callable[[], Awaitable[object]]) -> None:
-    """Until cancelled; a store that is away is waited for, anything else ends the process."""
+    """Repeat until cancelled. While a store is down it waits; any other error ends the process."""
     away = False
     while not cancelled():
         try:

@@ -17,7 +17,7 @@ SAMPLE_INTERVAL_S = 0.05
 
 @dataclass(slots=True)
 class Sampler:
-    """What is lost is not missed: a later sample says more."""
+    """A lost sample does no harm: a later one replaces it."""
 
     books: Books
     publisher: Publisher

@@ -1,7 +1,7 @@
-"""The table of operators' actions in, `sale.controlled` on the log out: the table is the truth, the topic its copy.
+"""Publishes operators' actions from their table as `sale.controlled`. The table is the source, the topic a copy.
 
-At least once: a row is marked after the broker has acknowledged its record, so whoever leads next may publish it again,
-with the same action_id. Kafka away delays the copy, never the action.
+At least once: a row is marked after the broker has acknowledged its record, so the next leader may publish it again, with
+the same action_id. Without Kafka the copy is late, not the action.
 """
 
 import asyncio
@@ -17,19 +17,19 @@ from schemas.events import SaleControlled
 from schemas.topics import SALE_ACTIONS
 
 POLL_INTERVAL_S = 1.0
-MOST = 500  # rows a look
+MOST = 500  # rows per round
 
 
 @dataclass(slots=True)
 class Trail:
-    """Rows in order of their ids, each handed to the publisher once."""
+    """Publishes each row once, in the order of ids."""
 
     pool: asyncpg.Pool
     publisher: Publisher
     _sent: dict[int, "asyncio.Future[None]"] = field(default_factory=dict)
 
     async def run_once(self) -> None:
-        """Hand over what is new; mark what was acknowledged. Waits for no broker. Raises when Postgres cannot say."""
+        """Publish new rows, and mark acknowledged ones. It does not wait for the broker. Raises the errors of Postgres."""
         ended = {id_: sent for id_, sent in self._sent.items() if sent.done()}
         published = [id_ for id_, sent in ended.items() if not sent.cancelled() and sent.exception() is None]
         if published:

@@ -1,6 +1,6 @@
-"""What a product is: its immutable name, price, currency and largest order, remembered a worker; its stock is never kept here.
+"""The immutable data of products, cached per worker: name, price, currency and largest order. Stock is never cached.
 
-Redis is asked first, Postgres only when Redis does not know the product; only Postgres can say that there is none.
+Redis is read first, and Postgres only if Redis has no such product. Only Postgres decides that there is none.
 """
 
 import time
@@ -19,13 +19,13 @@ from schemas.limits import DEFAULT_MAX_QUANTITY
 from schemas.money import MOST_CENTS, to_decimal
 
 REMEMBERED = 10_000
-UNKNOWN_FOR_S = 1.0  # spares Postgres from being asked about the same nonsense; Redis is asked first all the same
+UNKNOWN_FOR_S = 1.0  # protects Postgres from repeated requests for unknown ids; Redis is still read first
 LARGEST_ID = 2**31 - 1
 
 
 @dataclass(frozen=True, slots=True)
 class Product:
-    """`accepted` are the bytes of the 202 around the order id (which is in them twice)."""
+    """`accepted`: the parts of the 202's body around the order id, which occurs in it twice."""
 
     id: ProductId
     name: str
@@ -53,12 +53,12 @@ def make_product(
         }
     )
     before, between, after = body.split("\ue000".encode())
-    payable = MOST_CENTS // max(1, price_cents)  # units whose total is an amount: more is refused before it is reserved
+    payable = MOST_CENTS // max(1, price_cents)  # units with a valid total: more are refused before the reservation
     return Product(product, name, price_cents, currency, min(max_quantity, payable), (before, between, after))
 
 
 class Catalogue:
-    """Products by id. Safe to ask on every request: a known product costs one dictionary look-up."""
+    """Products by id. Cheap enough for every request: a cached product costs one dictionary lookup."""
 
     def __init__(self, books: Books, pool: asyncpg.Pool) -> None:
         self._books = books
@@ -70,7 +70,7 @@ class Catalogue:
         return self._known.get(product)
 
     async def find(self, product: ProductId) -> Product:
-        """Raises Problem 404 when Postgres says there is none, 503 when nobody could say."""
+        """Raises Problem 404 if Postgres has no such product, 503 if no store answered."""
         found = self._known.get(product) or await self._from_books(product) or await self._from_postgres(product)
         if len(self._known) >= REMEMBERED:
             self._known.clear()
@@ -102,7 +102,7 @@ class Catalogue:
 
 
 def parse_product_id(text: str) -> ProductId:
-    """Raises Problem 404 for what cannot be a product's id."""
+    """Raises Problem 404 if it cannot be the id of a product."""
     if text.isascii() and text.isdecimal() and len(text) <= 10 and 1 <= int(text) <= LARGEST_ID and text[0] != "0":
         return ProductId(int(text))
     raise Problem("not_found")

@@ -1,7 +1,7 @@
 """GET /api/orders: a user's own orders, newest first, page by page.
 
-Postgres has those that the order stage has stored; what was accepted and is not there yet is in Redis (`unstored`), which is
-asked first: an order that is stored between the two questions is in both answers and shown once, none is in neither.
+Postgres has the stored orders; Redis (`unstored`) has accepted orders that are not stored yet. Redis is read first: an order
+that is stored in between is in both answers and shown once, and none is missing.
 """
 
 import asyncpg
@@ -27,8 +27,8 @@ class OrderList:
         self._read_model = read_model
         self._pool = pool
 
-    async def mine(self, request: web.Request) -> web.Response:
-        """`next` is the cursor of the following page; `newest` tells who walks on that newer orders have come meanwhile."""
+    async def list_own(self, request: web.Request) -> web.Response:
+        """`next` is the cursor of the next page; `newest` shows a client that pages on whether newer orders have come."""
         user = self._identity.user_of(request)
         limit, cursor = _page(request)
         try:
@@ -41,7 +41,7 @@ class OrderList:
         return answer({"orders": orders, "next": page[-1].id if more else None, "newest": newest})
 
     async def _older_than(self, user: UserId, cursor: OrderId | None, most: int) -> list[OrderView]:
-        """Newest first. Ids are ordered by time, in Redis and Postgres alike."""
+        """Newest first. Ids are ordered by time, in Redis and in Postgres."""
         unstored = await self._unstored(user, cursor, most)
         rows = await self._pool.fetch(SQL.orders_of_user, user, cursor, most, timeout=QUERY_TIMEOUT_S)
         stored = {view.id: view for view in map(from_row, rows)}
@@ -54,14 +54,14 @@ class OrderList:
         return max((*unstored, *(OrderId(row["id"]) for row in stored)), default=None)
 
     async def _unstored(self, user: UserId, cursor: OrderId | None, most: int) -> list[OrderId]:
-        """Without Redis nobody can say; what is stored is shown then all the same."""
+        """Empty without Redis: then only the stored orders are shown."""
         try:
             return await self._read_model.unstored(user, cursor, most)
         except RedisError:
             return []
 
     async def _shown(self, ids: list[OrderId]) -> list[OrderView]:
-        """The read models of these orders, where there are any."""
+        """The read models of those of these orders that have one."""
         try:
             return await self._read_model.orders(ids)
         except RedisError:
@@ -71,8 +71,8 @@ class OrderList:
 def _page(request: web.Request) -> tuple[int, OrderId | None]:
     limit, cursor = request.query.get("limit", str(PAGE_DEFAULT)), request.query.get("cursor")
     if not (limit.isascii() and limit.isdecimal() and len(limit) <= 3 and 1 <= int(limit) <= PAGE_MAX):
-        raise Problem("invalid_request", "limit is a number from 1 to 100.")
+        raise Problem("invalid_request", "limit must be a number from 1 to 100.")
     after = None if cursor is None else parse_order_id(cursor)
     if cursor is not None and after is None:
-        raise Problem("invalid_request", "cursor is the `next` of the page before.")
+        raise Problem("invalid_request", "cursor must be the `next` of the previous page.")
     return int(limit), after

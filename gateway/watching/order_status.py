@@ -1,7 +1,7 @@
-"""Orders as their owners see them: from Redis' read model, else from Postgres.
+"""Orders for their owners: from the read model in Redis, else from Postgres.
 
-404 is said only when Postgres answered that there is no such order and Redis holds the books of this run; another user's
-order is the same 404, byte for byte but for the request's id. Until both have answered it is 503: a live order is never denied.
+The answer is 404 only if Postgres has no such order and Redis holds the books of this run. Another user's order gets the same
+404, byte for byte except for the request's id. Until both have answered it is 503: a live order is never denied.
 """
 
 import asyncio
@@ -27,14 +27,14 @@ from schemas.money import to_decimal
 from schemas.order_state import Status
 
 WAIT_MAX_S = 25.0
-WAITS_MAX = 10_000  # a worker
+WAITS_MAX = 10_000  # per worker
 QUERY_TIMEOUT_S = 2.0
 POLL_INTERVAL_S = 2.0  # without news from the log
-FIRST_POLL_S = 0.03  # after news: the projector is about to write it, or just has
+FIRST_POLL_S = 0.03  # after news: the projector is about to write the status, or just has
 
 
 class OrderReader:
-    """Looks one order up; shared by the status route and the order stream."""
+    """Reads one order, for the status route and the order stream."""
 
     def __init__(self, reads: Pipeliner, pool: asyncpg.Pool) -> None:
         self._reads = reads
@@ -51,8 +51,8 @@ class OrderReader:
             raise Problem("not_found")
         return view
 
-    async def again(self, view: OrderView) -> OrderView:
-        """The order as it is now; as it was where nobody can say just now, so that a fault of moments ends no wait."""
+    async def reread(self, view: OrderView) -> OrderView:
+        """The order as it is now; if no store answers, as it was, so that a short fault does not end a wait."""
         try:
             return await self.of_owner(view.id, view.user_id)
         except Problem:
@@ -96,8 +96,8 @@ class OrderStatus:
         self._updates = updates
         self._waits = Shares(WAITS_MAX)
 
-    async def one(self, request: web.Request) -> web.Response:
-        """The present state; with `?wait=` the answer comes when the order is terminal, or after that many seconds."""
+    async def show(self, request: web.Request) -> web.Response:
+        """The present state. With `?wait=` it answers when the order is terminal, at the latest after that many seconds."""
         user = self._identity.user_of(request)
         wait_s = _wait_s(request)
         text = request.match_info["id"]
@@ -107,7 +107,7 @@ class OrderStatus:
         return answer({"success": True, **await self.public(view)})
 
     async def _until_terminal(self, view: OrderView, wait_s: float) -> OrderView:
-        """As it then is; sooner where another has the place of this wait, and at once where there is none."""
+        """The order when it is terminal; sooner if another wait takes this one's place, and at once if there is no place."""
         with self._updates.listen(view.id) as news:
             try:
                 with self._waits.hold(view.user_id, news.leave):
@@ -128,13 +128,13 @@ class OrderStatus:
                 soon_s = min(soon_s * 2, POLL_INTERVAL_S)
             else:
                 await news.wait(min(left_s, POLL_INTERVAL_S))
-            view = await self._reader.again(view)
+            view = await self._reader.reread(view)
         return view
 
     async def public(self, view: OrderView) -> dict[str, object]:
         try:
             name: str | None = (await self._catalogue.find(view.product_id)).name
-        except Problem:  # nobody can say its name now; the order's own facts are known
+        except Problem:  # the product's name is not available now; the order itself is known
             name = None
         return {
             "orderId": view.id,
@@ -154,12 +154,12 @@ def _wait_s(request: web.Request) -> float:
     if text is None:
         return 0.0
     if not (text.isascii() and text.replace(".", "", 1).isdecimal() and len(text) <= 8) or float(text) > WAIT_MAX_S:
-        raise Problem("invalid_request", "wait is a number of seconds from 0 to 25.")
+        raise Problem("invalid_request", "wait must be a number of seconds from 0 to 25.")
     return float(text)
 
 
 def from_row(row: asyncpg.Record) -> OrderView:
-    """Postgres keeps no steps: what its history can say is when the order was placed and when it reached its status."""
+    """Postgres has no steps: the history has only the time of placing and the time of the present status."""
     updated_at_ms = to_ms(row["updated_at"])
     return OrderView(
         id=OrderId(row["id"]),

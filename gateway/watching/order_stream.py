@@ -1,4 +1,4 @@
-"""GET /sse/order/{id}: an order's states to its owner, the present one first, until the terminal one."""
+"""GET /sse/order/{id}: sends the states of an order to its owner, from the present one to the terminal one."""
 
 import asyncio
 
@@ -23,7 +23,7 @@ from infra.metrics.definitions import GATEWAY_STREAMS
 from sale.books.read_model import OrderView
 from schemas.order_state import Status, replaces
 
-STREAMS_MAX = 10_000  # a worker
+STREAMS_MAX = 10_000  # per worker
 
 _streams = GATEWAY_STREAMS.make()
 
@@ -40,7 +40,7 @@ class OrderStream:
         view = await self._reader.of_owner(request.match_info["id"], owner)
         seen = _seen(request)
         if view.terminal and seen is view.status:
-            return web.Response(status=204, headers={"Server": "thrones"})  # tells an EventSource not to come back
+            return web.Response(status=204, headers={"Server": "thrones"})  # tells an EventSource not to reconnect
         try:
             with self._open.hold(owner, lambda: end_displaced(request)):
                 return await self._show(request, view, seen)
@@ -58,7 +58,7 @@ class OrderStream:
             _streams.dec()
 
     async def _follow(self, stream: EventStream, view: OrderView, news: News, shown: Status | None) -> None:
-        """Until the terminal state was shown; `shown` is what the client has seen already."""
+        """Follow the order until the terminal state is sent; `shown` is the state that the client has seen."""
         loop = asyncio.get_running_loop()
         alive_at = loop.time()
         while not stream.closed.done() and not self._updates.closed:
@@ -71,7 +71,7 @@ class OrderStream:
                 stream.push(KEEP_ALIVE)
                 alive_at = loop.time()
             await self._next_read(stream, news)
-            view = await self._reader.again(view)
+            view = await self._reader.reread(view)
 
     async def _next_read(self, stream: EventStream, news: News) -> None:
         if news.terminal:
@@ -88,6 +88,6 @@ def _frame(view: OrderView) -> Frame:
 
 
 def _seen(request: web.Request) -> Status | None:
-    """The state a client that comes back has seen last; None for a new one, and for what is no id of ours."""
+    """The last state that a reconnecting client has seen; None for a new client, and for an unknown id."""
     text = last_event_id(request)
     return Status(text) if text in set(Status) else None

@@ -1,4 +1,4 @@
-"""Order ids that somebody waits for in, a nudge when the log has news of one out. The nudge carries no state: read it anew."""
+"""Wakes listeners when the log has a new status of their order. The wake-up carries no state: listeners read the order."""
 
 import asyncio
 from collections.abc import Iterator
@@ -14,7 +14,7 @@ from schemas.order_state import TERMINAL
 
 
 class News:
-    """One listener's nudges. `terminal` stays true once a terminal status was seen on the log; `left` once it is to go."""
+    """The wake-ups of one listener. `terminal`: a terminal status was on the log; `left`: the listener has to go."""
 
     __slots__ = ("_event", "left", "terminal")
 
@@ -32,7 +32,7 @@ class News:
         self._event.set()
 
     async def wait(self, at_most_s: float) -> None:
-        """Until the next nudge, or the time is over."""
+        """Wait until the next wake-up, at most this long."""
         try:
             async with asyncio.timeout(at_most_s):
                 await self._event.wait()
@@ -42,7 +42,7 @@ class News:
 
 
 class OrderUpdates:
-    """Tails order-status while anybody listens; the key's bytes are looked up before anything is decoded."""
+    """Tails order-status while there are listeners. It looks up the raw key before it decodes a record."""
 
     def __init__(self, settings: Settings) -> None:
         self._listeners: dict[bytes, set[News]] = {}
@@ -64,7 +64,7 @@ class OrderUpdates:
                 del self._listeners[key]
 
     def drain(self) -> None:
-        """Wake everybody: whoever waits answers now."""
+        """Wake all listeners: waiting requests answer now."""
         self.closed = True
         self._nudge_all()
 
@@ -78,7 +78,7 @@ class OrderUpdates:
         try:
             event = decode(value)
         except Undecodable:
-            return  # the projector's dead letter, not ours
+            return  # the projector sends it to the dead letters
         for news in listeners:
             news.nudge(isinstance(event, OrderStatusChanged) and event.status in TERMINAL)
 

@@ -1,4 +1,4 @@
-"""Products as buyers see them. Stock is what Redis says at this moment; without Redis there is no answer but 503."""
+"""Products for buyers. Stock always comes from Redis; without Redis the answer is 503."""
 
 import time
 from typing import Any
@@ -17,7 +17,7 @@ from schemas.clock import now_ms
 from schemas.ids import ProductId
 from schemas.money import to_decimal
 
-ROWS_FOR_S = 1.0  # the list's rows, without stock
+ROWS_FOR_S = 1.0  # how long the rows of the list are cached, without stock
 QUERY_TIMEOUT_S = 2.0
 
 
@@ -28,19 +28,19 @@ class Products:
         self._pool = pool
         self._rows: tuple[float, list[asyncpg.Record]] = (0.0, [])
 
-    async def one(self, request: web.Request) -> web.Response:
+    async def show(self, request: web.Request) -> web.Response:
         product = parse_product_id(request.match_info["id"])
         try:
             sale = await self._books.sale(product)
         except RedisError:
             raise Problem("unavailable") from None
         if sale is None:
-            await self._catalogue.find(product)  # 404, or 503, when it is not that only the books are missing
+            await self._catalogue.find(product)  # raises 404 or 503 unless only the books are missing
             raise Problem("stock_not_verified")
         return answer(_from_books(product, sale))
 
-    async def all(self, _request: web.Request) -> web.Response:
-        """Every product; `stock` is null for one whose books are not open yet."""
+    async def show_all(self, _request: web.Request) -> web.Response:
+        """All products; `stock` is null while the books of a product are not open."""
         rows = await self._listed()
         try:
             levels = await self._books.levels([ProductId(row["id"]) for row in rows])

@@ -1,7 +1,7 @@
-"""GET /sse/stock/{id}: the newest stock of a product to everybody who watches it, snapshot first.
+"""GET /sse/stock/{id}: sends the newest stock of a product to all its watchers, a snapshot first.
 
-A hub a worker. While it has listeners it tails `stock-changes` from its end and reads Redis again every 2 s; whatever is
-newer by (epoch, version) is encoded once and offered to all. A slow reader skips values, it never delays the others.
+Each worker has one hub. While it has watchers, it tails `stock-changes` from the end and reads Redis every 2 s. A value that
+is newer by (epoch, version) is encoded once and offered to all. A slow reader skips values; it never delays the others.
 """
 
 import asyncio
@@ -33,10 +33,10 @@ from schemas.codec import Undecodable, decode
 from schemas.events import StockChanged
 from schemas.ids import ProductId
 
-STREAMS_MAX = 10_000  # a worker
+STREAMS_MAX = 10_000  # per worker
 READ_INTERVAL_S = 2.0
-MIN_INTERVAL_S = 0.05  # values that come faster are merged into the newest
-TURN = 500  # writes between two looks at other work
+MIN_INTERVAL_S = 0.05  # of values that come faster only the newest is sent
+TURN = 500  # writes before other tasks get the event loop
 
 _streams = GATEWAY_STREAMS.make()
 
@@ -53,7 +53,7 @@ class _Watcher:
 
 @dataclass(slots=True)
 class _Watched:
-    """One product's newest value and who watches it."""
+    """The newest value of a product, and its watchers."""
 
     watchers: set[_Watcher] = field(default_factory=set)
     version: Version = NEVER
@@ -61,7 +61,7 @@ class _Watched:
 
 
 class StockHub:
-    """All watchers of one worker. `run` must run beside the server."""
+    """All watchers of a worker. `run` must run beside the server."""
 
     def __init__(self, settings: Settings, books: Books) -> None:
         self._books = books
@@ -74,14 +74,14 @@ class StockHub:
     def join(
         self, product: ProductId, stream: EventStream, read: tuple[Version, int], seen: Version = NEVER
     ) -> _Watcher:
-        """Add a watcher, who gets the newest value at once: the one `read` for it, or a newer one known here.
+        """Add a watcher, which gets the newest value at once: the one `read` for it, or a newer known one.
 
-        One that comes back and has `seen` the newest gets the next. What nobody can have seen yet is not believed.
+        A reconnecting watcher that has `seen` the newest value gets the next one. An impossible `seen` is ignored.
         """
         watcher = _Watcher(stream, seen if seen <= read[0] else NEVER)
         watched = self._products.setdefault(str(product).encode(), _Watched())
         if not watched.watchers:
-            self._again.set()  # what changed since `read` was told to nobody
+            self._again.set()  # a change since `read` was sent to no watcher
         watched.watchers.add(watcher)
         self._tail.join()
         self.count += 1
@@ -101,12 +101,12 @@ class StockHub:
         _streams.dec()
 
     async def read(self, product: ProductId) -> tuple[Version, int] | None:
-        """What Redis says now; None where it has no books of this product. Raises RedisError."""
+        """The value in Redis now; None if it has no books of this product. Raises RedisError."""
         [level] = await self._books.levels([product])
         return None if level is None else ((level.epoch, level.version), level.available)
 
     def offer(self, product: ProductId, version: Version, available: int) -> None:
-        """A value; it counts only if it is newer than the one known."""
+        """Take a value if it is newer than the known one."""
         watched = self._products.get(str(product).encode())
         if watched is None or version <= watched.version:
             return
@@ -132,7 +132,7 @@ class StockHub:
     def _take(self, key: bytes | None, value: bytes | None) -> None:
         if key not in self._products:
             return
-        with suppress(Undecodable):  # not a stock change: nothing to show
+        with suppress(Undecodable):  # not a stock change: ignore it
             event = decode(value)
             if isinstance(event, StockChanged):
                 self.offer(ProductId(event.product_id), (event.epoch, event.version), event.available)
@@ -157,7 +157,7 @@ class StockHub:
                     await asyncio.sleep(0)
 
     async def _reread(self) -> None:
-        """Every 2 s, and when the tail has just found its end: what happened before that is not on it."""
+        """Every 2 s, and when the tail has found its end: earlier changes are not in the tail."""
         while True:
             with suppress(TimeoutError):
                 async with asyncio.timeout(READ_INTERVAL_S):
@@ -167,7 +167,7 @@ class StockHub:
             for product, found in zip(products, await self._read_all(products), strict=True):
                 if found is not None and not isinstance(found, BaseException):
                     self.offer(product, *found)
-            self._news.set()  # readers that were slow get the newest now, or are cut
+            self._news.set()  # slow readers get the newest value now, or are disconnected
 
     async def _read_all(self, products: list[ProductId]) -> list[tuple[Version, int] | BaseException | None]:
         return await asyncio.gather(*(self.read(product) for product in products), return_exceptions=True)
@@ -187,7 +187,7 @@ def _deliver(watched: _Watched, watcher: _Watcher) -> None:
 
 
 def _seen(request: web.Request) -> Version:
-    """The version a client that comes back has seen last; NEVER for a new one, and for what is no id of ours."""
+    """The last version that a reconnecting client has seen; NEVER for a new client, and for an unknown id."""
     match = EVENT_ID.fullmatch(last_event_id(request) or "")
     return (int(match[1]), int(match[2])) if match else NEVER
 

@@ -1,4 +1,4 @@
-"""A topic's news, for as long as somebody listens: read from its end, without a group, handed on as raw keys and values."""
+"""Tails a topic while there are listeners: from its end, without a group, as raw keys and values."""
 
 import asyncio
 from collections.abc import Callable
@@ -15,13 +15,13 @@ POLL_MS = 500
 GATHERED = FetchWait(min_bytes=32 * 1024, max_wait_ms=30)
 BATCH_MAX = 2_000
 AGAIN_AFTER_S = 1.0
-LINGER_S = 10.0  # a listener that comes back soon finds the tail still running
+LINGER_S = 10.0  # a listener that returns soon finds the tail running
 
 log = get_logger()
 
 
 class Tail:
-    """`join` and `leave` count listeners. Kafka away only means no news: the owners look for themselves now and then."""
+    """`join` and `leave` count listeners. Without Kafka there is only no news: the owners also read by themselves."""
 
     def __init__(
         self,
@@ -65,7 +65,7 @@ class Tail:
         return task
 
     async def _run(self) -> None:
-        REQUEST_ID.set(None)  # of this task alone: it outlives the request that began it
+        REQUEST_ID.set(None)  # only in this task: it outlives the request that started it
         while not cancelled():
             try:
                 await self._read()
@@ -78,7 +78,7 @@ class Tail:
         try:
             await consumer.start()
             await consumer.seek_to_end()
-            self._at_end()  # whatever changed before this is in the snapshots taken after it
+            self._at_end()  # earlier changes are in the snapshots read after this
             while True:
                 batches = await consumer.getmany(timeout_ms=POLL_MS, max_records=BATCH_MAX)
                 set_fetch_wait(consumer, GATHERED if batches else NO_WAIT)

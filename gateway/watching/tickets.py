@@ -1,4 +1,4 @@
-"""One-time tickets for streams, because a plain EventSource cannot send a header: good for 30 s and for one use."""
+"""One-time tickets for streams, because a plain EventSource cannot send a header: valid for 30 s and one use."""
 
 import secrets
 from hashlib import sha256
@@ -13,12 +13,12 @@ from infra.redis.client import Redis, RedisError
 from schemas.ids import UserId
 
 LIFETIME_S = 30
-PER_SECOND = 20  # of a user, a worker; each takes memory of Redis' for as long as it lives
+PER_SECOND = 20  # per user and worker; each ticket uses memory in Redis while it lives
 TICKET_MAX_CHARACTERS = 64
 
 
 class Tickets:
-    """Redis keeps only a hash of a ticket, so that nobody who reads Redis can use one."""
+    """Redis has only the hash of a ticket, so that a reader of Redis cannot use it."""
 
     def __init__(self, identity: Identity, redis: Redis) -> None:
         self._identity = identity
@@ -37,7 +37,7 @@ class Tickets:
         return answer({"ticket": ticket, "expiresIn": LIFETIME_S})
 
     async def user_of(self, request: web.Request) -> UserId:
-        """By bearer header, else by `?ticket=`, which is used up. Raises Problem 401 or 503."""
+        """The user of the bearer header, else of `?ticket=`, which is used up. Raises Problem 401 or 503."""
         ticket = request.query.get("ticket")
         if ticket is None or "Authorization" in request.headers:
             return self._identity.user_of(request).id
