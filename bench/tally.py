@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import msgspec
 
-SLOW_MS = 5_000.0  # the limit for every answer
+from schemas.limits import SLOWEST_ANSWER_MS
 
 
 class Tally(msgspec.Struct):
@@ -115,7 +115,7 @@ def summarise(mode: str, tallies: Sequence[Tally]) -> Result:
         generator_late=percentiles(_joined([tally.late_ms for tally in tallies])),
         completions=percentiles(_joined([tally.completed_ms for tally in tallies])),
         ends=_sum([tally.ends for tally in tallies]),
-        over_5_s=sum(1 for ms in (*accepted, *refused, *unknown) if ms > SLOW_MS),
+        over_5_s=sum(1 for ms in (*accepted, *refused, *unknown) if ms > SLOWEST_ANSWER_MS),
         two_orders=[key for tally in tallies for key in tally.two_orders],
         bad_answers=[text for tally in tallies for text in tally.bad_answers],
         generator_cpu_s=round(cpu_s, 2),

@@ -4,11 +4,11 @@
 """
 
 import asyncio
-import random
 
 import asyncpg
 from msgspec.structs import replace
 
+from infra.backoff import jittered
 from infra.kafka.publisher import Publisher
 from infra.lifecycle import Stop, background, cancelled
 from infra.logs import get_logger
@@ -82,8 +82,7 @@ class Reconciler:
     def _schedule_retry(self, order_id: OrderId) -> None:
         _, pause_s = self._next_question.get(order_id, (0.0, 0.5))
         pause_s = min(pause_s * 2, SLOWEST_S)
-        jittered_s = pause_s * random.uniform(0.5, 1.0)
-        self._next_question[order_id] = (asyncio.get_running_loop().time() + jittered_s, pause_s)
+        self._next_question[order_id] = (asyncio.get_running_loop().time() + jittered(pause_s), pause_s)
 
     def _forget_all_but(self, rows: list[OrderRow]) -> None:
         open_ids = {row.id for row in rows}

@@ -13,7 +13,7 @@ from gateway.buying.catalogue import parse_product_id
 from gateway.buying.purchases import idempotency_key
 from gateway.http.problems import Problem
 from gateway.http.slow_bodies import SlowBodies
-from gateway.http.wire import REPLAYED, answer, iso, read_members
+from gateway.http.wire import QUERY_TIMEOUT_S, REPLAYED, answer, iso, read_members
 from infra.kafka.publisher import Publisher
 from infra.postgres.pool import UNAVAILABLE
 from infra.redis.client import RedisError, connect_redis
@@ -36,7 +36,6 @@ from sale.tables.queries import SQL
 from schemas.limits import LONGEST_WHY
 
 OPERATOR = "operator"
-QUERY_TIMEOUT_S = 2.0
 REDIS_TIMEOUT_S = 5.0  # a restock rebuilds the books
 
 

@@ -5,12 +5,13 @@ the work must be idempotent. Lock keys of this project start with 0x7412.
 """
 
 import asyncio
-import random
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from typing import Any
 
 import asyncpg
+
+from infra.backoff import jittered
 
 from .lifecycle import Stop, cancelled
 from .logs import get_logger
@@ -18,7 +19,6 @@ from .postgres.pool import CONNECT_TIMEOUT_S, UNAVAILABLE
 from .settings import Settings
 
 RELAY_LOCK = 0x7412_0002
-RECONCILER_LOCK = 0x7412_0003
 PROBE_INTERVAL_S = 0.5
 PROBE_TIMEOUT_S = 2.0
 
@@ -32,7 +32,7 @@ async def lead(settings: Settings, lock: int, stop: Stop, work: Callable[[], Awa
             await _campaign(settings, lock, stop, work)
         except UNAVAILABLE as error:
             log.warning("cannot lead", error=repr(error))
-        await stop.sleep(random.uniform(0.3, 0.8))
+        await stop.sleep(jittered(0.8))
 
 
 async def _campaign(settings: Settings, lock: int, stop: Stop, work: Callable[[], Awaitable[None]]) -> None:
@@ -44,7 +44,7 @@ async def _campaign(settings: Settings, lock: int, stop: Stop, work: Callable[[]
     )
     try:
         while not await connection.fetchval("SELECT pg_try_advisory_lock($1)", lock):
-            if await stop.sleep(random.uniform(0.5, 1.0)):
+            if await stop.sleep(jittered(1.0)):
                 return
         log.info("leading")
         await _work_while_connected(connection, stop, work)

@@ -7,6 +7,7 @@ from contextvars import ContextVar
 from typing import Any
 
 import structlog
+from cachetools import FIFOCache
 
 from infra import tracing
 
@@ -23,7 +24,10 @@ class Repeats(logging.Filter):
 
     def __init__(self) -> None:
         super().__init__()
-        self._logged: dict[tuple[str, str], tuple[float, int]] = {}  # when it was logged, and the repeats since then
+        # when it was logged, and the repeats since then
+        self._logged: FIFOCache[tuple[str, str], tuple[float, int]] = FIFOCache(
+            REMEMBERED
+        )  # when it was logged, and the repeats since then
 
     def filter(self, record: logging.LogRecord) -> bool:
         if not isinstance(record.msg, str):  # our own lines are event dictionaries
@@ -33,8 +37,6 @@ class Repeats(logging.Filter):
         if now - logged_at < REPEAT_AFTER_S:
             self._logged[line] = (logged_at, left_out + 1)
             return False
-        if len(self._logged) >= REMEMBERED:
-            self._logged.clear()
         self._logged[line] = (now, 0)
         if left_out:
             record.msg, record.args = f"{line[1]} (and {left_out} times before)", ()

@@ -4,12 +4,12 @@ The watchdog reads the declared waits from `waiting_for()`.
 """
 
 import asyncio
-import random
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from typing import ParamSpec, TypeVar
 
+from .backoff import jittered
 from .lifecycle import cancelled
 from .logs import get_logger
 from .metrics.definitions import WAITING
@@ -56,7 +56,7 @@ async def retry_until_ok(
         while True:
             if cancelled():
                 raise asyncio.CancelledError
-            await asyncio.sleep(pause_s * random.uniform(0.5, 1.0))
+            await asyncio.sleep(jittered(pause_s))
             try:
                 return await attempt(*args, **kwargs)
             except on:

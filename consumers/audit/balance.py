@@ -14,6 +14,7 @@ import msgspec
 from msgspec import UNSET
 
 from sale.books.books import RedisBook
+from sale.books.inventory import KEY_LIFETIME_MS
 from sale.orders import REFUSED_BY_DATABASE
 from schemas.money import to_decimal
 from schemas.order_state import RANK, STORED, TERMINAL, Entry, Status
@@ -23,7 +24,6 @@ from .findings import Findings
 from .log_book import LogBook, Totals
 
 REBUILD_MS = 300_000  # a rebuild takes no longer; it may still have counted units that were returned meanwhile
-KEY_LIFETIME_MS = 24 * 3_600_000
 GIVEN_BACK = frozenset({Status.FAILED, Status.PAYMENT_FAILED})
 STATUSES = sorted(STORED, key=lambda status: (RANK[status], status))
 

@@ -8,11 +8,11 @@ from typing import Literal
 import msgspec
 
 from sale.books.key_record import key_hash
+from schemas.limits import SLOWEST_ANSWER_MS
 
 from .facts import ClientAnswers, ScopedKey
 from .findings import Findings
 
-SLOW_MS = 5_000.0  # every answer must come within this
 # The status that the interface documents for each code (docs/api.md, gateway/http/problems.py).
 STATUS_OF = {
     "invalid_request": 400,
@@ -100,7 +100,7 @@ def _check_answer(line: _Line, complaints: Findings) -> None:
         complaints.add("an undocumented answer", f"user {line.user} got {said}")
     if line.code == "unreadable":
         complaints.add("an answer that is no HTTP", f"user {line.user}")
-    if line.latency_ms > SLOW_MS:
+    if line.latency_ms > SLOWEST_ANSWER_MS:
         complaints.add("later than 5 s", f"user {line.user} waited {line.latency_ms / 1000:.1f} s for {said}")
     if line.status in (429, 503) and line.retry_after is None:
         complaints.add("no Retry-After", f"user {line.user} got {said}")

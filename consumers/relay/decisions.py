@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
+from infra.backoff import doubled
 from sale.books.due import MAX_CHECK_DELAY_MS
 from schemas.order_state import Entry, Next, Status, advance
 from schemas.topics import ORDER_STAGE_GROUP, PAYMENT_STAGE_GROUP, PROJECTOR_GROUP
@@ -68,25 +69,20 @@ def decide(standing: OrderSnapshot, memory: PushState, watermarks: WatermarksByG
     """Raises ValueError for a row status that Postgres never stores."""
     step = advance(standing.row, standing.entry, current_epoch=standing.current_epoch)
     if step is Next.REBUILD:
-        return Decision(step, push=True, next_check_ms=_backoff_ms(FIRST_REPUSH_MS, memory.pushes))
+        return Decision(step, push=True, next_check_ms=doubled(FIRST_REPUSH_MS, memory.pushes, MAX_BACKOFF_MS))
     group = MOVED_BY.get(step)
     if group is None:
-        return Decision(step, push=False, next_check_ms=_backoff_ms(FIRST_REPUSH_MS, memory.checks))
+        return Decision(step, push=False, next_check_ms=doubled(FIRST_REPUSH_MS, memory.checks, MAX_BACKOFF_MS))
     watermark = watermarks.get(group)
     came_here_ms = max(standing.entry_at_ms, standing.row_updated_ms)
     if memory.step is step:  # its clock may have been set back since: it would seem new for an hour
         came_here_ms = min(came_here_ms, memory.owed_since_ms)
     stranded_from_ms = max(came_here_ms, memory.last_push_ms) + STRANDED_AFTER_MS
     if watermark is not None and stranded_from_ms <= watermark:
-        return Decision(step, push=True, next_check_ms=_backoff_ms(FIRST_REPUSH_MS, memory.pushes))
+        return Decision(step, push=True, next_check_ms=doubled(FIRST_REPUSH_MS, memory.pushes, MAX_BACKOFF_MS))
     wait_ms = stranded_from_ms - watermark if watermark is not None else 0
-    wait_ms = min(max(wait_ms, _backoff_ms(FIRST_RECHECK_MS, memory.checks)), MAX_CHECK_DELAY_MS)
+    wait_ms = min(max(wait_ms, doubled(FIRST_RECHECK_MS, memory.checks, MAX_BACKOFF_MS)), MAX_CHECK_DELAY_MS)
     return Decision(step, push=False, next_check_ms=wait_ms)
-
-
-def _backoff_ms(first_ms: int, times: int) -> int:
-    """100, 200, 400 ... for checks and 2,000, 4,000, 8,000 ... for pushes; at most a minute."""
-    return int(min(first_ms * 2 ** min(times, 16), MAX_BACKOFF_MS))
 
 
 def record_check(memory: PushState, step: Next, now_ms: int) -> None:

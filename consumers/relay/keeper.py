@@ -4,7 +4,6 @@ Only a rebuild opens stock. There is one rebuild at a time per product (it holds
 """
 
 import asyncio
-import random
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -13,6 +12,7 @@ from datetime import datetime
 import asyncpg
 from aiokafka.errors import KafkaError
 
+from infra.backoff import doubled, jittered
 from infra.kafka.client import create_topics
 from infra.kafka.publisher import Publisher
 from infra.logs import get_logger
@@ -181,7 +181,7 @@ class Keeper:
             self._failures.pop(product, None)
         except FAILURES as error:
             failures = self._failures.get(product, (0, 0.0))[0] + 1
-            pause_s = min(BACKOFF_FIRST_S * 2 ** min(failures - 1, 8), BACKOFF_MOST_S) * random.uniform(0.5, 1.0)
+            pause_s = jittered(doubled(BACKOFF_FIRST_S, failures - 1, BACKOFF_MOST_S))
             self._failures[product] = (failures, time.monotonic() + pause_s)
             _failures.inc()
             log.error("rebuild failed", product=product, reason=reason, failures=failures, error=repr(error))

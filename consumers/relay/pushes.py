@@ -4,12 +4,12 @@ Everything published here is a copy of an event that should be on the log alread
 """
 
 import asyncio
-from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import assert_never
 
 import asyncpg
+from cachetools import LRUCache
 
 from consumers.relay.decisions import (
     Allowance,
@@ -64,7 +64,7 @@ class Pusher:
     desk: SettlementDesk
     watermarks: Watermarks
     allowance: Allowance = field(default_factory=lambda: Allowance(PUSHES_PER_S))
-    _memories: OrderedDict[OrderId, PushState] = field(default_factory=OrderedDict)
+    _memories: LRUCache[OrderId, PushState] = field(default_factory=lambda: LRUCache(REMEMBERED))
     _unacknowledged: set[OrderId] = field(default_factory=set)
     _rounds: int = 0
 
@@ -140,11 +140,7 @@ class Pusher:
         return _Order(entry, row, decision)
 
     def _memory(self, order_id: OrderId) -> PushState:
-        memory = self._memories.setdefault(order_id, PushState())
-        self._memories.move_to_end(order_id)
-        if len(self._memories) > REMEMBERED:
-            self._memories.popitem(last=False)
-        return memory
+        return self._memories.setdefault(order_id, PushState())
 
     async def _postpone(self, product: ProductId, orders: Sequence[_Order], pushing: set[OrderId], now: int) -> None:
         """Orders that exceed the allowance stay due, and are the oldest in the next round."""

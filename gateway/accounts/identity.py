@@ -6,6 +6,7 @@ from typing import NamedTuple
 import jwt
 import msgspec
 from aiohttp import web
+from cachetools import FIFOCache
 from jwt.types import Options
 
 from gateway.http.problems import Problem
@@ -38,7 +39,7 @@ class Identity:
     def __init__(self, settings: SigningSettings) -> None:
         self._secret = settings.jwt_secret.get_secret_value()
         self._own = OwnTokens(self._secret)
-        self._known: dict[str, AuthenticatedUser] = {}
+        self._known: FIFOCache[str, AuthenticatedUser] = FIFOCache(REMEMBERED)
 
     def user_of(self, request: web.Request) -> AuthenticatedUser:
         """Raises Problem 401, the same for every cause."""
@@ -54,8 +55,6 @@ class Identity:
         if scheme.lower() != "bearer" or not token.isascii() or len(token) > TOKEN_MAX_CHARACTERS:
             raise Problem("unauthorized")
         user = self._decode(token)
-        if len(self._known) >= REMEMBERED:
-            del self._known[next(iter(self._known))]
         self._known[header] = user
         return user
 

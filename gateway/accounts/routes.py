@@ -15,7 +15,7 @@ from gateway.accounts.registrations import Registrations
 from gateway.http.addresses import Addresses
 from gateway.http.problems import Problem
 from gateway.http.slow_bodies import SlowBodies
-from gateway.http.wire import answer, read_members
+from gateway.http.wire import QUERY_TIMEOUT_S, answer, read_members
 from infra.logs import get_logger
 from infra.metrics.definitions import GATEWAY_FAILED_LOGINS
 from infra.postgres.pool import UNAVAILABLE
@@ -24,7 +24,6 @@ from sale.accounts.credentials import clean_email, clean_name, known_email, pass
 from sale.accounts.tokens import sign
 from sale.tables.queries import SQL
 
-QUERY_TIMEOUT_S = 2.0
 any_password = partial(password_spellings, minimum=0)  # at login a short password is simply wrong
 T = TypeVar("T")
 _failed_logins = GATEWAY_FAILED_LOGINS.make()

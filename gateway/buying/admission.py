@@ -6,6 +6,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import NamedTuple
 
+from cachetools import FIFOCache
+
 from schemas.ids import ProductId, UserId
 
 TRACKED = 100_000  # users, or addresses
@@ -61,14 +63,12 @@ class RateLimit:
 
     def __init__(self, per_second: int) -> None:
         self._per_second = float(per_second)
-        self._buckets: dict[UserId | str, list[float]] = {}
+        self._buckets: FIFOCache[UserId | str, list[float]] = FIFOCache(TRACKED)
 
     def take(self, who: UserId | str) -> bool:
         now = time.monotonic()
         bucket = self._buckets.get(who)
         if bucket is None:
-            if len(self._buckets) >= TRACKED:
-                del self._buckets[next(iter(self._buckets))]
             self._buckets[who] = [self._per_second - 1.0, now]
             return True
         left = min(self._per_second, bucket[0] + (now - bucket[1]) * self._per_second)
@@ -92,7 +92,7 @@ class SoldOutMemory:
     newer (epoch, version) replaces it. It must not answer a request with an Idempotency-Key: the key comes first."""
 
     def __init__(self) -> None:
-        self._products: dict[ProductId, _SoldOut] = {}
+        self._products: FIFOCache[ProductId, _SoldOut] = FIFOCache(PRODUCTS_TRACKED)
 
     def covers(self, product: ProductId, quantity: int) -> bool:
         known = self._products.get(product)
@@ -106,15 +106,10 @@ class SoldOutMemory:
                 return
             if (epoch, version) == (known.epoch, known.version):
                 quantity = min(quantity, known.quantity)
-        self._remember(product, _SoldOut(epoch, version, quantity, asked_at + SOLD_OUT_FOR_S))
+        self._products[product] = _SoldOut(epoch, version, quantity, asked_at + SOLD_OUT_FOR_S)
 
     def accepted(self, product: ProductId, epoch: int, version: int) -> None:
         """Units were reserved under this version, so refusals of older versions no longer count, even late ones."""
         known = self._products.get(product)
         if known is None or (epoch, version) > (known.epoch, known.version):
-            self._remember(product, _SoldOut(epoch, version, NO_QUANTITY, 0.0))
-
-    def _remember(self, product: ProductId, newest: _SoldOut) -> None:
-        if len(self._products) >= PRODUCTS_TRACKED and product not in self._products:
-            self._products.clear()
-        self._products[product] = newest
+            self._products[product] = _SoldOut(epoch, version, NO_QUANTITY, 0.0)

@@ -3,13 +3,14 @@
 Redis is read first, and Postgres only if Redis has no such product. Only Postgres decides that there is none.
 """
 
-import time
 from dataclasses import dataclass
 
 import asyncpg
 import orjson
+from cachetools import FIFOCache, TTLCache
 
 from gateway.http.problems import Problem
+from gateway.http.wire import QUERY_TIMEOUT_S
 from infra.postgres.pool import UNAVAILABLE
 from infra.redis.client import RedisError
 from sale.books.books import Books
@@ -63,8 +64,8 @@ class Catalogue:
     def __init__(self, books: Books, pool: asyncpg.Pool) -> None:
         self._books = books
         self._pool = pool
-        self._known: dict[ProductId, Product] = {}
-        self._unknown: dict[ProductId, float] = {}
+        self._known: FIFOCache[ProductId, Product] = FIFOCache(REMEMBERED)
+        self._unknown: TTLCache[ProductId, bool] = TTLCache(REMEMBERED, UNKNOWN_FOR_S)
 
     def cached(self, product: ProductId) -> Product | None:
         return self._known.get(product)
@@ -72,8 +73,6 @@ class Catalogue:
     async def find(self, product: ProductId) -> Product:
         """Raises Problem 404 if Postgres has no such product, 503 if no store answered."""
         found = self._known.get(product) or await self._from_books(product) or await self._from_postgres(product)
-        if len(self._known) >= REMEMBERED:
-            self._known.clear()
         self._known[product] = found
         return found
 
@@ -87,16 +86,14 @@ class Catalogue:
         return make_product(product, offer.name, offer.price_cents, offer.currency, offer.max_quantity)
 
     async def _from_postgres(self, product: ProductId) -> Product:
-        if self._unknown.get(product, 0.0) > time.monotonic():
+        if product in self._unknown:
             raise Problem("not_found")
         try:
-            row = await self._pool.fetchrow(SQL.product, product, timeout=2.0)
+            row = await self._pool.fetchrow(SQL.product, product, timeout=QUERY_TIMEOUT_S)
         except UNAVAILABLE:
             raise Problem("unavailable") from None
         if row is None:
-            if len(self._unknown) >= REMEMBERED:
-                self._unknown.clear()
-            self._unknown[product] = time.monotonic() + UNKNOWN_FOR_S
+            self._unknown[product] = True
             raise Problem("not_found")
         return make_product(product, row["name"], row["price_cents"], row["currency"], row["max_quantity"])
 

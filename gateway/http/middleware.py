@@ -8,6 +8,7 @@ from aiohttp.typedefs import Middleware
 from gateway.http import request_ids
 from gateway.http.cors import Cors
 from gateway.http.problems import Problem
+from gateway.http.slow_bodies import BODY_MAX_BYTES
 from infra.logs import get_logger
 from infra.metrics.definitions import GATEWAY_REFUSED
 
@@ -81,7 +82,7 @@ async def answer_expect(request: web.Request) -> web.StreamResponse | None:
     request_ids.begin(request)
     if request.headers.get("Expect", "").lower() != "100-continue":
         return Problem("invalid_request", "This Expect header is not supported.", close=True).answer()
-    if (request.content_length or 0) > 16 * 1024:
+    if (request.content_length or 0) > BODY_MAX_BYTES:
         return Problem("too_large", close=True).answer()
     await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
     request.writer.output_size = 0  # aiohttp counts it as part of the answer, which has not begun

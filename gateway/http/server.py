@@ -4,7 +4,6 @@ import asyncio
 import resource
 from collections.abc import Callable
 from http import HTTPStatus
-from typing import Any
 
 from aiohttp import web
 from aiohttp.http_exceptions import LineTooLong
@@ -110,8 +109,3 @@ def connection_factory(runner: web.AppRunner, addresses: Addresses) -> Callable[
     manager, loop = runner.server, asyncio.get_running_loop()
     assert manager is not None
     return lambda: HttpProtocol(manager, peers, loop=loop)
-
-
-def connection_of(request: web.Request) -> Any:
-    """The `HttpProtocol` of a request, or None once the client has gone."""
-    return request.protocol

@@ -15,6 +15,7 @@ from gateway.http.slow_bodies import BODY_MAX_BYTES, SlowBodies
 from schemas.ids import UserId
 
 JSON = "application/json"
+QUERY_TIMEOUT_S = 2.0  # of Postgres, while a client waits
 _HEADERS = {"Content-Type": f"{JSON}; charset=utf-8", "Server": "thrones", "Cache-Control": "no-store"}
 NO_MORE: Mapping[str, str] = {}
 REPLAYED = {"Idempotent-Replayed": "true"}  # marks the answer to a repeated request, which changed nothing

@@ -9,8 +9,8 @@ from aiohttp import web
 
 from gateway.accounts.identity import Identity
 from gateway.http.problems import Problem
-from gateway.http.wire import answer
-from gateway.watching.order_status import QUERY_TIMEOUT_S, OrderStatus, from_row
+from gateway.http.wire import QUERY_TIMEOUT_S, answer
+from gateway.watching.order_status import OrderStatus, from_row
 from infra.postgres.pool import UNAVAILABLE
 from infra.redis.client import RedisError
 from sale.books.read_model import OrderView, ReadModel

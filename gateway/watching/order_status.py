@@ -13,7 +13,7 @@ from gateway.accounts.identity import Identity
 from gateway.buying.catalogue import Catalogue
 from gateway.http.problems import Problem
 from gateway.http.shares import Shares, SharesFull
-from gateway.http.wire import answer, iso_ms
+from gateway.http.wire import QUERY_TIMEOUT_S, answer, iso_ms
 from gateway.watching.order_updates import News, OrderUpdates
 from infra.postgres.pool import UNAVAILABLE
 from infra.redis.client import RedisError
@@ -28,7 +28,6 @@ from schemas.order_state import Status
 
 WAIT_MAX_S = 25.0
 WAITS_MAX = 10_000  # per worker
-QUERY_TIMEOUT_S = 2.0
 POLL_INTERVAL_S = 2.0  # without news from the log
 FIRST_POLL_S = 0.03  # after news: the projector is about to write the status, or just has
 

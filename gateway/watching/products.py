@@ -8,7 +8,7 @@ from aiohttp import web
 
 from gateway.buying.catalogue import Catalogue, parse_product_id
 from gateway.http.problems import Problem
-from gateway.http.wire import answer, iso, iso_ms
+from gateway.http.wire import QUERY_TIMEOUT_S, answer, iso, iso_ms
 from infra.postgres.pool import UNAVAILABLE
 from infra.redis.client import RedisError
 from sale.books.books import Books, ListedProduct, StockLevel
@@ -18,7 +18,6 @@ from schemas.ids import ProductId
 from schemas.money import to_decimal
 
 ROWS_FOR_S = 1.0  # how long the rows of the list are cached, without stock
-QUERY_TIMEOUT_S = 2.0
 
 
 class Products:

@@ -5,13 +5,12 @@ from typing import Any
 
 import asyncpg
 
-from infra.logs import get_logger
+from infra.logs import REPEAT_AFTER_S, get_logger
 from infra.metrics.definitions import POSTGRES_REFUSALS
 from infra.settings import Settings
 
 COMMAND_TIMEOUT_S = 10.0
 CONNECT_TIMEOUT_S = 5.0
-ACQUIRE_TIMEOUT_S = 2.0
 
 RECORDS_FAULT: tuple[type[Exception], ...] = (asyncpg.DataError, asyncpg.IntegrityConstraintViolationError)
 """SQLSTATE classes 22 and 23, and values that asyncpg cannot send: the record itself can never be stored."""
@@ -26,7 +25,6 @@ UNAVAILABLE: tuple[type[Exception], ...] = (
 """All other errors. A server that is read-only, full, starting, failing over or without our tables says nothing about the
 record. The write is retried (all our writes are guarded), and no record goes to the dead letters for it."""
 
-REPEAT_AFTER_S = 5.0
 _refused, _logged_at = POSTGRES_REFUSALS.make(), dict[str, float]()
 log = get_logger()
 

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import psutil
 
+from infra.backoff import doubled
 from infra.logs import get_logger
 from infra.metrics.definitions import SUPERVISOR_DEATHS, SUPERVISOR_STARTS
 from infra.supervision import registry
@@ -95,7 +96,7 @@ class Supervisor:
             _deaths.labels(child.spec.role).inc()
             lived = time.monotonic() - started
             child.deaths = 1 if lived >= STEADY_AFTER_S else child.deaths + 1
-            delay = min(FIRST_DELAY_S * 2 ** min(child.deaths - 1, 6), LONGEST_DELAY_S)
+            delay = doubled(FIRST_DELAY_S, child.deaths - 1, LONGEST_DELAY_S)
             facts = {"code": code, "lived_s": round(lived, 1), "again_in_s": delay}
             self._log.warning("process died", process=child.spec.name, **facts)
             await _set_within(child.stopping, delay)

@@ -6,9 +6,9 @@ One that fails most calls is still called, because each answer settles an order.
 
 import asyncio
 import enum
-import random
 from collections import OrderedDict, deque
 
+from infra.backoff import jittered
 from infra.metrics.definitions import BREAKER_OPENED, BREAKER_STATE
 
 WINDOW_CALLS = 100
@@ -110,7 +110,7 @@ class CircuitBreaker:
         self._begin(BreakerState.OPEN)
         self.opened += 1
         _opened.inc()
-        period, wait_s = self._period, self._open_s * random.uniform(0.75, 1.0)
+        period, wait_s = self._period, jittered(self._open_s, least=0.75)
         asyncio.get_running_loop().call_later(wait_s, self._half_open, period)
 
     def _half_open(self, period: int) -> None:

@@ -6,12 +6,12 @@ key. So no path here charges twice.
 """
 
 import asyncio
-import random
 import time
 from collections.abc import Callable
 
 import msgspec
 
+from infra.backoff import doubled, jittered
 from infra.metrics.definitions import PROVIDER_ANSWER
 from sale.orders import OrderRow
 from sale.payments.breaker import CircuitBreaker
@@ -66,7 +66,7 @@ class Charged(msgspec.Struct, frozen=True):
 
 def backoff_s(attempt: int) -> float:
     """Seconds to wait after attempt `attempt` (counted from 1): 0.1-0.2, 0.2-0.4, 0.4-0.8 ... at most 3."""
-    return min(BACKOFF_MIN_S * 2.0 ** min(attempt - 1, 10), BACKOFF_MAX_S) * random.uniform(0.5, 1.0)
+    return jittered(doubled(BACKOFF_MIN_S, attempt - 1, BACKOFF_MAX_S))
 
 
 def _answered(outcome: ChargeOutcome) -> bool:

@@ -5,7 +5,6 @@ The order id is the provider's idempotency key, so a repeated charge cannot char
 
 import asyncio
 import time
-from collections.abc import Iterable
 from datetime import timedelta
 from decimal import Decimal, InvalidOperation
 from email.utils import parsedate_to_datetime
@@ -17,7 +16,7 @@ from yarl import URL
 
 from infra import tracing
 from infra.keep_alive_post import BrokenOff, KeepAlivePost, NotConnected, TooLarge
-from infra.logs import get_logger
+from infra.logs import REPEAT_AFTER_S, get_logger
 from infra.text import cleaned, is_storable
 from schemas.codec import TRACE_HEADER
 from schemas.money import to_cents, to_decimal
@@ -30,7 +29,6 @@ REASON_MAX = 100  # characters of a decline's reason, for people: unprintable on
 RETRY_AFTER_MAX_S = 60.0
 KEY_LIFETIME = timedelta(hours=24)  # how long the provider remembers a key, from its first use
 ASKED_FOR = KEY_LIFETIME - timedelta(minutes=10)  # from the creation of the row: clocks differ, and requests take time
-REPEAT_AFTER_S = 5.0
 IDLE_CONNECTION_S = 20.0  # less than the provider's keep-alive: else its close could meet our next request
 
 log = get_logger()
@@ -203,43 +201,3 @@ def _seconds(retry_after: str | None) -> float | None:
     except (ValueError, OverflowError):
         return None
     return min(max(wait_s, 0.0), RETRY_AFTER_MAX_S)
-
-
-class FakePaymentProvider:
-    """In memory, for tests: captures unless told otherwise; a key's definite outcome is fixed like the real one's."""
-
-    def __init__(self, latency_s: float = 0.0) -> None:
-        self.latency_s = latency_s
-        self.attempts: list[str] = []
-        self.captures: list[tuple[str, int, str]] = []
-        self._script: dict[str, list[ChargeOutcome]] = {}
-        self._decided: dict[str, tuple[int, str, Definite]] = {}
-
-    def will(self, order_id: str, outcomes: Iterable[ChargeOutcome]) -> None:
-        """The next attempts for `order_id` come to these; after them it captures, unless already decided."""
-        self._script[order_id] = list(outcomes)
-
-    def decide(self, order_id: str, amount_cents: int, currency: str) -> Definite:
-        """Take the money behind the caller's back, as a provider does whose answer gets lost."""
-        if order_id not in self._decided:
-            self._settle(order_id, amount_cents, currency, Captured(f"ch_{order_id}"))
-        return self._decided[order_id][2]
-
-    async def charge(self, order_id: str, amount_cents: int, currency: str) -> ChargeOutcome:
-        self.attempts.append(order_id)
-        await asyncio.sleep(self.latency_s)
-        script = self._script.get(order_id)
-        outcome = script.pop(0) if script else None
-        if isinstance(outcome, NotProcessed | Unknown):
-            return outcome
-        if outcome is not None and order_id not in self._decided:
-            self._settle(order_id, amount_cents, currency, outcome)
-        definite = self.decide(order_id, amount_cents, currency)
-        if self._decided[order_id][:2] != (amount_cents, currency):
-            return Unknown("status 422")
-        return definite
-
-    def _settle(self, order_id: str, amount_cents: int, currency: str, outcome: Definite) -> None:
-        self._decided[order_id] = (amount_cents, currency, outcome)
-        if isinstance(outcome, Captured):
-            self.captures.append((order_id, amount_cents, currency))

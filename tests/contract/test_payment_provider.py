@@ -18,12 +18,12 @@ from sale.payments.provider import (
     Captured,
     ChargeOutcome,
     Declined,
-    FakePaymentProvider,
     HttpPaymentProvider,
     NotProcessed,
     PaymentProvider,
     Unknown,
 )
+from tests.fake_provider import FakePaymentProvider
 
 from .conftest import GatewayProcess, free_port
 

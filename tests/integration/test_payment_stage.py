@@ -12,13 +12,14 @@ from infra.redis.client import Redis
 from infra.settings import Settings
 from sale.books.inventory import Inventory
 from sale.orders import read_rows
-from sale.payments.provider import Captured, Declined, FakePaymentProvider
+from sale.payments.provider import Captured, Declined
 from schemas.codec import encode
 from schemas.events import PaymentRequested
 from schemas.ids import OrderId, ProductId
 from schemas.order_state import Status
 from schemas.topics import DEAD_LETTERS, ORDER_STATUS
 from tests.books import hold, open_books, read_books, wish
+from tests.fake_provider import FakePaymentProvider
 from tests.log import tailing
 from tests.rows import Placed, create_product, place
 

@@ -18,12 +18,13 @@ from sale.operations import operations
 from sale.operations.operations import OperationRefused, Stores
 from sale.orders import OrderRow, read_rows
 from sale.payments.breaker import CircuitBreaker
-from sale.payments.provider import ASKED_FOR, Captured, FakePaymentProvider
+from sale.payments.provider import ASKED_FOR, Captured
 from sale.settlement import IN_HAND_AFTER_S, SettlementDesk, Verdict
 from sale.tables.queries import SQL
 from schemas.ids import OrderId, ProductId, new_order_id
 from schemas.order_state import Status
 from tests.books import hold, open_books, read_books, wish
+from tests.fake_provider import FakePaymentProvider
 from tests.rows import Placed, create_product, place, settle
 
 CONFIRMED: Final = Status.CONFIRMED

@@ -28,12 +28,12 @@ from sale.payments.provider import (
     Captured,
     ChargeOutcome,
     Declined,
-    FakePaymentProvider,
     NotProcessed,
     Unknown,
 )
 from schemas.ids import OrderId, ProductId, UserId
 from schemas.order_state import Status
+from tests.fake_provider import FakePaymentProvider
 
 Run = Callable[[Coroutine[Any, Any, None]], None]
 REFUSED = NotProcessed(None, reached=False)

@@ -240,3 +240,15 @@ def test_every_example_of_an_event_has_the_id_that_is_sent_with_it() -> None:
         fields = dict(line.split(": ", 1) for line in event.strip().splitlines())
         data = json.loads(fields["data"])
         assert re.fullmatch(r"\d+\.\d+", fields["id"]) if "stock" in data else fields["id"] == data["status"], event
+
+
+DEFAULTS_STATED_IN = ("Makefile", "compose.yaml", "deploy.sh", "infra/deploy/k8s/gateway.yaml")
+
+
+@pytest.mark.parametrize("name", ["api_workers", "order_workers", "payment_workers"])
+def test_a_size_that_other_files_default_is_the_settings_default(name: str) -> None:
+    """Where a file states a default of its own, it is the same as in infra/settings.py."""
+    default = str(Settings.model_fields[name].default)
+    stated = re.compile(rf'{name.upper()}(?:=|:-|=\$\{{{name.upper()}:-|, value: ")(\d+)')
+    found = {file: set(stated.findall((ROOT / file).read_text())) for file in DEFAULTS_STATED_IN}
+    assert set().union(*found.values()) == {default}, found
