@@ -1,10 +1,10 @@
-"""The states of an order and the one table that says what is owed to it next. Pure: facts in, decision out, no I/O."""
+"""The states of an order, and the one table that decides its next step. Pure, no I/O."""
 
 from enum import Enum, StrEnum
 
 
 class Status(StrEnum):
-    """What an order's owner sees. Postgres stores `STORED` only; the others live in the read model and in events."""
+    """The status that an order's owner sees. Postgres stores only `STORED`; the others are in the read model and in events."""
 
     QUEUED = "queued"
     PROCESSING = "processing"
@@ -36,12 +36,12 @@ RANK: dict[Status, int] = {
 
 
 def replaces(new: Status, old: Status) -> bool:
-    """A reader takes `new` for `old` only when it ranks higher; so a terminal status stays, in whatever order events come."""
+    """Whether a reader replaces `old` by `new`: only by a higher rank. So a terminal status stays in any order of events."""
     return RANK[new] > RANK[old]
 
 
 class Entry(StrEnum):
-    """What Redis holds for an order: nothing, units held, or units moved and the news of it still on its way."""
+    """The entry of an order in Redis: none, units held, or units moved but not yet announced."""
 
     NONE = "none"
     HELD = "held"
@@ -53,12 +53,12 @@ SETTLED = frozenset({Entry.SOLD, Entry.RELEASED})
 
 
 def outcome_of(status: Status) -> Entry:
-    """Where an order's units go once it is terminal: to the buyer, or back on sale."""
+    """Where the units of a terminal order go: to the buyer, or back on sale."""
     return Entry.SOLD if status is Status.CONFIRMED else Entry.RELEASED
 
 
 class Next(Enum):
-    """What is owed to an order now."""
+    """The next step of an order."""
 
     PLACE = "publish order.placed, or insert the row where order.placed has just been read"
     RESERVE_AGAIN = "reserve again by id through the same script, or fail the order uncharged"

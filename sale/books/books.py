@@ -1,6 +1,6 @@
-"""Reads what the books of products say in Redis: typed answers, one command per product, no key or field name outside.
+"""Reads the books of products in Redis: typed answers, one command per product; no other module knows key or field names.
 
-Every question raises RedisError. What Redis has no books of is None.
+Every method raises RedisError. A product without books is None.
 """
 
 from collections.abc import Mapping, Sequence
@@ -24,7 +24,7 @@ SALE = (*OFFER, "available", "opens_at_ms", "closes_at_ms", "created_ms", "updat
 
 @dataclass(frozen=True, slots=True)
 class StockLevel:
-    """Units on sale, and the version that made them so many."""
+    """Units on sale, and the version of that value."""
 
     epoch: int
     version: int
@@ -51,7 +51,7 @@ class StockUnits:
 
 @dataclass(frozen=True, slots=True)
 class BooksStanding:
-    """For which run of Redis a product's books were made, and how far they have gone. Without books all is empty."""
+    """The run of Redis for which a product's books were made, and their progress. Without books all fields are empty."""
 
     run: str | None
     state: str | None
@@ -66,7 +66,7 @@ class BooksStanding:
 
 @dataclass(frozen=True, slots=True)
 class SaleProgress:
-    """Each reservation and each settlement draws a version; `entries` are orders with effects outstanding."""
+    """Each reservation and each settlement uses one version; `entries` are orders with outstanding effects."""
 
     version: int
     held: int  # units
@@ -75,17 +75,17 @@ class SaleProgress:
 
 @dataclass(frozen=True, slots=True)
 class Offer:
-    """What a product is and costs. Nothing of it changes."""
+    """The immutable data of a product."""
 
     name: str
     price_cents: int
     currency: str
-    max_quantity: int  # units an order
+    max_quantity: int  # units per order
 
 
 @dataclass(frozen=True, slots=True)
 class ListedProduct:
-    """An offer with its stock, and when its sale opens and closes (ms since the epoch)."""
+    """An offer with its stock and the opening and closing times of its sale (ms since the epoch)."""
 
     offer: Offer
     available: int
@@ -115,7 +115,7 @@ class RedisBook:
 
 
 class Books:
-    """Questions about books. Where it takes several products, all answers come in one round trip."""
+    """Reads of books. A method that takes several products reads them all in one round trip."""
 
     def __init__(self, source: CommandSource) -> None:
         self._source = source
@@ -147,7 +147,7 @@ class Books:
         return ListedProduct(offer, int(available), *(int(at) if at else None for at in times))
 
     async def entries(self, product: ProductId) -> int:
-        """How many orders have an entry: effects of theirs are outstanding."""
+        """The number of orders that have an entry, and so outstanding effects."""
         [count] = await self._source.replies([("HLEN", keys.held(product))])
         return int(count)
 
@@ -163,7 +163,7 @@ class Books:
 
 
 async def read_book(redis: Redis, product: ProductId) -> RedisBook | None:
-    """Everything of one product's books at one instant: a transaction."""
+    """All books of one product at one instant, in a transaction."""
     async with redis.pipeline(transaction=True) as pipe:
         pipe.hgetall(keys.stock(product))
         pipe.hgetall(keys.held(product))
@@ -192,7 +192,7 @@ def _offer(fields: Sequence[bytes | None]) -> Offer | None:
     name, price, currency, max_quantity = fields
     if name is None or price is None or currency is None:
         return None
-    # Books that were opened by a release without it have no largest order; their row has the default.
+    # Books opened by a release without a largest order have none; their row has the default.
     return Offer(name.decode(), int(price), currency.decode(), int(max_quantity or DEFAULT_MAX_QUANTITY))
 
 

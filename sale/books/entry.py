@@ -1,4 +1,4 @@
-"""The held entry: ledger line, outbox and to-do item of one order in one string of Redis.
+"""The held entry of an order, one string in Redis: its ledger line, its outbox and its to-do item.
 
 `state epoch version available quantity user at_ms order.placed-without-its-tail`, state h (held), s (sold) or r (released).
 While held, epoch, version and available are those of the reservation; once settled, those of the settlement.
@@ -15,7 +15,7 @@ LETTERS = {state: letter for letter, state in STATES.items()}
 
 
 class HeldEntry(msgspec.Struct, frozen=True):
-    """One parsed entry; `at_ms` is when it was written (reserved, or settled)."""
+    """One parsed entry. `at_ms`: the time of the reservation, or of the settlement."""
 
     order_id: OrderId
     state: Entry
@@ -29,7 +29,7 @@ class HeldEntry(msgspec.Struct, frozen=True):
 
     @property
     def placed_value(self) -> bytes:
-        """The bytes of order.placed, equal to those the gateway sends. Only meaningful while held."""
+        """The bytes of order.placed, the same as those from the gateway. Valid only while held."""
         return placed_value(self.placed_head, self.at_ms, self.epoch, self.version, self.available)
 
     def line(self) -> bytes:
@@ -38,7 +38,7 @@ class HeldEntry(msgspec.Struct, frozen=True):
 
 
 def parse(order_id: OrderId, line: bytes) -> HeldEntry:
-    """Raises ValueError on a line that no script of ours wrote."""
+    """Raises ValueError for a line that none of our scripts wrote."""
     state, epoch, version, available, quantity, user, at_ms, head = line.split(b" ", 7)
     return HeldEntry(
         order_id=order_id,
@@ -70,7 +70,7 @@ _head_encoder = msgspec.json.Encoder()
 
 
 def placed_head(head: PlacedHead) -> bytes:
-    """order.placed up to where the reservation's own fields follow."""
+    """order.placed up to the fields that the reservation adds."""
     return _head_encoder.encode(head)[:-1]
 
 
@@ -80,7 +80,7 @@ def placed_value(head: bytes, at_ms: int, epoch: int, version: int, available: i
 
 
 def placed_head_of(event: OrderPlaced) -> bytes:
-    """The head of an event read from the log, for entries that a rebuild writes."""
+    """The head of an event from the log, for the entries of a rebuild."""
     return placed_head(
         PlacedHead(
             order_id=event.order_id,

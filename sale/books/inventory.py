@@ -1,6 +1,6 @@
-"""The Python face of the scripts: reserve, settle, project. Every call is one script, so every call is atomic.
+"""Calls the scripts: reserve, settle, project and others. Each call is one script, so it is atomic.
 
-Nothing here decides; the answers are typed and the callers' match statements are exhaustive.
+There are no decisions here: the answers are typed, and the callers match them exhaustively.
 """
 
 from collections.abc import Collection, Sequence
@@ -21,22 +21,22 @@ from schemas.events import OrderStatusChanged
 from schemas.ids import OrderId, ProductId, UserId
 from schemas.order_state import RANK, TERMINAL, Entry
 
-KEY_LIFETIME_MS = 24 * 3_600_000  # acceptances are remembered this long
-FIRST_CHECK_MS = 2_000  # a gateway killed between reserving and publishing is noticed after this
+KEY_LIFETIME_MS = 24 * 3_600_000  # how long a key names its order
+FIRST_CHECK_MS = 2_000  # after this the relay notices a gateway that died between reserving and publishing
 NEXT_CHECK_MS = 2_000
 NOTHING_SEEN = (0, 0)
-# How long the read model shows a status that the log told. There is a row then, and Postgres answers afterwards. Who waited
-# for an order's end has seen it within minutes; what ends within this time has to fit into memory at once.
+# How long the read model shows a terminal status from the log. Postgres has the row and answers afterwards. Clients that wait
+# see the end within minutes, and all orders that end within this time must fit into memory at once.
 ENDED_LIFETIME_MS = 10 * 60_000
 UNENDED_LIFETIME_MS = 24 * 3_600_000
-DECLINES_COUNTED_MS = 3_600_000  # from the first decline of a product on; then all of them are forgotten
+DECLINES_COUNTED_MS = 3_600_000  # from the first decline for a product; then all of them are dropped
 
 
 class Reservation(msgspec.Struct, frozen=True):
-    """One wish to buy. `hashed_key` is None where the order id itself is the key.
+    """A request for units. `hashed_key` is None if the order id itself is the key.
 
-    `accepted_at_ms`: made again for an order whose reservation was lost with older books, also where the sale is paused or over.
-    `most_declines`: a user with so many declined orders of the product within the hour is refused; 0: never.
+    `accepted_at_ms`: set to reserve again for an order that was lost with older books; then pause and end do not matter.
+    `most_declines`: a user with this many declined orders of the product within an hour is refused; 0: never.
     """
 
     order_id: OrderId
@@ -56,7 +56,7 @@ class Reservation(msgspec.Struct, frozen=True):
 
 
 class Held(msgspec.Struct, frozen=True):
-    """Units were taken; `value` is the complete order.placed."""
+    """The units are reserved; `value` is the complete order.placed."""
 
     epoch: int
     version: int
@@ -67,7 +67,7 @@ class Held(msgspec.Struct, frozen=True):
 
 @dataclass(frozen=True, slots=True)
 class Known:
-    """The key was accepted before, for this order and body."""
+    """The key was accepted before, for this order; `same_body` says whether with the same body."""
 
     order_id: OrderId
     same_body: bool
@@ -75,7 +75,7 @@ class Known:
 
 @dataclass(frozen=True, slots=True)
 class Refused:
-    """Nothing was taken. `reason` is unverified, paused, not_open, closed, user_limit, declined, busy or sold_out."""
+    """No units are reserved. `reason`: unverified, paused, not_open, closed, user_limit, declined, busy or sold_out."""
 
     reason: str
     epoch: int = 0
@@ -85,7 +85,7 @@ class Refused:
 
 
 class Settlement(msgspec.Struct, frozen=True):
-    """The units of a terminal order have been moved under this version."""
+    """The units of a terminal order were moved with this version."""
 
     epoch: int
     version: int
@@ -94,11 +94,11 @@ class Settlement(msgspec.Struct, frozen=True):
 
 
 class NotVerified(Exception):
-    """The books are not in force for this Redis run: nothing was moved, new ones will be made."""
+    """The books are not in force for this Redis run. No units moved; the books will be rebuilt."""
 
 
 class SettledOtherwise(Exception):
-    """An order was asked to settle both ways: the books disagree with Postgres."""
+    """The order was settled with the opposite result before: the books disagree with Postgres."""
 
     def __init__(self, order_id: OrderId, answer: object) -> None:
         super().__init__(f"{order_id}: settle.lua answered {answer!r}")
@@ -106,9 +106,10 @@ class SettledOtherwise(Exception):
 
 
 class Inventory:
-    """All writes to a product's books outside a rebuild. `pace` is the Pipeliner's.
+    """All writes to a product's books except those of a rebuild. `pace` is for the Pipeliner.
 
-    Every call says how far it has seen the books go: whatever put older ones in their place, they are refused and closed.
+    Every call sends the newest epoch and version that this process has seen. Older books are refused and closed, so that an
+    old copy of Redis cannot be used.
     """
 
     def __init__(self, redis: Redis, pace: Pace | None = None) -> None:
@@ -116,22 +117,22 @@ class Inventory:
         self._scripts = Pipeliner(redis, SCRIPTS, pace)
         self._seen: dict[ProductId, tuple[int, int]] = {}  # newest epoch and version
 
-    async def reserve(self, wish: Reservation) -> Held | Known | Refused:
-        """Take units or say why not. Idempotent by key. Raises RedisError: then whether units were taken is unknown."""
+    async def reserve(self, reservation: Reservation) -> Held | Known | Refused:
+        """Reserve units, or return why not. Idempotent by key. After RedisError it is unknown whether units were reserved."""
         head = entry.placed_head(
             entry.PlacedHead(
-                order_id=wish.order_id,
-                product_id=wish.product_id,
-                user_id=wish.user_id,
-                quantity=wish.quantity,
-                unit_price_cents=wish.unit_price_cents,
-                currency=wish.currency,
-                key_hash=wish.hashed_key or UNSET,
-                redriven_from=wish.redriven_from or UNSET,
+                order_id=reservation.order_id,
+                product_id=reservation.product_id,
+                user_id=reservation.user_id,
+                quantity=reservation.quantity,
+                unit_price_cents=reservation.unit_price_cents,
+                currency=reservation.currency,
+                key_hash=reservation.hashed_key or UNSET,
+                redriven_from=reservation.redriven_from or UNSET,
             )
         )
-        order_key = keys.order(wish.order_id)
-        product, hashed, user = wish.product_id, wish.hashed_key, wish.user_id
+        order_key = keys.order(reservation.order_id)
+        product, hashed, user = reservation.product_id, reservation.hashed_key, reservation.user_id
         reply = await self._scripts.call(
             "reserve",
             (
@@ -145,22 +146,22 @@ class Inventory:
                 keys.whole_key_record(user, hashed) if hashed else order_key,
                 keys.declined(product),
             ),
-            wish.order_id,
-            wish.user_id,
-            wish.quantity,
-            wish.body,
+            reservation.order_id,
+            reservation.user_id,
+            reservation.quantity,
+            reservation.body,
             head,
-            wish.unit_price_cents,
-            wish.currency,
+            reservation.unit_price_cents,
+            reservation.currency,
             KEY_LIFETIME_MS,
             FIRST_CHECK_MS,
             product,
-            "" if wish.accepted_at_ms is None else wish.accepted_at_ms,
+            "" if reservation.accepted_at_ms is None else reservation.accepted_at_ms,
             *self._seen.get(product, NOTHING_SEEN),
-            key_record.short(wish.order_id),
-            wish.most_declines,
+            key_record.short(reservation.order_id),
+            reservation.most_declines,
         )
-        answer = _reserve_answer(wish, head, reply)
+        answer = _reserve_answer(reservation, head, reply)
         if not isinstance(answer, Known):
             self._see(product, answer.epoch, answer.version)
         return answer
@@ -168,12 +169,12 @@ class Inventory:
     async def settle(
         self, orders: Sequence[tuple[ProductId, OrderId, Entry]], declined: Collection[OrderId] = ()
     ) -> list[Settlement | None]:
-        """Move the units of terminal orders to SOLD or RELEASED; None where no entry is left (announced before).
+        """Move the units of terminal orders to SOLD or RELEASED; None for an order without an entry (announced before).
 
-        Those of them whose payment was `declined` count against their users.
+        Orders with a `declined` payment count against their users.
 
-        Idempotent: the same version is given again. Raises NotVerified, SettledOtherwise or RedisError; some of the
-        orders may then be settled, which asking again finds out.
+        Idempotent: a repetition returns the same version. Raises NotVerified, SettledOtherwise or RedisError; then some of
+        the orders may be settled, and a repetition finds out which.
         """
         replies = await self._scripts.call_many(
             "settle",
@@ -198,11 +199,11 @@ class Inventory:
         return settlements
 
     async def project(self, events: Sequence[OrderStatusChanged]) -> None:
-        """Write statuses into the read model; delete the settled entries whose announcement these events are."""
+        """Write statuses into the read model, and delete the settled entries that these events announce."""
         await self._scripts.call_many("project", [_projection(event) for event in events])
 
     async def entries(self, product: ProductId, order_ids: Sequence[OrderId]) -> dict[OrderId, entry.HeldEntry]:
-        """The entries that exist. Read them before the rows: a row read later can only be further on."""
+        """The entries that exist. Read them before the rows: a row that is read later can only be further on."""
         if not order_ids:
             return {}
         lines = await self.redis.hmget(keys.held(product), list(order_ids))
@@ -217,12 +218,12 @@ class Inventory:
         await self._scripts.call("close", (keys.stock(product),), "")
 
     async def control(self, sale: tuple[str, ...]) -> bool:
-        """Put an operator's newest action in force (`rebuild.sale_arguments` of the row); False where no books are."""
+        """Put an operator's newest action in force (`rebuild.sale_arguments` of the row). False without books in force."""
         key, *arguments = sale
         return bool(await self._scripts.call("sale", (key,), *arguments) != b"unverified")
 
     def _see(self, product: ProductId, epoch: int, version: int) -> None:
-        """Replies may come in another order than the scripts ran in."""
+        """Replies may arrive in another order than the scripts ran."""
         self._seen[product] = max(self._seen.get(product, NOTHING_SEEN), (epoch, version))
 
     async def run(self) -> str:
@@ -233,13 +234,13 @@ def _settle_keys(product: ProductId) -> tuple[str, ...]:
     return (keys.stock(product), keys.held(product), keys.due(product), keys.buyers(product), keys.declined(product))
 
 
-def _reserve_answer(wish: Reservation, head: bytes, reply: list[Any]) -> Held | Known | Refused:
+def _reserve_answer(reservation: Reservation, head: bytes, reply: list[Any]) -> Held | Known | Refused:
     match reply:
         case [b"held", epoch, version, available, now_ms]:
             return Held(epoch, version, available, now_ms, entry.placed_value(head, now_ms, epoch, version, available))
         case [b"known", record]:
             order_id, body = key_record.parse(record.decode())
-            return Known(order_id, body == wish.body)
+            return Known(order_id, body == reservation.body)
         case [b"sold_out", epoch, version]:
             return Refused("sold_out", epoch, version)
         case [b"not_open", opens_at_ms]:

@@ -1,7 +1,7 @@
-"""What an accepted Idempotency-Key leaves for 24 hours: the order and the body it was accepted for, in as few bytes as can be.
+"""The record of an accepted Idempotency-Key, kept for 24 hours: its order and body, in as few bytes as possible.
 
-It is all that Redis keeps of most orders, so its size decides how many orders a day fit (docs/capacity.md). An order id
-has 22 characters here. Records of a release before this one have it in full; both are read.
+For most orders it is all that Redis keeps, so its size limits the orders per day (docs/capacity.md). The order id has 22
+characters here. Records of an earlier release have the full id; both forms are read.
 """
 
 from base64 import urlsafe_b64decode, urlsafe_b64encode
@@ -17,12 +17,12 @@ SHORT_CHARACTERS = 22
 
 
 def key_hash(idempotency_key: str) -> str:
-    """How an Idempotency-Key is kept and compared: its SHA-256, 64 hexadecimal characters."""
+    """The stored form of an Idempotency-Key: its SHA-256 as 64 hexadecimal characters."""
     return sha256(idempotency_key.encode()).hexdigest()
 
 
 def body(product: int, quantity: int) -> str:
-    """A purchase's body, to be compared."""
+    """The body of a purchase, for comparison."""
     return f"{product}:{quantity}"
 
 
@@ -35,7 +35,7 @@ def record(order_id: OrderId, product: int, quantity: int) -> str:
 
 
 def parse(text: str) -> tuple[OrderId, str]:
-    """The order and the body of a record. Raises ValueError on one that nobody of ours wrote."""
+    """The order and the body of a record. Raises ValueError if our code did not write it."""
     order_id, _, of_body = text.partition(" ")
     if len(order_id) == SHORT_CHARACTERS:
         order_id = str(UUID(bytes=urlsafe_b64decode(f"{order_id}==")))
@@ -43,6 +43,6 @@ def parse(text: str) -> tuple[OrderId, str]:
 
 
 async def read(source: CommandSource, of: Sequence[tuple[UserId, str]]) -> list[str | None]:
-    """The records of users' hashed keys, where there are any."""
+    """The records of these users' hashed keys; None where there is none."""
     [found] = await source.replies([("MGET", *(keys.key_record(user, hashed) for user, hashed in of))])
     return [None if value is None else value.decode() for value in found]

@@ -1,10 +1,10 @@
-"""The names of all Redis keys. Those of one product share a hash tag, so that one script may touch them in Redis Cluster too."""
+"""The names of all Redis keys. Those of one product share a hash tag, so that in Redis Cluster too one script may use them."""
 
 from base64 import urlsafe_b64encode
 
 from schemas.ids import OrderId, ProductId, UserId
 
-BOOKS_RUN = "books:run"  # the Redis run for which every product's books were last verified
+BOOKS_RUN = "books:run"  # the Redis run in which the books of all products were last verified
 
 
 def stock(product: ProductId) -> str:
@@ -24,7 +24,7 @@ def buyers(product: ProductId) -> str:
 
 
 def prepared(key: str, epoch: int) -> str:
-    """Where a rebuild writes `key` before its books are put in force."""
+    """The name under which a rebuild writes `key` before its books are in force."""
     return f"{key}:new:{epoch}"
 
 
@@ -38,12 +38,12 @@ def unstored(user: UserId) -> str:
 
 
 def key_record(user: UserId, hashed_key: str) -> str:
-    """Of 128 bits of the hash: a key is its user's own, so nobody else's can meet it."""
+    """Uses 128 bits of the hash: a key belongs to one user, so keys of other users cannot collide with it."""
     return f"key:{{u{user}}}:{urlsafe_b64encode(bytes.fromhex(hashed_key[:32])).rstrip(b'=').decode()}"
 
 
 def whole_key_record(user: UserId, hashed_key: str) -> str:
-    """Where a release before this one wrote it."""
+    """The name that an earlier release used."""
     return f"key:{{u{user}}}:{hashed_key}"
 
 

@@ -1,8 +1,7 @@
-"""The read model: orders as Redis shows them to their owners, and which of a user's orders Postgres may not have yet.
+"""The read model: orders in Redis for their owners, and the orders of a user that Postgres may not have yet.
 
-`project.lua` writes it. The steps of an order are a letter each, and milliseconds since it was placed ("q0;a13;c950"): Redis
-keeps a hash in one small piece (a listpack) while none of its values has more than 64 bytes, and takes three times the memory
-for it afterwards.
+`project.lua` writes it. Each step of an order is one letter and the milliseconds since placing ("q0;a13;c950"): Redis stores
+a hash compactly (as a listpack) while no value has more than 64 bytes; otherwise it takes three times the memory.
 """
 
 from collections.abc import Iterable, Sequence
@@ -28,14 +27,14 @@ STATUSES = {letter: status.value for status, letter in LETTERS.items()}
 
 
 def steps_text(steps: Iterable[tuple[Status, int]], placed_ms: int) -> str:
-    """Statuses and when each was reached (ms since the epoch), in order."""
+    """The text for statuses and their times (ms since the epoch), in order."""
     return ";".join(f"{LETTERS[status]}{at_ms - placed_ms}" for status, at_ms in steps)
 
 
 def history(text: str, placed_ms: int) -> tuple[tuple[str, int], ...]:
-    """Statuses and when they were first reached (ms since the epoch), in order.
+    """Statuses and their first times (ms since the epoch), in order.
 
-    Steps that a release before this one wrote are whole: "queued@1796099529126".
+    An earlier release wrote full steps: "queued@1796099529126".
     """
     seen: dict[str, int] = {}
     for step in text.split(";"):
@@ -49,7 +48,7 @@ def history(text: str, placed_ms: int) -> tuple[tuple[str, int], ...]:
 
 @dataclass(frozen=True, slots=True)
 class OrderView:
-    """One order as its owner sees it. Times are ms since the epoch."""
+    """One order for its owner. Times are ms since the epoch."""
 
     id: OrderId
     user_id: UserId
@@ -73,7 +72,7 @@ class ReadModel:
         self._source = source
 
     async def orders(self, ids: Sequence[OrderId]) -> list[OrderView]:
-        """Those of these orders that it has."""
+        """Those of these orders that the read model has."""
         found = await self._source.replies([("HGETALL", keys.order(id_)) for id_ in ids])
         return [
             _view(id_, dict(zip(flat[::2], flat[1::2], strict=True)))

@@ -1,6 +1,6 @@
-"""New books of one product, written beside the ones in force: entries, due times, users' counts; keys and read models.
+"""The new books of one product, written beside those in force: entries, due times, counts per user, key records, read models.
 
-Nothing of it is seen before open.lua puts it in force, except key records and read models, which are true already.
+open.lua puts them in force at once. Only key records and read models are visible before, because they are true already.
 """
 
 import asyncio
@@ -23,18 +23,18 @@ from schemas.clock import to_ms
 from schemas.ids import OrderId, ProductId, UserId
 from schemas.order_state import RANK, TERMINAL, Entry, Status
 
-CHECKS_PER_MS = 1  # the relay's looks at the entries are spread: it pushes at most 1,000 orders/s anyway
-WRITES_AT_ONCE = 2  # while Redis takes in one chunk the next is read; several products may be rebuilt on one pool
-OLD_ATTEMPTS = 64  # prepared keys of that many earlier epochs are removed
+CHECKS_PER_MS = 1  # spreads the relay's checks of the entries: it pushes at most 1,000 orders/s anyway
+WRITES_AT_ONCE = 2  # while Redis writes one chunk the next is read; several products may share one pool
+OLD_ATTEMPTS = 64  # the prepared keys of this many earlier epochs are removed
 
 _head_decoder = msgspec.json.Decoder(PlacedHead)
 
 
 def entry_of_row(row: asyncpg.Record) -> HeldEntry:
-    """A row as a held entry.
+    """The held entry for a row.
 
-    An order that has ended gets a quantity of 0: its units are sold or on sale already, and released ones may even be
-    sold again. Settling it draws a version and moves nothing; its entry stands for the announcement alone.
+    An ended order gets quantity 0: its units are already sold or on sale, and released ones may even be sold again. Its
+    settlement uses a version and moves no units; the entry is only for the announcement.
     """
     head = PlacedHead(
         order_id=row["id"],
@@ -59,28 +59,30 @@ def entry_of_row(row: asyncpg.Record) -> HeldEntry:
 
 
 def head_of(entry: HeldEntry) -> PlacedHead:
-    """Raises msgspec.DecodeError on a head that no gateway wrote."""
+    """Raises msgspec.DecodeError for a head that no gateway wrote."""
     return _head_decoder.decode(entry.placed_head + b"}")
 
 
-ReadModel = tuple[str, int, tuple[str, ...]] | tuple[str, int, tuple[str, ...], tuple[str, int]]  # see prepare.lua
+ReadModelArguments = (
+    tuple[str, int, tuple[str, ...]] | tuple[str, int, tuple[str, ...], tuple[str, int]]
+)  # see prepare.lua
 
 
 @dataclass(slots=True)
 class _Chunk:
     """One call of prepare.lua."""
 
-    orders: list[tuple[str, str, int]] = field(default_factory=list)  # text: cmsgpack knows no binaries
+    orders: list[tuple[str, str, int]] = field(default_factory=list)  # text, because cmsgpack has no binary type
     users: list[tuple[int, int]] = field(default_factory=list)
     key_records: list[tuple[str, str, int]] = field(default_factory=list)
-    read_models: list[ReadModel] = field(default_factory=list)
+    read_models: list[ReadModelArguments] = field(default_factory=list)
 
     def encode(self) -> bytes:
         return msgspec.msgpack.encode((self.orders, self.users, self.key_records, self.read_models))
 
 
 class PreparedBooks:
-    """The books being made under `epoch`. Counts what it is given; the caller gives no order twice."""
+    """The books of `epoch` in preparation. Counts what it gets; the caller adds no order twice."""
 
     def __init__(self, redis: Redis, product: ProductId, epoch: int) -> None:
         self._redis = redis
@@ -88,13 +90,13 @@ class PreparedBooks:
         self._epoch = epoch
         self._in_force = (keys.held(product), keys.due(product), keys.buyers(product))
         self._prepared = tuple(keys.prepared(key, epoch) for key in self._in_force)
-        self.now_ms = 0  # by Redis' clock, which dated the reservations
-        self.opened_from = 0  # where the log ends before their opening is on it
+        self.now_ms = 0  # by Redis' clock, which dated the reservations too
+        self.opened_from = 0  # the end of the log before their opening is published
         self._under_way: list[asyncio.Task[None]] = []
         self.held_units = 0
-        self.held_orders = 0  # that hold some of them
-        self.unannounced_units = 0  # of confirmed orders that have an entry: sold, and the log is yet to say so
-        self.announced_again = 0  # orders that have ended, and have an entry for the news of it
+        self.held_orders = 0  # orders that hold units
+        self.unannounced_units = 0  # of confirmed orders that have an entry: sold, but not announced on the log
+        self.announced_again = 0  # ended orders that have an entry for their announcement
         self.entries = 0
         self._ended = 0  # of them
 
@@ -104,7 +106,7 @@ class PreparedBooks:
         return (keys.stock(self._product), *self._in_force, *self._prepared)
 
     async def begin(self) -> None:
-        """The product closed, scripts known to Redis, nothing left of earlier attempts."""
+        """Close the product, load the scripts, and remove the leftovers of earlier attempts."""
         self.now_ms = await clock_ms(self._redis)
         await self._redis.eval(SCRIPTS["close"], 1, keys.stock(self._product), str(self._epoch))
         await self._redis.script_load(SCRIPTS["prepare"])
@@ -112,7 +114,7 @@ class PreparedBooks:
         await self._redis.unlink(*(keys.prepared(key, epoch) for epoch in epochs for key in self._in_force))
 
     async def add_rows(self, rows: Sequence[asyncpg.Record]) -> None:
-        """Orders that Postgres knows; those not terminal get a read model if Redis shows none as far on."""
+        """Add orders from Postgres. Those that are not terminal get a read model, unless Redis has a newer one."""
         chunk = _Chunk()
         self._add(chunk, [entry_of_row(row) for row in rows])
         for row in rows:
@@ -124,7 +126,7 @@ class PreparedBooks:
         await self._write(chunk)
 
     async def add_unrowed(self, entries: Sequence[HeldEntry]) -> None:
-        """Orders that only the log or Redis knows, with their users' counts, key records and read models."""
+        """Add orders that only the log or Redis has, with their users' counts, key records and read models."""
         chunk = _Chunk()
         self._add(chunk, entries)
         for entry in entries:
@@ -145,12 +147,12 @@ class PreparedBooks:
         await self._write(chunk)
 
     async def written(self) -> None:
-        """Everything that was added is in Redis. Raises what a write of it ended with."""
+        """Wait until everything is in Redis. Raises the error of a failed write."""
         while self._under_way:
             await self._one_written()
 
     async def abandon(self) -> None:
-        """No write of these books is under way any more."""
+        """Wait until no write of these books is in progress."""
         for write in self._under_way:
             write.cancel()
         await asyncio.gather(*self._under_way, return_exceptions=True)
@@ -177,7 +179,7 @@ class PreparedBooks:
             self.held_orders += entry.quantity > 0
 
     def _first_check_ms(self, entry: HeldEntry) -> int:
-        """An order that has ended waits for nobody but the relay, and keeps none of the living from being looked at."""
+        """Ended orders wait only for the relay; they are spread so that they do not delay the checks of live orders."""
         if entry.quantity:
             wait_ms = FIRST_CHECK_MS + (self.entries - self._ended) // CHECKS_PER_MS
         else:
@@ -207,8 +209,8 @@ def _read_model_of_row(row: asyncpg.Record) -> tuple[str, int, tuple[str, ...]]:
     )
 
 
-def _read_model_of_entry(entry: HeldEntry, head: PlacedHead) -> ReadModel:
-    """Of an order that Postgres does not have yet."""
+def _read_model_of_entry(entry: HeldEntry, head: PlacedHead) -> ReadModelArguments:
+    """The read model of an order that Postgres does not have yet."""
     model = _read_model(
         entry.order_id,
         Status.QUEUED,

@@ -1,8 +1,8 @@
-"""Postgres, the log and what Redis still holds in; a product's books out, under a new epoch, for the present Redis run.
+"""Rebuilds the books of a product from Postgres, the log and the rest in Redis, under a new epoch, for the present Redis run.
 
-The only way stock is loaded. Opening is the last write and one script: until then the product refuses every
-reservation, and a rebuild that dies half-way has changed nothing but its prepared keys. Sources are read against the
-way of an order: the order stage's offsets, Postgres, the log from those offsets on, Redis.
+Stock is loaded only here. The last write is one script that opens the books: until then the product refuses reservations,
+and a rebuild that dies has changed only its prepared keys. The sources are read against the flow of an order: the order
+stage's offsets, Postgres, the log from those offsets on, Redis.
 """
 
 import asyncio
@@ -50,17 +50,17 @@ log = get_logger()
 
 
 class RebuildImpossible(CommandFailed):
-    """The product is unknown, its rows exceed its stock, or each attempt was overtaken; it stays closed."""
+    """The product is unknown, its rows exceed its stock, or every attempt was overtaken. It stays closed."""
 
 
 class _Overtaken(Exception):
-    """This attempt's reads are worth nothing any more: start over."""
+    """The data that this attempt has read is outdated: start again."""
 
 
 async def rebuild(
     product_id: ProductId, reason: str, *, redis: Redis, pool: asyncpg.Pool, settings: Settings, publisher: Publisher
 ) -> StockOpened:
-    """Close the product, make its books anew, open it. One at a time per product; waits its turn.
+    """Close the product, rebuild its books, and open it. One at a time per product; others wait.
 
     `redis` needs a timeout of seconds. Raises RebuildImpossible, RedisError, KafkaError, TimeoutError or a Postgres
     error; the product is then closed, and may be rebuilt again.
@@ -73,7 +73,7 @@ async def rebuild(
 async def rebuild_if_needed(
     product_id: ProductId, reason: str, *, redis: Redis, pool: asyncpg.Pool, settings: Settings, publisher: Publisher
 ) -> StockOpened | None:
-    """As `rebuild`, unless someone is doing it now or has just done it: then None, at once."""
+    """Like `rebuild`, but returns None at once if another rebuild runs or has just finished."""
     async with books_lock(settings, product_id, wait=False) as connection:
         if connection is None:
             return None
@@ -84,7 +84,7 @@ async def rebuild_if_needed(
 
 
 async def in_force(redis: Redis, product: ProductId, epoch: int | None) -> bool:
-    """The product's books were made for this Redis run, are not closed, and are the newest that were ever begun."""
+    """Whether the product's books were made for this Redis run, are not closed, and belong to the newest epoch."""
     run = await present_run(redis)
     of_run, state, of_epoch = await redis.hmget(keys.stock(product), ["run", "state", "epoch"])
     return of_run == run.encode() and state != b"closed" and epoch is not None and of_epoch == str(epoch).encode()
@@ -92,7 +92,7 @@ async def in_force(redis: Redis, product: ProductId, epoch: int | None) -> bool:
 
 @asynccontextmanager
 async def books_lock(settings: Settings, product: ProductId, *, wait: bool) -> AsyncIterator[Any | None]:
-    """A connection that holds the product's rebuild lock; None where it is taken and `wait` is off."""
+    """A connection that holds the product's rebuild lock; None if it is taken and `wait` is off."""
     connection = await asyncpg.connect(
         settings.postgres_dsn,
         timeout=CONNECT_TIMEOUT_S,
@@ -108,17 +108,17 @@ async def books_lock(settings: Settings, product: ProductId, *, wait: bool) -> A
             yield connection if got else None
     finally:
         with suppress(*UNAVAILABLE):
-            await connection.close(timeout=CONNECT_TIMEOUT_S)  # ends the session, and with it the lock
+            await connection.close(timeout=CONNECT_TIMEOUT_S)  # ends the session, which releases the lock
 
 
 @dataclass(slots=True)
 class _Totals:
-    """Units as one Postgres snapshot and the union of orders say."""
+    """Units by one snapshot of Postgres and the union of all orders."""
 
     initial: int
     confirmed: int
     started_at: datetime
-    verified_as_of: datetime  # everything that ended before this (less a minute) is settled and announced
+    verified_as_of: datetime  # all orders that ended before this (less a minute) are settled and announced
 
 
 class _Rebuild:
@@ -152,8 +152,8 @@ class _Rebuild:
     async def _attempt(self, offsets: Offsets) -> StockOpened:
         run = await present_run(self._redis)
         started_at: datetime = await self._connection.fetchval("SELECT clock_timestamp()")
-        # From here on a record of older books needs an entry to be believed, and no batch of the order stage that read
-        # the old epoch is still under way: both lock the product's row.
+        # From here on a record of older books needs an entry, and no batch of the order stage with the old epoch is still
+        # running: both lock the product's row.
         drawn = await self._pool.fetchrow(SQL.draw_epoch, self._product)
         if drawn is None:
             raise RebuildImpossible(f"there is no product {self._product}")
@@ -169,7 +169,7 @@ class _Rebuild:
     ) -> StockOpened:
         await books.begin()
         self._found = await self._redis.hmget(keys.stock(self._product), ["epoch", "version"])  # closed: it stays
-        # Before Postgres: what is before these offsets has a row there, or is parked there.
+        # Before Postgres: records before these offsets have a row there, or are parked there.
         starts = await unprocessed_from(offsets, topics.ORDER_STAGE_GROUP, topics.ORDERS)
         async with self._connection.transaction(isolation="repeatable_read", readonly=True):
             totals = await self._read_rows(books, started_at)
@@ -197,23 +197,23 @@ class _Rebuild:
         self._oldest_key_ms = books.now_ms - KEY_LIFETIME_MS
         async for rows in rows_in_chunks(self._connection, SQL.rebuild_keys, self._product, self._oldest_key_ms):
             await books.add_keys(rows)
-        await books.written()  # an order's key record stands before that of a later one with the same key
+        await books.written()  # an order's key record must be written before that of a later order with the same key
         return totals
 
     async def _add_rows(self, books: PreparedBooks, rows: Any, totals: _Totals) -> None:
         self._seen.update(row["id"] for row in rows)
         for row in rows:
-            if row["status"] in TERMINAL:  # to be announced again: the next rebuild must not take it for announced
+            if row["status"] in TERMINAL:  # it is announced again: the next rebuild must not treat it as announced
                 totals.verified_as_of = min(totals.verified_as_of, row["updated_at"])
         await books.add_rows(rows)
 
     async def _read_unrowed(
         self, books: PreparedBooks, offsets: Offsets, starts: dict[int, int], totals: _Totals
     ) -> dict[str, HeldEntry]:
-        """Orders that the log or Redis vouches for and Postgres does not know yet."""
+        """Orders that the log or Redis vouches for and that Postgres does not have yet."""
         unrowed: dict[str, HeldEntry] = {}
         self._on_log: set[str] = set()
-        # Parked is what the order stage has read, and could do nothing with: it is behind its offsets.
+        # The order stage has read the parked orders and parked them: they are before its offsets.
         for placed in (
             parked(self._connection, self._product),
             placed_since(self._settings, offsets, starts, self._product),
@@ -230,9 +230,9 @@ class _Rebuild:
         return unrowed
 
     async def _doubles(self, unrowed: dict[str, HeldEntry]) -> list[HeldEntry]:
-        """Orders that some copy of Redis had lost and this one brings back, whose key has gone to another order since.
+        """Orders that an older copy of Redis brings back, whose key was given to another order in between.
 
-        A key stands for one order: a row's, else one that is on the log, else the one placed first.
+        A key names one order: the one with a row, else one that is on the log, else the one placed first.
         """
         keyed = [(entry, head.key_hash) for entry in unrowed.values() if (head := head_of(entry)).key_hash is not UNSET]
         holders = await self._key_holders(keyed)
@@ -255,7 +255,7 @@ class _Rebuild:
     async def _without_row(
         self, books: PreparedBooks, entries: list[HeldEntry], totals: _Totals, *, rows_are_held: bool
     ) -> list[HeldEntry]:
-        """Those Postgres does not know. The others are over and done with, unless Redis holds them: those are added."""
+        """The entries without a row. Of the others, those that Redis holds are added; the rest is finished."""
         new = {entry.order_id: entry for entry in entries if entry.order_id not in self._seen}
         if not new:
             return []
@@ -267,7 +267,7 @@ class _Rebuild:
         return list(new.values())
 
     async def _take_in(self, books: PreparedBooks, unrowed: dict[str, HeldEntry], room: int) -> None:
-        """Unrowed orders as they were accepted; what does not fit is failed, uncharged, and all starts over."""
+        """Add orders without a row in the order of acceptance. Those that do not fit are failed, and the attempt restarts."""
         if room < 0:
             raise RebuildImpossible(f"product {self._product}: its orders exceed its stock by {-room}")
         fitting, excess = [], []
@@ -285,7 +285,7 @@ class _Rebuild:
         await books.written()
 
     async def _fail(self, entries: list[HeldEntry], reason: str, *, key_lost: bool) -> None:
-        """Uncharged; each keeps an entry of no units in the next attempt, through which its end is announced."""
+        """Fail orders, uncharged. In the next attempt each has an entry without units, through which its end is announced."""
         async with self._pool.acquire() as connection, connection.transaction():
             for entry in entries:
                 head = head_of(entry)
@@ -305,14 +305,14 @@ class _Rebuild:
                 )
 
     async def _end_of_log(self, offsets: Offsets) -> int:
-        """Of the partition that gets the opening."""
+        """The end offset of the partition that gets the opening."""
         ends = await offsets.ends(topics.ORDERS)
         return ends[partition_of(str(self._product).encode(), len(ends))]
 
     async def _open(
         self, books: PreparedBooks, run: str, epoch: int, product: asyncpg.Record, totals: _Totals
     ) -> StockOpened:
-        # The log sells a unit with the news of it: there, what is yet to be announced is held, in Redis it is sold.
+        # On the log a unit is sold when that is announced. Unannounced units are held on the log, but sold in Redis.
         opened = StockOpened(
             product_id=self._product,
             epoch=epoch,
@@ -328,14 +328,14 @@ class _Rebuild:
             announced_again=books.announced_again,
             log_lost=self._log_lost,
         )
-        # First on the log, then in force: no version of this epoch can be there without its opening.
+        # First on the log, then in force: no version of this epoch can be on the log before its opening.
         sent = self._publisher.publish(topics.ORDERS, str(self._product), encode(opened))
         await asyncio.wait_for(asyncio.shield(sent), PUBLISH_TIMEOUT_S)
         fields = stock_fields(opened, product, self._settings.max_held, books, sold=totals.confirmed)
         answer = await self._redis.eval(SCRIPTS["open"], 7, *books.script_keys, run, str(epoch), *fields)
         if answer != b"opened":
             raise _Overtaken(answer.decode())
-        # An operator who paused the sale since its row was read found the product closed, and left Redis alone.
+        # An operator's pause since the row was read found the product closed, and did not change Redis.
         await self._redis.eval(
             SCRIPTS["sale"], 1, *sale_arguments(await self._pool.fetchrow(SQL.product, self._product))
         )
@@ -356,7 +356,7 @@ class _Rebuild:
         return opened
 
     async def _bring_forward(self, started_at: datetime) -> None:
-        """What has ended while the books were made is left to them (see settlement.py): nobody shall wait for its turn."""
+        """Check orders at once that have ended during the rebuild: settlement left them to the new books."""
         ended = [row["id"] for row in await self._pool.fetch(SQL.ended_since, self._product, started_at)]
         from_ms = now_ms()
         for first in range(0, len(ended), CHUNK):
@@ -365,7 +365,7 @@ class _Rebuild:
 
 
 def stock_fields(opened: StockOpened, product: Any, max_held: int, books: PreparedBooks, *, sold: int) -> list[str]:
-    """The stock hash as field, value, ...; run, epoch and version are open.lua's. An absent field means none."""
+    """The stock hash as field, value, ...; open.lua adds run, epoch and version. A missing field means none."""
     fields: dict[str, object] = {
         "state": product["sale_state"],
         "sale_action": product["sale_action"],
@@ -384,13 +384,13 @@ def stock_fields(opened: StockOpened, product: Any, max_held: int, books: Prepar
         "created_ms": _milliseconds(product["created_at"]),
         "updated_ms": _milliseconds(product["updated_at"]),
         "max_held": max_held,
-        "opened_from": books.opened_from,  # where in the log to look for stock.opened
+        "opened_from": books.opened_from,  # the offset from which to search for stock.opened
     }
     return [str(part) for pair in fields.items() if pair[1] is not None for part in pair]
 
 
 def sale_arguments(product: Any) -> tuple[str, ...]:
-    """sale.lua's key and arguments, of a product's row."""
+    """The key and arguments of sale.lua for a product's row."""
     opens, closes = _milliseconds(product["opens_at"]), _milliseconds(product["closes_at"])
     times = ("" if at is None else str(at) for at in (opens, closes))
     over = product["closes_at"] is not None and product["closes_at"] <= product["read_at"]

@@ -1,6 +1,6 @@
-"""What a rebuild reads: rows in chunks, order.placed (parked, and from the order stage's offsets on), the entries Redis holds.
+"""The sources of a rebuild: rows, order.placed (parked, and from the order stage's offsets on), and the entries in Redis.
 
-All are read with bounded memory; what cannot be parsed is left out (the order stage dead-letters such records).
+All are read with bounded memory. Records that cannot be parsed are skipped (the order stage sends them to the dead letters).
 """
 
 import asyncio
@@ -27,20 +27,20 @@ from schemas.ids import OrderId, ProductId, UserId, parse_order_id
 from schemas.order_state import Entry
 
 CHUNK = 1_000
-LOG_STALL_S = 15.0  # no record in this long: Kafka is away, and the rebuild fails rather than hangs
+LOG_STALL_S = 15.0  # without a record for this long Kafka counts as down: the rebuild fails instead of hanging
 
 log = get_logger()
 
 
 async def rows_in_chunks(connection: Any, statement: str, *args: object) -> AsyncIterator[Sequence[asyncpg.Record]]:
-    """Rows of a statement inside the connection's transaction, never all of them in memory."""
+    """The rows of a statement within the connection's transaction, never all in memory at once."""
     cursor = await connection.cursor(statement, *args)
     while rows := await cursor.fetch(CHUNK):
         yield rows
 
 
 async def parked(connection: Any, product: ProductId) -> AsyncIterator[list[HeldEntry]]:
-    """The product's order.placed that the order stage has put aside, as the entries they vouch for."""
+    """The entries for the product's parked orders."""
     async for rows in rows_in_chunks(connection, SQL.parked_orders, product):
         yield [entry for row in rows if (entry := _entry_of(row["record"], product))]
 
@@ -48,7 +48,7 @@ async def parked(connection: Any, product: ProductId) -> AsyncIterator[list[Held
 async def placed_since(
     settings: Settings, offsets: Offsets, starts: Mapping[int, int], product: ProductId
 ) -> AsyncIterator[list[HeldEntry]]:
-    """The product's order.placed from `starts` to the log's present end, as the entries they vouch for."""
+    """The entries for the product's order.placed from `starts` to the present end of the log."""
     ends = {TopicPartition(topics.ORDERS.name, p): end for p, end in (await offsets.ends(topics.ORDERS)).items()}
     open_ends = {tp: end for tp, end in ends.items() if starts.get(tp.partition, 0) < end}
     if not open_ends:
@@ -97,7 +97,7 @@ def _entry_of(value: bytes, product: ProductId) -> HeldEntry | None:
 
 
 async def survivors(redis: Redis, product: ProductId) -> AsyncIterator[list[HeldEntry]]:
-    """The entries that Redis holds now. A scan may show one twice; the product is closed, so none is added."""
+    """The entries in Redis. A scan may return one twice; the product is closed, so none is added."""
     cursor = 0
     while True:
         cursor, found = await redis.hscan(keys.held(product), cursor, count=CHUNK)
