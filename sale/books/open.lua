@@ -1,13 +1,13 @@
 #!lua flags=allow-oom
--- The last write of a rebuild: put the prepared books in force, all at once, for the Redis run they were made for.
+-- The last write of a rebuild: put the prepared books in force at once, for the Redis run for which they were made.
 --
 -- KEYS[1] stock:{p}  KEYS[2] held:{p}  KEYS[3] due:{p}  KEYS[4] buyers:{p}  KEYS[5..7] the prepared held, due and buyers
 -- ARGV[1] run seen at the start (see run.py)   ARGV[2] epoch   ARGV[3..] field, value, ... of the stock hash
 --
--- A rebuild writes its epoch into the stock hash (field `building`) before it reads anything, so of two that run at once,
--- because one lost its lock unnoticed, only the later one opens: the earlier had read before the later one closed.
+-- A rebuild writes its epoch into the stock hash (field `building`) before it reads anything. Two may run at once if one has
+-- lost its lock unnoticed. Then only the later one opens, because the earlier one read before the later one closed.
 --
--- Returns 'opened', 'other_run' (Redis started anew or took its data from elsewhere meanwhile) or 'stale' (these or newer books are in force, or being made).
+-- Returns 'opened', 'other_run' (Redis has restarted, or taken other data) or 'stale' (these or newer books are in force, or in preparation).
 
 local run = string.match(redis.call('INFO', 'replication'), 'role:master.-master_replid:(%x+)')
 if run ~= ARGV[1] then return 'other_run' end

@@ -1,13 +1,13 @@
 #!lua flags=allow-oom
--- One chunk of the books that a rebuild makes beside those in force, and what is true at once: key records, read models.
--- Allowed to exceed a full Redis, because opening gives back as much: else a full Redis that restarts would stay closed.
+-- Write one chunk of the books in preparation, and the parts that are true at once: key records and read models.
+-- It may run when Redis is full, because opening frees as much memory: else a full Redis that restarts would stay closed.
 --
 -- KEYS[1..3] the prepared held, due and buyers (the other keys are in the chunk: one primary, see docs/architecture.md)
 -- ARGV[1] MessagePack of {
---   orders: {{order id, entry, next look (ms)}, ...},   users: {{user id, units to add}, ...},
---   key records: {{key, value, lifetime (ms)}, ...}     an older one stays
---   read models: {{key, rank, {field, value, ...}, unstored}, ...}   one of the same or a higher rank stays; `unstored` is
---     the key of the user's orders that Postgres may not have yet, and its lifetime (ms), where this is one of them
+--   orders: {{order id, entry, next check (ms)}, ...},   users: {{user id, units to add}, ...},
+--   key records: {{key, value, lifetime (ms)}, ...}     an existing one stays
+--   read models: {{key, rank, {field, value, ...}, unstored}, ...}   one of the same or a higher rank stays; `unstored`:
+--     for an order that Postgres may not have yet, the key of the user's set of such orders, and its lifetime (ms)
 -- }
 
 local orders, users, records, models = unpack(cmsgpack.unpack(ARGV[1]))

@@ -1,32 +1,32 @@
 #!lua
--- Take units of one product for one order, or say why not. All questions come before the first write, because an
--- error half-way is not rolled back. Without the allow-oom flag a full Redis refuses the whole script up front.
+-- Reserve units of one product for one order, or return why not. All checks come before the first write, because an error
+-- half-way is not rolled back. Without the allow-oom flag a full Redis refuses the whole script at the start.
 --
 -- KEYS[1] stock:{p}   hash: run epoch state initial available held sold version opens_at_ms closes_at_ms per_user_limit max_held
---                     held_orders (a bound on orders, not on units: one large order makes nobody wait)
+--                     held_orders (max_held limits orders, not units: one large order delays no other)
 -- KEYS[2] held:{p}    hash: order id -> entry (see entry.py)
--- KEYS[3] due:{p}     sorted set: order id by the time (ms) of the relay's next look
+-- KEYS[3] due:{p}     sorted set: order id by the time (ms) of the relay's next check
 -- KEYS[4] buyers:{p}  hash: user id -> units of live and confirmed orders
 -- KEYS[5] order:ID    hash: the read model
--- KEYS[6] key record of (user, Idempotency-Key), or KEYS[5] again where the order id is the key
--- KEYS[7] unstored:{u} sorted set: the user's orders that Postgres may not have yet; project.lua takes them out
--- KEYS[8] as KEYS[6], where a release before this one wrote it
--- KEYS[9] declined:{p} hash: user id -> orders whose payment was declined lately (see settle.lua)
+-- KEYS[6] key record of (user, Idempotency-Key), or KEYS[5] again if the order id is the key
+-- KEYS[7] unstored:{u} sorted set: the user's orders that Postgres may not have yet; project.lua removes them
+-- KEYS[8] as KEYS[6], under the name that an earlier release used
+-- KEYS[9] declined:{p} hash: user id -> recent orders with a declined payment (see settle.lua)
 -- ARGV[1] order id   ARGV[2] user id   ARGV[3] quantity   ARGV[4] body ("product:quantity")
 -- ARGV[5] order.placed without its last fields and closing brace   ARGV[6] unit price (cents)   ARGV[7] currency
--- ARGV[8] lifetime of KEYS[6] and KEYS[7] (ms)   ARGV[9] delay of the relay's first look (ms)   ARGV[10] product id
--- ARGV[11] when it was accepted before (ms) and then lost with older books, else '': pause, window, declines and the bound
---          on what is held are for new wishes
--- ARGV[12], ARGV[13] the newest epoch and version of these books that the caller has seen
--- ARGV[14] order id as a key record has it   ARGV[15] declined orders after which a user is refused; 0: never
+-- ARGV[8] lifetime of KEYS[6] and KEYS[7] (ms)   ARGV[9] delay of the relay's first check (ms)   ARGV[10] product id
+-- ARGV[11] the time of its first acceptance (ms) if it was lost with older books, else ''. Pause, window, declines and
+--          max_held apply to new orders only
+-- ARGV[12], ARGV[13] the newest epoch and version of these books that the caller knows
+-- ARGV[14] order id in the form of key records   ARGV[15] declined orders after which a user is refused; 0: never
 --
 -- Returns one of
 --   {'held', epoch, version, available, placed (ms)}  units taken
 --   {'known', record}                                 this key was accepted before: 'order-id product:quantity'
 --   {'unverified'}                                    the books were not made for this Redis run, are being rebuilt, or
---                                                     are older than the caller has seen them: then they are closed too
+--                                                     are older than the caller knows them: then they are closed too
 --   {'paused'} {'not_open', opens_at_ms} {'closed'} {'user_limit'}
---   {'declined', wait_ms}                             too many of the user's payments were declined; when they are forgotten
+--   {'declined', wait_ms}                             too many of the user's payments were declined; wait_ms: until they are dropped
 --   {'sold_out', epoch, version} {'busy'}
 
 local stock = redis.call('HMGET', KEYS[1], 'run', 'state', 'epoch', 'version', 'available', 'opens_at_ms', 'closes_at_ms',

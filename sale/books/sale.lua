@@ -1,10 +1,10 @@
 #!lua flags=allow-oom
--- Pause, resume or end the sale of one product, as an operator's newest action in Postgres says. Idempotent. Books that are
--- not in force are left alone: the rebuild that opens them reads the same row. Settling goes on whatever the state.
+-- Pause, resume or end the sale of one product, by an operator's newest action in Postgres. Idempotent. It does not change
+-- books that are not in force: the rebuild that opens them reads the same row. Settling continues in every state.
 --
 -- KEYS[1] stock:{p}
 -- ARGV[1] id of the newest action   ARGV[2] state ('open' or 'paused')   ARGV[3] opens_at (ms) or ''   ARGV[4] closes_at (ms) or ''
--- ARGV[5] '1': the sale is over by Postgres' clock, so it ends now, whatever Redis' own clock says of closes_at
+-- ARGV[5] '1': the sale is over by Postgres' clock, so it ends now, even if Redis' clock is before closes_at
 --
 -- Returns 'applied', 'stale' (a newer action is known) or 'unverified' (the books are closed, or of another Redis run).
 

@@ -1,19 +1,19 @@
 #!lua flags=allow-oom
--- Move the units of one terminal order: to the buyer (sold) or back on sale (released). Idempotent: asked again it gives
--- the version of the first time. The quantity is the entry's, never the caller's. May run when Redis is full, so that
--- settling drains it.
+-- Move the units of one terminal order: to the buyer (sold) or back on sale (released). Idempotent: a repetition returns the
+-- first version. The quantity comes from the entry, never from the caller. It may run when Redis is full, because settling
+-- frees memory.
 --
 -- KEYS[1] stock:{p}   KEYS[2] held:{p}   KEYS[3] due:{p}   KEYS[4] buyers:{p}
--- KEYS[5] declined:{p}: user id -> orders declined lately. It begins with its first decline and is forgotten as a whole
--- ARGV[1] order id    ARGV[2] 's' (sold) or 'r' (released)   ARGV[3] delay of the relay's next look (ms)
--- ARGV[4], ARGV[5] the newest epoch and version of these books that the caller has seen: older ones are closed
--- ARGV[6] how long declines are counted (ms), '' where the payment was not declined
+-- KEYS[5] declined:{p}: user id -> recently declined orders. It is created with the first decline, and expires as a whole
+-- ARGV[1] order id    ARGV[2] 's' (sold) or 'r' (released)   ARGV[3] delay of the relay's next check (ms)
+-- ARGV[4], ARGV[5] the newest epoch and version of these books that the caller knows: older books are closed
+-- ARGV[6] how long declines are counted (ms), '' if the payment was not declined
 --
 -- Returns one of
 --   {'settled', epoch, version, available, returned}   returned: units that went back on sale
 --   {'none'}                                           no entry: it was settled and announced before
---   {'unverified'}                                     the books are not in force: new ones will be made
---   {'conflict', 's' or 'r'}                           it was settled the other way
+--   {'unverified'}                                     the books are not in force: they will be rebuilt
+--   {'conflict', 's' or 'r'}                           it was settled with the opposite result
 
 local stock = redis.call('HMGET', KEYS[1], 'run', 'state', 'epoch', 'version')
 local run = string.match(redis.call('INFO', 'replication'), 'role:master.-master_replid:(%x+)')
@@ -38,7 +38,7 @@ end
 local time = redis.call('TIME')
 local now = tonumber(time[1]) * 1000 + math.floor(tonumber(time[2]) / 1000)
 redis.call('HINCRBY', KEYS[1], 'held', -quantity)
-if quantity > 0 then redis.call('HINCRBY', KEYS[1], 'held_orders', -1) end -- else it ended before a rebuild, which counted it out
+if quantity > 0 then redis.call('HINCRBY', KEYS[1], 'held_orders', -1) end -- else it ended before a rebuild, which does not count it
 redis.call('HINCRBY', KEYS[1], ARGV[2] == 'r' and 'available' or 'sold', quantity)
 version = redis.call('HINCRBY', KEYS[1], 'version', 1)
 available = redis.call('HGET', KEYS[1], 'available')
