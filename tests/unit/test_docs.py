@@ -25,7 +25,7 @@ from streams import acks, dead_letters, order_stage
 
 ROOT = Path(__file__).parent.parent.parent
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")])
-STILL_TOO_LONG = {"architecture.md", "data.md", "operations.md", "performance.md", "runbook.md"}
+STILL_TOO_LONG = {"data.md", "operations.md", "performance.md", "runbook.md"}
 LINK = re.compile(r"\[[^]]*]\(([^)#\s]*)(#[^)\s]*)?\)")
 HEADING = re.compile(r"^#+ (.*)$", re.M)
 
@@ -84,7 +84,7 @@ def test_every_promise_names_the_tests_that_would_break_it() -> None:
 
 
 def test_every_feature_of_the_reference_has_its_answer_here() -> None:
-    table = read("README.md").split("| The reference | Here |\n|---|---|\n")[1]
+    table = read("docs/comparison.md").split("| The reference | Here |\n|---|---|\n")[1]
     rows = [line.strip("|").split(" | ") for line in table.splitlines() if line.startswith("|")]
     assert len(rows) >= 20
     assert all(len(cells) == 2 and all(cell.strip(" |") for cell in cells) for cells in rows), rows
@@ -119,9 +119,9 @@ def test_the_page_for_operators_lists_exactly_the_settings_there_are() -> None:
     assert told == {name.upper() for name in Settings.model_fields}
 
 
-def test_the_architecture_lists_exactly_the_scripts_and_topics_there_are() -> None:
+def test_the_page_of_stores_lists_exactly_the_scripts_and_topics_there_are() -> None:
     """The tables of scripts and topics, topics with their partitions."""
-    page = read("docs/architecture.md")
+    page = read("docs/stores.md")
     assert set(re.findall(r"^\| \[`(\w+)\.lua`]", page, re.M)) == SCRIPTS.keys()
     told = set(re.findall(r"^\| `([\w-]+)` \|[^|]*\|[^|]*\| (\d+) \|", page, re.M))
     assert told == {(topic.name, str(topic.partitions)) for topic in topics.ALL}
@@ -144,7 +144,7 @@ def names_in(cell: str) -> list[str]:
 def test_the_architecture_tells_of_every_topic_what_the_code_does() -> None:
     """Key, events, partitions, retention and the group that reads it."""
     read_by = {topic.name: group for group, topic in topics.CONSUMED_BY.items()}
-    told = {names_in(row[0])[0]: row[1:] for row in rows_of("docs/architecture.md", "## Topics") if len(row) == 6}
+    told = {names_in(row[0])[0]: row[1:] for row in rows_of("docs/stores.md", "## Topics") if len(row) == 6}
     assert told.keys() == {topic.name for topic in topics.ALL}
     for topic in topics.ALL:
         key, values, partitions, kept, readers = told[topic.name]
@@ -159,7 +159,7 @@ def test_the_architecture_tells_of_every_topic_what_the_code_does() -> None:
 def test_the_architecture_lists_exactly_the_fields_there_are() -> None:
     told = {
         names_in(row[0])[0]: set(" ".join(names_in(row[1])).split())
-        for row in rows_of("docs/architecture.md", "## Topics")
+        for row in rows_of("docs/stores.md", "## Topics")
         if len(row) == 2
     }
     assert told == {name_of(event): set(event.__struct_fields__) for event in EVENTS}
@@ -170,8 +170,8 @@ def test_the_architecture_lists_exactly_the_tables_and_functions_there_are() -> 
         file.read_text().partition("-- migrate: rollback")[0] for file in sorted(MIGRATIONS.glob("*.sql"))
     )
     tables = set(re.findall(r"CREATE TABLE (\w+)", applied)) - set(re.findall(r"DROP TABLE (\w+)", applied))
-    assert {names_in(row[0])[0] for row in rows_of("docs/architecture.md", "## Postgres")} == tables
-    section = read("docs/architecture.md").partition("## Postgres")[2].partition("\n## ")[0]
+    assert {names_in(row[0])[0] for row in rows_of("docs/stores.md", "## Postgres")} == tables
+    section = read("docs/stores.md").partition("## Postgres")[2].partition("\n## ")[0]
     functions = set(re.findall(r"CREATE (?:OR REPLACE )?FUNCTION (\w+)", applied))
     assert {name for name in functions if f"`{name}`" not in section} == set()
 
@@ -206,11 +206,11 @@ def default_of(variable: str) -> str:
 NUMBERS = [
     ("docs/architecture.md", f"once `MAX_HELD` orders of a product hold units ({int(default_of('MAX_HELD')):,};"),
     ("docs/architecture.md", f"once it owes Kafka {int(default_of('MAX_UNPUBLISHED')):,} orders"),
-    ("docs/architecture.md", f"More than {dead_letters.LIMIT:,} letters within a minute"),
+    ("docs/stores.md", f"More than {dead_letters.LIMIT:,} letters within a minute"),
     ("docs/architecture.md", f"At {acks.MAX_OPEN:,} open records a member takes no more until half of them"),
     ("docs/architecture.md", f"is the next batch, at most {order_stage.MAX_BATCH}."),
     ("docs/architecture.md", f"up to {int(default_of('WORKER_CONCURRENCY')):,} at once"),
-    ("docs/architecture.md", f"at most {pipeliner.MAX_TRIP} calls"),
+    ("docs/stores.md", f"at most {pipeliner.MAX_TRIP} calls"),
     ("docs/limits.md", f"until `MAX_HELD` orders of the product hold units ({int(default_of('MAX_HELD')):,})"),
     ("docs/limits.md", f"at most {int(default_of('MAX_UNPUBLISHED')):,} orders (`MAX_UNPUBLISHED`)"),
     ("docs/operations.md", f"more than {dead_letters.LIMIT:,} dead letters in a minute"),
