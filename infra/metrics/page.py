@@ -9,8 +9,8 @@ PAGE = Path(__file__).parents[2] / "docs" / "metrics.md"
 HEAD = """# Metrics
 
 `python -m infra.metrics.page` writes this page from [`definitions.py`](../infra/metrics/definitions.py).
-[Operations](operations.md#metrics) says where metrics are served and how Prometheus finds them; the
-[runbook](runbook.md#alerts) has the alerts.
+[Operations](observability.md#metrics) says where metrics are served and how Prometheus finds them; the
+[alerts.md](alerts.md) has the alerts.
 
 | Metric | Kind | Unit | Meaning | What to do |
 |---|---|---|---|---|

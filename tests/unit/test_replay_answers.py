@@ -1,4 +1,4 @@
-"""What analysts make of a replay: the views' numbers, the proof, the page, and the questions that docs/data.md answers."""
+"""What analysts make of a replay: the views' numbers, the proof, the page, and the questions that docs/sql.md answers."""
 
 import re
 import subprocess
@@ -31,7 +31,8 @@ from tests.events import events
 
 from .log_history import NOON_MS, PRODUCT, FakeRecord, History, a_small_sale
 
-DATA_PAGE = Path(__file__).parents[2] / "docs" / "data.md"
+DOCS = Path(__file__).parents[2] / "docs"
+DATA_PAGE, SQL_PAGE = DOCS / "data.md", DOCS / "sql.md"
 VIEWS = ("events", "orders", "payments", "products", "order_history", "stock_timeline", "funnel")
 
 
@@ -401,14 +402,14 @@ def test_the_data_dictionary_names_every_column() -> None:
 
 def test_the_data_dictionary_names_every_column_of_every_view(tmp_path: Path) -> None:
     lake = lake_of(tmp_path, a_small_sale()[0])
-    page = DATA_PAGE.read_text()
+    page = SQL_PAGE.read_text()
     for view in VIEWS[1:]:
         section = page.partition(f"### {view}\n")[2].partition("\n### ")[0].partition("\n## ")[0]
         columns = [column for column, *_ in rows(lake, f"DESCRIBE {view}")]
         assert [column for column in columns if f"`{column}`" not in section] == [], view
 
 
-QUESTIONS = re.findall(r"```sql\n(.*?)```", DATA_PAGE.read_text(), re.S)
+QUESTIONS = re.findall(r"```sql\n(.*?)```", SQL_PAGE.read_text(), re.S)
 
 
 @pytest.mark.parametrize("question", QUESTIONS, ids=range(len(QUESTIONS)))
