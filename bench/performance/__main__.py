@@ -1,6 +1,6 @@
 """One command measures everything on a separate stack: every figure with its goal, as JSON, plots and pages.
 
-    python -m bench.performance run bench              make bench: also rewrites docs/performance.md and docs/capacity.md
+    python -m bench.performance run bench              make bench: also rewrites docs/performance.md, its details and docs/capacity.md
     python -m bench.performance run quick              make bench-quick: printed only
     python -m bench.performance run bench --only burst --only micro
     python -m bench.performance pages                  only rewrites the pages from the JSON
@@ -66,7 +66,7 @@ def measure(
 
 @app.command()
 def pages() -> None:
-    """Rewrite docs/performance.md, docs/capacity.md and the plots from docs/performance/performance.json."""
+    """Rewrite docs/performance.md, its details, docs/capacity.md and the plots from docs/performance/performance.json."""
     report = read(FOLDER / JSON)
     _draw(report, FOLDER)
     _write_pages(report)
@@ -89,10 +89,11 @@ def _draw(report: Report, folder: Path) -> None:
 def _write_pages(report: Report) -> None:
     from bench.capacity import tables as capacity_tables
 
-    from .page import tables
+    from .page import details, summary
     from .table import put_generated
 
-    put_generated(REPOSITORY / "docs" / "performance.md", tables(report))
+    put_generated(REPOSITORY / "docs" / "performance.md", summary(report))
+    put_generated(REPOSITORY / "docs" / "performance-details.md", details(report))
     put_generated(REPOSITORY / "docs" / "capacity.md", capacity_tables(report))
 
 

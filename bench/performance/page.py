@@ -1,4 +1,4 @@
-"""Makes the generated part of docs/performance.md from a report. Pure."""
+"""Makes the generated parts of docs/performance.md and docs/performance-details.md from a report. Pure."""
 
 from collections.abc import Iterable, Sequence
 
@@ -25,19 +25,34 @@ ROLES = (
 
 
 def tables(report: Report) -> str:
-    parts = [
+    """All of it, as `make bench-quick` prints it."""
+    return f"{summary(report)}\n\n{details(report)}"
+
+
+def summary(report: Report) -> str:
+    """What docs/performance.md shows: machine, figures beside their goals, delays, books."""
+    return _joined(
         _made_on(report),
         _figures(report),
         _section("### Delays, ms", _latencies(report.latencies)),
-        _section("### CPU an order, ms", _cpu(report.cpu)),
-        _section("### Growth by members", _members(report)),
-        _section("### Growth by backlog", _backlogs(report.backlogs)),
-        _section("### Microbenchmarks", _micro(report)),
-        _section("### The load generator itself", _generators(report.generators)),
-        _section("### Measured besides", table(("What", "Value"), ((k, shown(v)) for k, v in report.notes.items()))),
         _books(report),
         *(f"NOT MEASURED: {failure}" for failure in report.failures),
-    ]
+    )
+
+
+def details(report: Report) -> str:
+    """What docs/performance-details.md shows: what each figure is made of."""
+    return _joined(
+        _section("## CPU an order, ms", _cpu(report.cpu)),
+        _section("## Growth by members", _members(report)),
+        _section("## Growth by backlog", _backlogs(report.backlogs)),
+        _section("## Microbenchmarks", _micro(report)),
+        _section("## The load generator itself", _generators(report.generators)),
+        _section("## Other values", table(("What", "Value"), ((k, shown(v)) for k, v in report.notes.items()))),
+    )
+
+
+def _joined(*parts: str) -> str:
     return "\n\n".join(part for part in parts if part)
 
 

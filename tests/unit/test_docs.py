@@ -25,7 +25,6 @@ from streams import acks, dead_letters, order_stage
 
 ROOT = Path(__file__).parent.parent.parent
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")])
-STILL_TOO_LONG = {"performance.md"}
 LINK = re.compile(r"\[[^]]*]\(([^)#\s]*)(#[^)\s]*)?\)")
 HEADING = re.compile(r"^#+ (.*)$", re.M)
 
@@ -53,7 +52,7 @@ def test_every_link_leads_somewhere(page: Path) -> None:
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_a_page_is_short_enough_to_read(page: Path) -> None:
-    assert len(page.read_text().splitlines()) <= 250 or page.name in STILL_TOO_LONG
+    assert len(page.read_text().splitlines()) <= 250
 
 
 def test_every_page_has_a_place_in_the_site() -> None:

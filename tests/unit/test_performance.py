@@ -18,7 +18,7 @@ from bench.performance.figures import GOALS, Figure, shown, verdict
 from bench.performance.ladder import Tried, best, next_rate
 from bench.performance.members import linearity
 from bench.performance.overload import bad_answers, recovery_s
-from bench.performance.page import tables
+from bench.performance.page import details, summary, tables
 from bench.performance.plots import draw
 from bench.performance.report import (
     BacklogPoint,
@@ -279,7 +279,8 @@ def test_the_plots_are_small_and_need_not_have_everything(tmp_path: Path) -> Non
 
 def test_the_pages_show_the_figures_that_lie_beside_them() -> None:
     report = read(FOLDER / JSON)
-    assert tables(report) in (ROOT / "docs" / "performance.md").read_text()
+    assert summary(report) in (ROOT / "docs" / "performance.md").read_text()
+    assert details(report) in (ROOT / "docs" / "performance-details.md").read_text()
 
 
 def test_every_size_measures_what_it_has_times_for() -> None:
