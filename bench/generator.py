@@ -260,10 +260,10 @@ class Generator:
         try:
             reply = await self._connections.ask(wish.request, timeout_s)
         except Unreachable:
-            self._note(wish, at_s, "R", None, "unreachable", None)  # never sent, so it had no effect
+            self._record(wish, at_s, "R", None, "unreachable", None)  # never sent, so it had no effect
             return "unreachable", NO_SERVER_PAUSE_S
         except NoAnswer as error:
-            self._note(wish, at_s, "U", None, str(error), None)
+            self._record(wish, at_s, "U", None, str(error), None)
             return str(error), 0.0 if wish.key is not None else None
         return self._read(wish, at_s, reply)
 
@@ -275,11 +275,11 @@ class Generator:
             answer = _Answer()
         self._check(reply, answer)
         if status == 202:
-            self._note(wish, at_s, "A", reply, "", answer.order_id)
-            self._note_order(wish, answer.order_id)
+            self._record(wish, at_s, "A", reply, "", answer.order_id)
+            self._record_order(wish, answer.order_id)
             return "202", None
         code = answer.code or ""
-        self._note(wish, at_s, "U" if status in UNKNOWN_STATUSES else "R", reply, code, answer.order_id)
+        self._record(wish, at_s, "U" if status in UNKNOWN_STATUSES else "R", reply, code, answer.order_id)
         if code == "sold_out":
             self._sold_out_s = self._sold_out_s or time.monotonic()
         if status in UNKNOWN_STATUSES:
@@ -301,7 +301,7 @@ class Generator:
         if not holds and len(self._tally.bad_answers) < BAD_ANSWERS_KEPT:
             self._tally.bad_answers.append(f"{what}: {reply.head!r} {reply.body[:300]!r}")
 
-    def _note(self, wish: Wish, at_s: float, outcome: str, reply: Reply | None, code: str, order: str | None) -> None:
+    def _record(self, wish: Wish, at_s: float, outcome: str, reply: Reply | None, code: str, order: str | None) -> None:
         tally, now_s, status = self._tally, time.monotonic(), reply.status if reply else 0
         latency_ms = round((now_s - at_s) * 1000, 2)
         latencies = {"A": tally.accepted_ms, "R": tally.refused_ms, "U": tally.unknown_ms}
@@ -326,7 +326,7 @@ class Generator:
             )
         )
 
-    def _note_order(self, wish: Wish, order: str | None) -> None:
+    def _record_order(self, wish: Wish, order: str | None) -> None:
         if order is None:
             return
         self._last_accepted_s = time.monotonic()

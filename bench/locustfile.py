@@ -119,7 +119,7 @@ class Profile(LoadTestShape):
         sale = sale_of(self.runner.environment)
         wanted = sale.shape.users_at(time.perf_counter() - float(self.start_time))
         running = self.runner.user_count
-        sale.attendance.see(wanted or 0, running)
+        sale.attendance.record(wanted or 0, running)
         if wanted is None or (sale.shape.until_sold_out and _is_sold_out(sale.metrics)):
             return None
         if time.monotonic() - sale.said_s >= PROGRESS_INTERVAL_S:

@@ -24,7 +24,7 @@ class SaleMetrics:
     def __init__(self, environment: Environment) -> None:
         self._environment = environment
 
-    def note(self, metric: str, ms: float = 0.0) -> None:
+    def record(self, metric: str, ms: float = 0.0) -> None:
         self._environment.stats.get(metric, SALE).log(round(ms), 0)
 
     def count(self, metric: str) -> int:
@@ -71,7 +71,7 @@ class Attendance:
         self._planned_s = self._running_s = 0.0  # user-seconds
         self._planned = self._running = self.peak = 0
 
-    def see(self, planned: int, running: int) -> None:
+    def record(self, planned: int, running: int) -> None:
         now_s = time.monotonic()
         self._planned_s += self._planned * (now_s - self._seen_s)
         self._running_s += (self._running + running) / 2 * (now_s - self._seen_s)

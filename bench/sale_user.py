@@ -91,7 +91,7 @@ class FlashSaleUser(FastHttpUser):
         """The lateness of its end is the load generator's own delay."""
         due_s = time.monotonic() + self.think_s
         time.sleep(self.think_s)
-        self.sale.metrics.note("generator_late", (time.monotonic() - due_s) * 1000)
+        self.sale.metrics.record("generator_late", (time.monotonic() - due_s) * 1000)
 
     def _view_product(self) -> None:
         with self._ask("GET", f"/api/products/{self.product}", "/api/products/[id]") as answer:
@@ -104,7 +104,7 @@ class FlashSaleUser(FastHttpUser):
             status, order = self._click(key)
             if status not in UNKNOWN:
                 return order
-        self.sale.metrics.note("unknown_outcomes")
+        self.sale.metrics.record("unknown_outcomes")
         return None
 
     def _click(self, key: str) -> tuple[int, str | None]:
@@ -116,10 +116,10 @@ class FlashSaleUser(FastHttpUser):
             status, code, order = answer.status_code, str(body.get("code", "")), body.get("orderId")
             answer.request_meta["name"] = f"{path} ({_kind(status, code)})"
             if status == 202 and order:
-                self.sale.metrics.note("successful_purchases", ms)
+                self.sale.metrics.record("successful_purchases", ms)
                 answer.success()
             elif code == "sold_out":
-                self.sale.metrics.note("out_of_stock_409", ms)
+                self.sale.metrics.record("out_of_stock_409", ms)
                 answer.success()
             else:
                 self._refused(answer, code, ms)
@@ -132,26 +132,26 @@ class FlashSaleUser(FastHttpUser):
     def _refused(self, answer: ResponseContextManager, code: str, ms: float) -> None:
         metrics, status = self.sale.metrics, answer.status_code
         if status == 429:
-            metrics.note("slow_down_429", ms)
+            metrics.record("slow_down_429", ms)
             answer.success()
         elif status == 409:  # user_limit, sale_not_open, sale_closed: rules of the sale
-            metrics.note("other_refusals", ms)
+            metrics.record("other_refusals", ms)
             answer.success()
         else:
             if status == 503:
-                metrics.note("busy_503", ms)
+                metrics.record("busy_503", ms)
             self._judge(answer, code)
 
     def _follow(self, order: str, clicked_s: float) -> None:
         """Wait until the end of the order is seen. In all modes the time is that of the buyer."""
         how = {"wait": self._wait, "poll": self._poll, "stream": self._stream}[self.sale.options.follow]
         end, charged_ms = how(order, clicked_s + FOLLOW_S)
-        self.sale.metrics.note(ENDS[end], (time.monotonic() - clicked_s) * 1000)
+        self.sale.metrics.record(ENDS[end], (time.monotonic() - clicked_s) * 1000)
         if end == "unseen":
             return
-        self.sale.metrics.note("total_order_time", (time.monotonic() - clicked_s) * 1000)
+        self.sale.metrics.record("total_order_time", (time.monotonic() - clicked_s) * 1000)
         if charged_ms is not None:
-            self.sale.metrics.note("payment_processing_time", charged_ms)
+            self.sale.metrics.record("payment_processing_time", charged_ms)
 
     def _wait(self, order: str, until_s: float) -> tuple[str, float | None]:
         return self._ask_until(order, until_s, f"?wait={WAIT_S}", "?wait=", 0.0)
@@ -210,7 +210,7 @@ class FlashSaleUser(FastHttpUser):
             answer.success()
             return
         if status == 0 or status >= 500:
-            self.sale.metrics.note("server_errors")
+            self.sale.metrics.record("server_errors")
         why = f"no answer: {getattr(answer, 'error', None)}" if status == 0 else f"{status} {code}".rstrip()
         answer.failure(why)
 

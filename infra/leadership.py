@@ -58,7 +58,7 @@ async def _work_while_connected(connection: Any, stop: Stop, work: Callable[[], 
     lost = asyncio.Event()
     connection.add_termination_listener(lambda _: lost.set())
     working = asyncio.ensure_future(work())
-    others = [asyncio.create_task(each) for each in (lost.wait(), _until_lost(connection), stop.wait())]
+    others = [asyncio.create_task(each) for each in (lost.wait(), _wait_until_lost(connection), stop.wait())]
     try:
         await asyncio.wait([working, *others], return_when=asyncio.FIRST_COMPLETED)
     finally:
@@ -69,7 +69,7 @@ async def _work_while_connected(connection: Any, stop: Stop, work: Callable[[], 
         raise WorkFailed from ended
 
 
-async def _until_lost(connection: Any) -> None:
+async def _wait_until_lost(connection: Any) -> None:
     with suppress(*UNAVAILABLE):
         while not cancelled():
             await asyncio.sleep(PROBE_INTERVAL_S)

@@ -92,14 +92,14 @@ class SettlementDesk:
             unknown = msgspec.structs.replace(
                 verdict, status=Status.NEEDS_RECONCILIATION, reason=reason, charge_id=None
             )
-            return await store([unknown], self._record, self._leave)
+            return await store([unknown], self._record, self._leave_unchanged)
 
         with tracing.batch_step("postgres settle_orders", traced):
             rows = await store(verdicts, self._record, set_aside)
         _log_contradictions(verdicts, rows)
         return rows
 
-    async def _leave(self, verdict: Verdict, error: Exception) -> list[OrderRow]:
+    async def _leave_unchanged(self, verdict: Verdict, error: Exception) -> list[OrderRow]:
         """Postgres can store nothing of this order: its row stays unchanged, and its units stay held."""
         log.error("row left as it is", order_id=verdict.order_id, error=repr(error))
         rows = await retry_until_ok("postgres", UNAVAILABLE, read_rows, self._pool, [verdict.order_id])

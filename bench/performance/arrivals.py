@@ -38,7 +38,7 @@ async def _arrive(sale: MeasuredSale, rate: int, seconds: float) -> None:
 
 async def _cost(sale: MeasuredSale, rate: int, seconds: float) -> None:
     """CPU between two moments within a run, so that every process is busy at both."""
-    await sale.until_ended(0.999)
+    await sale.wait_until_ended(0.999)
     async with asyncio.TaskGroup() as group:
         group.create_task(sale.buy(mode="open", rate=float(rate), seconds=seconds + SETTLING_S))
         await asyncio.sleep(SETTLING_S)

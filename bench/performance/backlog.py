@@ -36,9 +36,9 @@ async def _drain(stack: Stack, report: Report, size: Size, fill: Filler, orders:
     await fill.fill(sale, orders)
     idle_ms_per_s = await _idle(stack)
     thrones("scale", "order-stage", "1")
-    await sale.until_ended(STARTED, DEADLINE_S)
+    await sale.wait_until_ended(STARTED, DEADLINE_S)
     before, counts, started_s = stack.cpu(), await sale.counts(), time.monotonic()
-    done = await sale.until_ended(NEARLY_ALL, DEADLINE_S)
+    done = await sale.wait_until_ended(NEARLY_ALL, DEADLINE_S)
     used, took_s = cpu.between(before, stack.cpu()), time.monotonic() - started_s
     ended = done.ended - counts.ended
     await sale.check_books(DEADLINE_S)

@@ -22,7 +22,7 @@ async def measure(stack: Stack, report: Report, size: Size) -> None:
         sampling = asyncio.create_task(_sample(sale, started_s, samples))
         result = await sale.buy(mode="closed", connections=CONNECTIONS, seconds=size.burst_s)
         at_end, ended_s = await sale.counts(), time.monotonic()
-        done = await sale.until_ended(NEARLY_ALL)
+        done = await sale.wait_until_ended(NEARLY_ALL)
         drained_s = time.monotonic() - ended_s
         sampling.cancel()
         used = cpu.between(before, stack.cpu())

@@ -49,7 +49,7 @@ async def running(command: str, workers: int, state_dir: Path) -> AsyncIterator[
         sys.executable, "-m", "thrones", command, cwd=REPOSITORY, env=environment, stdout=asyncio.subprocess.DEVNULL
     )
     try:
-        yield Extra(port, await _until_ready(process, port, workers))
+        yield Extra(port, await _wait_ready(process, port, workers))
     finally:
         process.terminate()
         try:
@@ -59,7 +59,7 @@ async def running(command: str, workers: int, state_dir: Path) -> AsyncIterator[
             await process.wait()
 
 
-async def _until_ready(process: asyncio.subprocess.Process, port: int, workers: int) -> list[int]:
+async def _wait_ready(process: asyncio.subprocess.Process, port: int, workers: int) -> list[int]:
     until = time.monotonic() + START_DEADLINE_S
     while True:
         pids = [child.pid for child in psutil.Process(process.pid).children()]

@@ -91,7 +91,7 @@ async def _stage(sale: MeasuredSale, fill: Filler, offsets: Offsets, stage: str,
             filling = group.create_task(fill.fill(sale, orders))
             rate = await _rate(sale, requested if stage == ORDER_STAGE_GROUP else settled, orders)
             starved = not filling.done()
-    await sale.until_ended()
+    await sale.wait_until_ended()
     if starved:
         raise TooSlow(f"{sale.name}: they were faster than orders could be put before them")
     return round(rate, 1)
@@ -99,12 +99,12 @@ async def _stage(sale: MeasuredSale, fill: Filler, offsets: Offsets, stage: str,
 
 async def _rate(sale: MeasuredSale, progress: Progress, orders: int) -> float:
     """The rate between two shares of the work. Raises TooSlow."""
-    first, started_s = await _until(sale, progress, orders * WARM)
-    last, ended_s = await _until(sale, progress, orders * DONE)
+    first, started_s = await _wait_for(sale, progress, orders * WARM)
+    last, ended_s = await _wait_for(sale, progress, orders * DONE)
     return (last - first) / (ended_s - started_s)
 
 
-async def _until(sale: MeasuredSale, progress: Progress, wanted: float) -> tuple[int, float]:
+async def _wait_for(sale: MeasuredSale, progress: Progress, wanted: float) -> tuple[int, float]:
     until = time.monotonic() + DEADLINE_S
     while (done := await progress()) < wanted:
         if time.monotonic() > until:
@@ -135,5 +135,5 @@ async def _gateway(sale: MeasuredSale, workers: int) -> float:
             result = await sale.buy(
                 mode="closed", connections=CONNECTIONS_A_WORKER * workers, seconds=GATEWAY_S, base_url=extra.url
             )
-    await sale.until_ended()
+    await sale.wait_until_ended()
     return result.accepted_per_s

@@ -34,7 +34,7 @@ async def _both(stack: Stack, report: Report, size: Size, rate: int) -> int:
     after = await _overload(sold_out, rate, size.overload_s)
     before = await _overload(plenty, rate, size.overload_s)
     report.add(f"over_{rate}_recovery", await _recovery_s(calm, size.normal_s))
-    _note(report, rate, before, after)
+    _record_results(report, rate, before, after)
     await asyncio.gather(*(sale.check_books() for sale in (sold_out, plenty, calm)))
     return bad_answers(before.answers) + bad_answers(after.answers)
 
@@ -43,7 +43,7 @@ async def _overload(sale: MeasuredSale, rate: int, seconds: float) -> Result:
     return await sale.buy(mode="open", rate=float(rate), seconds=seconds, processes=PROCESSES, connections=4_000)
 
 
-def _note(report: Report, rate: int, before: Result, after: Result) -> None:
+def _record_results(report: Report, rate: int, before: Result, after: Result) -> None:
     for name, result in (("before", before), ("after", after)):
         report.notes[f"{rate:,}/s {name} sell-out: accepted/s"] = result.accepted_per_s
         report.notes[f"{rate:,}/s {name} sell-out: answered/s"] = result.answered_per_s

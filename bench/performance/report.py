@@ -88,7 +88,7 @@ class Report(msgspec.Struct):
         """Add the value of one repetition to a figure with a goal."""
         self.figures.setdefault(key, Figure([])).values.append(round(value, 3))
 
-    def note_generator(self, run: str, result: Result, processes: int) -> None:
+    def record_generator(self, run: str, result: Result, processes: int) -> None:
         late = result.generator_late
         self.generators.append(
             GeneratorNote(

@@ -106,7 +106,7 @@ class MeasuredSale:
         """Run a plan, and record it with the load generator's own cost."""
         options = {"base_url": self.stack.url, "tokens": str(self.stack.tokens), "products": (self.product,), **plan}
         result = await run(Plan(processes=processes, log=str(self.log), **options), stop)  # type: ignore[arg-type]  # a measurement's options
-        self.report.note_generator(self.name, result, processes)
+        self.report.record_generator(self.name, result, processes)
         return result
 
     async def counts(self) -> Counts:
@@ -114,7 +114,7 @@ class MeasuredSale:
         accepted = (now.version + now.held) // 2  # every order here is one unit
         return Counts(accepted, now.version - accepted, accepted - now.entries)
 
-    async def until_ended(self, share: float = 1.0, deadline_s: float = 300.0) -> Counts:
+    async def wait_until_ended(self, share: float = 1.0, deadline_s: float = 300.0) -> Counts:
         """Wait until this share of the accepted orders has ended. Raises TooSlow."""
         until = time.monotonic() + deadline_s
         while (counts := await self.counts()).ended < share * counts.accepted:
@@ -126,7 +126,7 @@ class MeasuredSale:
     async def check_books(self, deadline_s: float = 300.0) -> None:
         """Let the other orders end in fair weather, audit, and record the result. Raises TooSlow."""
         self.stack.weather(**FAIR)
-        await self.until_ended(deadline_s=deadline_s)
+        await self.wait_until_ended(deadline_s=deadline_s)
         words = ["--product", str(self.product), "--wait", "60", "--json"]
         if self.log.exists():  # only orders that clients sent are in the client log
             words += ["--client-log", str(self.log)]

@@ -49,13 +49,15 @@ async def measure(stack: Stack, report: Report, size: Size) -> None:
         crowd, measured = [await _seen(process) for process in watching]
     thrones("stock", "rebuild", str(sale.product))  # new books: the changes belong to no orders
     delays = [delay for values in measured.values for delay in delays_ms(changed, values)]
-    _note(report, size, delays, crowd, measured, full_kb - empty_kb)
+    _record_results(report, size, delays, crowd, measured, full_kb - empty_kb)
     report.notes["stock stream: changes/s"] = round(len(changed) / took_s, 1)
     report.notes["stock stream: CPU of its process, cores"] = round(cpu_share, 2)
     await sale.check_books()
 
 
-def _note(report: Report, size: Size, delays: list[float], crowd: Seen, measured: Seen, grown_kb: float) -> None:
+def _record_results(
+    report: Report, size: Size, delays: list[float], crowd: Seen, measured: Seen, grown_kb: float
+) -> None:
     spread = percentiles(delays)
     if spread is None:
         raise RuntimeError("no client was told of a change")

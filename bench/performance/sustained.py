@@ -51,7 +51,7 @@ def _first_rate(report: Report, share: float) -> float:
 
 async def _run(sale: MeasuredSale, rate: float, seconds: float) -> tuple[bool, float]:
     """Whether the rate was sustained, and the orders ended a second after the first charges have ended."""
-    await sale.until_ended(0.999)
+    await sale.wait_until_ended(0.999)
     async with asyncio.TaskGroup() as group:
         arrivals = group.create_task(sale.buy(mode="open", rate=rate, seconds=seconds + IN_FLIGHT_S))
         await asyncio.sleep(IN_FLIGHT_S)

@@ -137,7 +137,7 @@ class _Diff:
         self.before_the_log = 0
         self.found: list[Difference] = []
 
-    def note(self, differences: Sequence[Difference]) -> None:
+    def add(self, differences: Sequence[Difference]) -> None:
         if differences:
             self.different += 1
             self.found += differences[: max(SHOWN - len(self.found), 0)]
@@ -292,13 +292,13 @@ async def _compare(
                 if kept_from_ms and ours["placed_at_ms"] < kept_from_ms:
                     diff.before_the_log += 1
                 else:
-                    diff.note([Difference(table, str(ours["id"]), "row", "there", "missing")])
+                    diff.add([Difference(table, str(ours["id"]), "row", "there", "missing")])
                 ours = await anext(in_live, None)
             elif ours is None or theirs["id"] < ours["id"]:
-                diff.note([Difference(table, str(theirs["id"]), "row", "missing", "there")])
+                diff.add([Difference(table, str(theirs["id"]), "row", "missing", "there")])
                 theirs = await anext(in_log, None)
             else:
-                diff.note(
+                diff.add(
                     [Difference(table, str(ours["id"]), c, ours[c], theirs[c]) for c in columns if ours[c] != theirs[c]]
                 )
                 ours, theirs = await anext(in_live, None), await anext(in_log, None)

@@ -141,7 +141,7 @@ class LogBook:
         first = self.placed.setdefault(event.order_id, event)
         before, now = _terms(first), _terms(event)
         if before != now:
-            self._note(
+            self._record(
                 "order placed twice, differently", f"{event.order_id}: {min(before, now)} and {max(before, now)}"
             )
         use = Use(event.order_id, PLACED, -event.quantity, event.available, appended_ms)
@@ -151,10 +151,10 @@ class LogBook:
         first = self.ended.setdefault(event.order_id, event)
         if first.status is not event.status:
             one, other = sorted((first.status, event.status))
-            self._note("order with two ends", f"{event.order_id}: {one} and {other}")
+            self._record("order with two ends", f"{event.order_id}: {one} and {other}")
         if event.epoch is UNSET or event.version is UNSET or event.available is UNSET:
             if event.status is not Status.FAILED:
-                self._note("end without a version", f"{event.order_id}: {event.status}")
+                self._record("end without a version", f"{event.order_id}: {event.status}")
             return
         change = 0 if event.returned is UNSET else event.returned
         self._use(event.epoch, event.version, Use(event.order_id, ENDED, change, event.available, appended_ms))
@@ -162,9 +162,9 @@ class LogBook:
     def _add_opened(self, event: StockOpened) -> None:
         first = self.openings.setdefault(event.epoch, event)
         if first != event:
-            self._note("epoch opened twice, differently", f"epoch {event.epoch}")
+            self._record("epoch opened twice, differently", f"epoch {event.epoch}")
         if event.initial != event.available + event.held + event.sold:
-            self._note(
+            self._record(
                 "opening that does not add up",
                 f"epoch {event.epoch}: {event.initial} != {event.available} + {event.held} + {event.sold}",
             )
@@ -175,12 +175,12 @@ class LogBook:
             self._users.setdefault((epoch, version), {_name(known)}).add(_name(use))
             self._uses[epoch][version] = min(known, use, key=lambda one: (one.order_id, one.kind))
         elif (known.change, known.available) != (use.change, use.available):
-            self._note("copies that differ", f"epoch {epoch} version {version}: {_name(use)}")
+            self._record("copies that differ", f"epoch {epoch} version {version}: {_name(use)}")
         what = (epoch, use.order_id, use.kind)
         if (before := self._versions.setdefault(what, version)) != version:
             self._doings.setdefault(what, {before}).add(version)
 
-    def _note(self, kind: str, detail: str) -> None:
+    def _record(self, kind: str, detail: str) -> None:
         """Notes a finding once, even if several copies of a record show it."""
         if (kind, detail) not in self._noted:
             self._noted.add((kind, detail))

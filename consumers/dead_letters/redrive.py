@@ -122,7 +122,7 @@ class Redrive:
         detail = f"order {failed.order_id} was replaced before"
         if not earlier:
             detail = f"in place of the failed order {failed.order_id}"
-            match await self._inventory.reserve(_again(failed, new_id)):
+            match await self._inventory.reserve(_new_reservation(failed, new_id)):
                 case Held(value=value):
                     await self._acknowledged(ORDERS, new_id.encode(), value)
                 case Known(order_id=known):
@@ -148,7 +148,7 @@ class Redrive:
         await self._pool.execute(SQL.mark_redriven, *letter.place, self._who, order_id, new_id, ended_at)
 
 
-def _again(failed: OrderPlaced, new_id: OrderId) -> Reservation:
+def _new_reservation(failed: OrderPlaced, new_id: OrderId) -> Reservation:
     """A reservation of its own; its key starts with NUL, which no client can send."""
     return Reservation(
         order_id=new_id,

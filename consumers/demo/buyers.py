@@ -56,7 +56,7 @@ class Crowd:
                 group.create_task(self._story(buyer))
 
     async def _story(self, buyer: Buyer) -> None:
-        await self._until(buyer.clicks_at_s)
+        await self._sleep_until(buyer.clicks_at_s)
         clicks = [self._order(buyer, buyer.clicks_at_s)]
         if buyer.double_click:
             self._tally.double_clicks += 1
@@ -66,7 +66,7 @@ class Crowd:
             self._tally.doubled_orders += 1
         late_s = buyer.clicks_at_s
         while not orders and (late_s := max(late_s + RETRY_INTERVAL_S, self._now_s)) < buyer.patient_until_s:
-            await self._until(late_s)
+            await self._sleep_until(late_s)
             order = await self._order(buyer, late_s)
             orders = {order} if order else set()
         if not orders:
@@ -75,7 +75,7 @@ class Crowd:
 
     async def _second_click(self, buyer: Buyer) -> str | None:
         at_s = buyer.clicks_at_s + random.uniform(0.0, 0.15)
-        await self._until(at_s)
+        await self._sleep_until(at_s)
         return await self._order(buyer, at_s)
 
     async def _order(self, buyer: Buyer, meant_at_s: float) -> str | None:
@@ -134,7 +134,7 @@ class Crowd:
         except (*CONNECTION_ERRORS, msgspec.DecodeError, ValueError):
             return None
 
-    async def _until(self, at_s: float) -> None:
+    async def _sleep_until(self, at_s: float) -> None:
         await asyncio.sleep(max(0.0, at_s - self._now_s))
 
     @property

@@ -31,7 +31,7 @@ class RateSeries:
     _last: dict[str, int] = field(default_factory=dict)
     _bucket: int = -1
 
-    def note(self, elapsed_s: float, counts: dict[str, int]) -> None:
+    def add(self, elapsed_s: float, counts: dict[str, int]) -> None:
         bucket = int(elapsed_s / BUCKET_S)
         for name, count in counts.items():
             values = self.series.setdefault(name, [])
@@ -53,7 +53,7 @@ def screen(
 ) -> RenderableType:
     """Everything at once, WIDTH columns wide."""
     counts = {"accepted": len(tally.accepted), "refused": tally.refused.total(), "ended": len(tally.completed_s)}
-    rates.note(elapsed_s, counts)
+    rates.add(elapsed_s, counts)
     halves = Columns([_panel("Orders", _funnel(tally)), _panel("Delays", _delays(tally))], padding=(0, 1))
     return Panel(
         Group(_stock(tally, units), Text(), _rates(rates), Text(), halves, Text(), _members(members)),

@@ -24,7 +24,7 @@ from sale.books.books import Books, BooksStanding
 from sale.books.due import DueList
 from sale.books.inventory import Inventory
 from sale.books.rebuild.rebuild import RebuildImpossible, in_force, rebuild_if_needed
-from sale.books.run import note_verified, present_run
+from sale.books.run import present_run, record_verified
 from sale.openings import EventLog
 from sale.tables.queries import SQL
 from schemas.ids import ProductId
@@ -107,7 +107,7 @@ class Keeper:
                 await self._close(product.id)
             self._start_rebuild(product.id, faults[product.id])
         if len(self.in_force) == len(products):
-            await note_verified(self.redis, run)
+            await record_verified(self.redis, run)
 
     async def check_log(self) -> None:
         """Create missing topics, and close products whose opening the log has lost. Raises KafkaError."""
@@ -142,10 +142,10 @@ class Keeper:
             self._rows_read_at = time.monotonic()
         standings = await Books(self.redis).standings([id_ for id_, _, _ in self._rows])
         products = [KeptProduct(*row, books) for row, books in zip(self._rows, standings, strict=True)]
-        self._see(products)
+        self._record_seen(products)
         return products
 
-    def _see(self, products: Iterable[KeptProduct]) -> None:
+    def _record_seen(self, products: Iterable[KeptProduct]) -> None:
         for product in products:
             self._seen[product.id] = max(self._seen.get(product.id, (0, 0)), product.version)
 

@@ -102,10 +102,10 @@ class OrderStatus:
         text = request.match_info["id"]
         view = await self._reader.of_owner(text, user.id)
         if wait_s and not view.terminal:
-            view = await self._until_terminal(view, wait_s)
+            view = await self._wait_until_terminal(view, wait_s)
         return answer({"success": True, **await self.public(view)})
 
-    async def _until_terminal(self, view: OrderView, wait_s: float) -> OrderView:
+    async def _wait_until_terminal(self, view: OrderView, wait_s: float) -> OrderView:
         """The order when it is terminal; sooner if another wait takes this one's place, and at once if there is no place."""
         with self._updates.listen(view.id) as news:
             try:

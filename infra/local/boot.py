@@ -54,7 +54,7 @@ async def _run(state_dir: Path, provision: Provision | None, tied: bool) -> int:
     beside = [supervisor.housekeeping(), keep_sizes(supervisor, state_dir), keep_targets(state_dir), report_vitals()]
     tasks = [asyncio.create_task(each) for each in (*beside, *([_watch_parent(stop)] if tied else []))]
     try:
-        await _until_stopped(stop, _boot(supervisor, servers, config, state_dir, provision))
+        await _wait_until_stopped(stop, _boot(supervisor, servers, config, state_dir, provision))
         return 0
     except StackError as error:
         get_logger().error("the stack did not start", error=str(error))
@@ -69,7 +69,7 @@ async def _run(state_dir: Path, provision: Provision | None, tied: bool) -> int:
         (registry.run_dir(state_dir) / "supervisor-1.json").unlink(missing_ok=True)
 
 
-async def _until_stopped(stop: Stop, boot: Coroutine[None, None, None]) -> None:
+async def _wait_until_stopped(stop: Stop, boot: Coroutine[None, None, None]) -> None:
     booting = asyncio.create_task(boot)
     stopping = asyncio.create_task(stop.wait())
     await asyncio.wait({booting, stopping}, return_when=asyncio.FIRST_COMPLETED)

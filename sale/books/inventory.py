@@ -163,7 +163,7 @@ class Inventory:
         )
         answer = _reserve_answer(reservation, head, reply)
         if not isinstance(answer, Known):
-            self._see(product, answer.epoch, answer.version)
+            self._record_seen(product, answer.epoch, answer.version)
         return answer
 
     async def settle(
@@ -195,7 +195,7 @@ class Inventory:
         settlements = [_settle_answer(reply, order_id) for reply, (_, order_id, _) in zip(replies, orders, strict=True)]
         for settled, (product, *_) in zip(settlements, orders, strict=True):
             if settled is not None:
-                self._see(product, settled.epoch, settled.version)
+                self._record_seen(product, settled.epoch, settled.version)
         return settlements
 
     async def project(self, events: Sequence[OrderStatusChanged]) -> None:
@@ -222,7 +222,7 @@ class Inventory:
         key, *arguments = sale
         return bool(await self._scripts.call("sale", (key,), *arguments) != b"unverified")
 
-    def _see(self, product: ProductId, epoch: int, version: int) -> None:
+    def _record_seen(self, product: ProductId, epoch: int, version: int) -> None:
         """Replies may arrive in another order than the scripts ran."""
         self._seen[product] = max(self._seen.get(product, NOTHING_SEEN), (epoch, version))
 

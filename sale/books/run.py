@@ -34,7 +34,7 @@ async def present_run(redis: Redis) -> str:
     return run
 
 
-async def note_verified(redis: Redis, run: str) -> None:
+async def record_verified(redis: Redis, run: str) -> None:
     """Store the run in which the books of all products are in force, unless it is stored already."""
     if await redis.get(keys.BOOKS_RUN) != run.encode():
         await redis.set(keys.BOOKS_RUN, run)

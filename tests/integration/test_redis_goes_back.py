@@ -109,7 +109,7 @@ async def test_the_relay_makes_the_books_anew_and_keeps_every_order(tmp_path: Pa
 
 @contextmanager
 def nobody_says_what_he_has_seen() -> Iterator[None]:
-    with patch.object(Inventory, "_see", lambda *_: None):
+    with patch.object(Inventory, "_record_seen", lambda *_: None):
         yield
 
 

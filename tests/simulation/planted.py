@@ -319,8 +319,8 @@ def run_of_the_process_alone() -> Iterator[None]:
 
     with (
         patch.object(RedisModel, "become", become),
-        patch.object(Inventory, "_see", lambda *_: None),
-        patch.object(Keeper, "_see", lambda *_: None),
+        patch.object(Inventory, "_record_seen", lambda *_: None),
+        patch.object(Keeper, "_record_seen", lambda *_: None),
     ):
         yield
 

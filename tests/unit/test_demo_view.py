@@ -35,7 +35,7 @@ def test_the_screen_shows_stock_funnel_delays_and_members() -> None:
 def test_rates_are_changes_per_bucket_and_quiet_buckets_are_zero() -> None:
     rates = RateSeries()
     for elapsed_s, count in ((0.0, 0), (0.1, 4), (0.6, 5), (2.1, 9)):
-        rates.note(elapsed_s, {"accepted": count})
+        rates.add(elapsed_s, {"accepted": count})
     assert rates.series["accepted"] == [4, 1, 0, 0, 4]
 
 
