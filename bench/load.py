@@ -257,8 +257,7 @@ def main(
 ) -> None:
     """Run one complete load test: product, users, load, audit and the reference's criteria.
 
-    Results go to .thrones/results/TIME-SHAPE/. Exit 0: the books balance; 1: they do not; 2: there was no run; 3: --strict,
-    and a criterion is not met.
+    Results go to .thrones/results/TIME-SHAPE/. Exit 0: the books balance; 1: they do not; 2: no run; 3: a criterion failed (--strict).
 
     Example: python -m bench.load reference --scale 0.2
     """
@@ -275,18 +274,22 @@ def main(
         audit_wait_s=audit_wait,
         folder=folder.absolute(),
     )
-    try:
-        report = run(plan)
-    except OSError as error:
-        typer.echo(f"{own_url()}: {error} - is the stack up? (`thrones status`, `make up`)", err=True)
-        raise typer.Exit(2) from None
-    except (OwnStackFailed, NoRun, subprocess.TimeoutExpired) as error:
-        typer.echo(str(error), err=True)
-        raise typer.Exit(2) from None
+    report = _run_or_exit(plan)
     encoded = msgspec.json.encode(report)
     (folder / "result.json").write_bytes(msgspec.json.format(encoded, indent=2))
     typer.echo(encoded.decode() if as_json else show(report, folder))
     raise typer.Exit(exit_code(report, strict))
+
+
+def _run_or_exit(plan: LoadPlan) -> LoadReport:
+    """Exits with 2 if there was no run."""
+    try:
+        return run(plan)
+    except OSError as error:
+        typer.echo(f"{own_url()}: {error} - is the stack up? (`thrones status`, `make up`)", err=True)
+    except (OwnStackFailed, NoRun, subprocess.TimeoutExpired) as error:
+        typer.echo(str(error), err=True)
+    raise typer.Exit(2)
 
 
 if __name__ == "__main__":

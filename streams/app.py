@@ -195,29 +195,7 @@ def _end_at_once() -> None:
 
 def stage_app(group: str, topic: Topic, make_stage: MakeStage) -> StageApp:
     """The Faust app for consumer group `group` on `topic`."""
-    settings = get_settings()
-    datadir = settings.thrones_state_dir / "faust" / f"{group}-{settings.thrones_member}"
-    datadir.parent.mkdir(parents=True, exist_ok=True)
-    app = StageApp(
-        group,
-        broker=[f"kafka://{address}" for address in settings.kafka_bootstrap_servers.split(",")],
-        store="memory://",
-        datadir=datadir,
-        autodiscover=False,
-        web_enabled=False,
-        topic_disable_leader=True,
-        topic_allow_declare=False,
-        worker_redirect_stdouts=False,
-        stream_wait_empty=False,  # InOrderAcks: late work of a revoked partition acknowledges nothing
-        consumer_auto_offset_reset="earliest",
-        broker_session_timeout=10.0,
-        broker_heartbeat_interval=3.0,
-        broker_rebalance_timeout=30.0,
-        broker_request_timeout=15.0,
-        broker_commit_interval=1.0,
-        broker_max_poll_records=2_000,
-        broker_check_crcs=False,
-    )
+    app = _configured_app(group, get_settings())
     app.make_stage = make_stage
     source = app.topic(topic.name, key_serializer="raw", value_serializer="raw")
 
@@ -243,3 +221,28 @@ def stage_app(group: str, topic: Topic, make_stage: MakeStage) -> StageApp:
     app.on_partitions_revoked.connect(forget, weak=False)  # type: ignore[arg-type]  # its Protocol fits no function
     app.on_partitions_assigned.connect(count, weak=False)  # type: ignore[arg-type]  # nor this one's
     return app
+
+
+def _configured_app(group: str, settings: Settings) -> StageApp:
+    datadir = settings.thrones_state_dir / "faust" / f"{group}-{settings.thrones_member}"
+    datadir.parent.mkdir(parents=True, exist_ok=True)
+    return StageApp(
+        group,
+        broker=[f"kafka://{address}" for address in settings.kafka_bootstrap_servers.split(",")],
+        store="memory://",
+        datadir=datadir,
+        autodiscover=False,
+        web_enabled=False,
+        topic_disable_leader=True,
+        topic_allow_declare=False,
+        worker_redirect_stdouts=False,
+        stream_wait_empty=False,  # InOrderAcks: late work of a revoked partition acknowledges nothing
+        consumer_auto_offset_reset="earliest",
+        broker_session_timeout=10.0,
+        broker_heartbeat_interval=3.0,
+        broker_rebalance_timeout=30.0,
+        broker_request_timeout=15.0,
+        broker_commit_interval=1.0,
+        broker_max_poll_records=2_000,
+        broker_check_crcs=False,
+    )

@@ -119,33 +119,10 @@ class Inventory:
 
     async def reserve(self, reservation: Reservation) -> Held | Known | Refused:
         """Reserve units, or return why not. Idempotent by key. After RedisError it is unknown whether units were reserved."""
-        head = entry.placed_head(
-            entry.PlacedHead(
-                order_id=reservation.order_id,
-                product_id=reservation.product_id,
-                user_id=reservation.user_id,
-                quantity=reservation.quantity,
-                unit_price_cents=reservation.unit_price_cents,
-                currency=reservation.currency,
-                key_hash=reservation.hashed_key or UNSET,
-                redriven_from=reservation.redriven_from or UNSET,
-            )
-        )
-        order_key = keys.order(reservation.order_id)
-        product, hashed, user = reservation.product_id, reservation.hashed_key, reservation.user_id
+        product, head = reservation.product_id, _placed_head(reservation)
         reply = await self._scripts.call(
             "reserve",
-            (
-                keys.stock(product),
-                keys.held(product),
-                keys.due(product),
-                keys.buyers(product),
-                order_key,
-                keys.key_record(user, hashed) if hashed else order_key,
-                keys.unstored(user),
-                keys.whole_key_record(user, hashed) if hashed else order_key,
-                keys.declined(product),
-            ),
+            _reserve_keys(reservation),
             reservation.order_id,
             reservation.user_id,
             reservation.quantity,
@@ -232,6 +209,38 @@ class Inventory:
 
 def _settle_keys(product: ProductId) -> tuple[str, ...]:
     return (keys.stock(product), keys.held(product), keys.due(product), keys.buyers(product), keys.declined(product))
+
+
+def _placed_head(reservation: Reservation) -> bytes:
+    return entry.placed_head(
+        entry.PlacedHead(
+            order_id=reservation.order_id,
+            product_id=reservation.product_id,
+            user_id=reservation.user_id,
+            quantity=reservation.quantity,
+            unit_price_cents=reservation.unit_price_cents,
+            currency=reservation.currency,
+            key_hash=reservation.hashed_key or UNSET,
+            redriven_from=reservation.redriven_from or UNSET,
+        )
+    )
+
+
+def _reserve_keys(reservation: Reservation) -> tuple[str, ...]:
+    """KEYS of reserve.lua, in its order. Without an idempotency key the order's key stands in."""
+    order_key = keys.order(reservation.order_id)
+    product, hashed, user = reservation.product_id, reservation.hashed_key, reservation.user_id
+    return (
+        keys.stock(product),
+        keys.held(product),
+        keys.due(product),
+        keys.buyers(product),
+        order_key,
+        keys.key_record(user, hashed) if hashed else order_key,
+        keys.unstored(user),
+        keys.whole_key_record(user, hashed) if hashed else order_key,
+        keys.declined(product),
+    )
 
 
 def _reserve_answer(reservation: Reservation, head: bytes, reply: list[Any]) -> Held | Known | Refused:

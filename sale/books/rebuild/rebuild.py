@@ -312,22 +312,7 @@ class _Rebuild:
     async def _open(
         self, books: PreparedBooks, run: str, epoch: int, product: asyncpg.Record, totals: _Totals
     ) -> StockOpened:
-        # On the log a unit is sold when that is announced. Unannounced units are held on the log, but sold in Redis.
-        opened = StockOpened(
-            product_id=self._product,
-            epoch=epoch,
-            initial=totals.initial,
-            available=totals.initial - totals.confirmed - books.held_units,
-            held=books.held_units + books.unannounced_units,
-            sold=totals.confirmed - books.unannounced_units,
-            opened_at_ms=now_ms(),
-            reason=self._reason,
-            name=product["name"],
-            found_epoch=int(self._found[0] or 0),
-            found_version=int(self._found[1] or 0),
-            announced_again=books.announced_again,
-            log_lost=self._log_lost,
-        )
+        opened = self._opening(books, epoch, product, totals)
         # First on the log, then in force: no version of this epoch can be on the log before its opening.
         sent = self._publisher.publish(topics.ORDERS, str(self._product), encode(opened))
         await asyncio.wait_for(asyncio.shield(sent), PUBLISH_TIMEOUT_S)
@@ -354,6 +339,24 @@ class _Rebuild:
             orders=books.entries,
         )
         return opened
+
+    def _opening(self, books: PreparedBooks, epoch: int, product: asyncpg.Record, totals: _Totals) -> StockOpened:
+        """On the log a unit is sold when that is announced. Unannounced units are held on the log, but sold in Redis."""
+        return StockOpened(
+            product_id=self._product,
+            epoch=epoch,
+            initial=totals.initial,
+            available=totals.initial - totals.confirmed - books.held_units,
+            held=books.held_units + books.unannounced_units,
+            sold=totals.confirmed - books.unannounced_units,
+            opened_at_ms=now_ms(),
+            reason=self._reason,
+            name=product["name"],
+            found_epoch=int(self._found[0] or 0),
+            found_version=int(self._found[1] or 0),
+            announced_again=books.announced_again,
+            log_lost=self._log_lost,
+        )
 
     async def _bring_forward(self, started_at: datetime) -> None:
         """Check orders at once that have ended during the rebuild: settlement left them to the new books."""
