@@ -9,7 +9,7 @@ from urllib.parse import urlsplit
 import asyncpg
 from aiohttp import web
 
-from gateway.http.wire import answer
+from gateway.http.bodies import answer
 from infra.kafka.publisher import Publisher
 from infra.metrics.serving import CONTENT_TYPE, exposed
 from infra.postgres.pool import UNAVAILABLE

@@ -11,9 +11,9 @@ from msgspec import UNSET, Meta, UnsetType
 from gateway.accounts.identity import AuthenticatedUser, Identity
 from gateway.buying.catalogue import parse_product_id
 from gateway.buying.purchases import idempotency_key
+from gateway.http.bodies import QUERY_TIMEOUT_S, REPLAYED, answer, iso, read_members
 from gateway.http.problems import Problem
 from gateway.http.slow_bodies import SlowBodies
-from gateway.http.wire import QUERY_TIMEOUT_S, REPLAYED, answer, iso, read_members
 from infra.kafka.publisher import Publisher
 from infra.postgres.pool import UNAVAILABLE
 from infra.redis.client import RedisError, connect_redis

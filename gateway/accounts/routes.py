@@ -13,9 +13,9 @@ from gateway.accounts.login_attempts import LoginAttempts
 from gateway.accounts.passwords import Passwords
 from gateway.accounts.registrations import Registrations
 from gateway.http.addresses import Addresses
+from gateway.http.bodies import QUERY_TIMEOUT_S, answer, read_members
 from gateway.http.problems import Problem
 from gateway.http.slow_bodies import SlowBodies
-from gateway.http.wire import QUERY_TIMEOUT_S, answer, read_members
 from infra.logs import get_logger
 from infra.metrics.definitions import GATEWAY_FAILED_LOGINS
 from infra.postgres.pool import UNAVAILABLE

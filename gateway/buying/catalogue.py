@@ -9,8 +9,8 @@ import asyncpg
 import orjson
 from cachetools import FIFOCache, TTLCache
 
+from gateway.http.bodies import QUERY_TIMEOUT_S
 from gateway.http.problems import Problem
-from gateway.http.wire import QUERY_TIMEOUT_S
 from infra.postgres.pool import UNAVAILABLE
 from infra.redis.client import RedisError
 from sale.books.books import Books

@@ -18,9 +18,9 @@ from gateway.buying.admission import Overload, RateLimit, SoldOutMemory, UnderWa
 from gateway.buying.catalogue import Catalogue, Product
 from gateway.buying.memory_budget import MemoryBudget
 from gateway.http.addresses import Addresses
+from gateway.http.bodies import REPLAYED, answer_bytes, duplicate_member, iso_ms, read_json, reason, repeated_member
 from gateway.http.problems import Problem
 from gateway.http.slow_bodies import SlowBodies
-from gateway.http.wire import REPLAYED, answer_bytes, duplicate_member, iso_ms, read_json, reason, repeated_member
 from infra.kafka.publisher import HEADERS, Publisher
 from infra.metrics.definitions import (
     GATEWAY_ACCEPTED,

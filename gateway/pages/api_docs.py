@@ -14,8 +14,8 @@ import yaml
 from aiohttp import web
 from openapi_ui_bundles import swagger_ui
 
+from gateway.http.bodies import answer_bytes
 from gateway.http.problems import Problem
-from gateway.http.wire import answer_bytes
 
 CONTENT_TYPES = {
     ".css": "text/css; charset=utf-8",

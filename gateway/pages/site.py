@@ -5,8 +5,8 @@ from string import Template
 
 from aiohttp import web
 
+from gateway.http.bodies import answer
 from gateway.http.problems import KINDS, Problem, ProblemKind, described, public_code
-from gateway.http.wire import answer
 from gateway.pages.api_docs import HEADERS, file, read
 
 # By public code. If two kinds share a code, the page shows the first.

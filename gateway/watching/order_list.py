@@ -8,8 +8,8 @@ import asyncpg
 from aiohttp import web
 
 from gateway.accounts.identity import Identity
+from gateway.http.bodies import QUERY_TIMEOUT_S, answer
 from gateway.http.problems import Problem
-from gateway.http.wire import QUERY_TIMEOUT_S, answer
 from gateway.watching.order_status import OrderStatus, from_row
 from infra.postgres.pool import UNAVAILABLE
 from infra.redis.client import RedisError

@@ -11,9 +11,9 @@ from aiohttp import web
 
 from gateway.accounts.identity import Identity
 from gateway.buying.catalogue import Catalogue
+from gateway.http.bodies import QUERY_TIMEOUT_S, answer, iso_ms
 from gateway.http.problems import Problem
 from gateway.http.shares import Shares, SharesFull
-from gateway.http.wire import QUERY_TIMEOUT_S, answer, iso_ms
 from gateway.watching.order_updates import News, OrderUpdates
 from infra.postgres.pool import UNAVAILABLE
 from infra.redis.client import RedisError

@@ -5,6 +5,7 @@ import asyncio
 import orjson
 from aiohttp import web
 
+from gateway.http.bodies import iso_ms
 from gateway.http.event_stream import (
     KEEP_ALIVE,
     KEEP_ALIVE_INTERVAL_S,
@@ -15,7 +16,6 @@ from gateway.http.event_stream import (
 )
 from gateway.http.problems import Problem
 from gateway.http.shares import Shares, SharesFull
-from gateway.http.wire import iso_ms
 from gateway.watching.order_status import FIRST_POLL_S, POLL_INTERVAL_S, OrderReader
 from gateway.watching.order_updates import News, OrderUpdates
 from gateway.watching.tickets import Tickets

@@ -7,8 +7,8 @@ import asyncpg
 from aiohttp import web
 
 from gateway.buying.catalogue import Catalogue, parse_product_id
+from gateway.http.bodies import QUERY_TIMEOUT_S, answer, iso, iso_ms
 from gateway.http.problems import Problem
-from gateway.http.wire import QUERY_TIMEOUT_S, answer, iso, iso_ms
 from infra.postgres.pool import UNAVAILABLE
 from infra.redis.client import RedisError
 from sale.books.books import Books, ListedProduct, StockLevel

@@ -7,8 +7,8 @@ from aiohttp import web
 
 from gateway.accounts.identity import Identity
 from gateway.buying.admission import RateLimit
+from gateway.http.bodies import answer
 from gateway.http.problems import Problem
-from gateway.http.wire import answer
 from infra.redis.client import Redis, RedisError
 from schemas.ids import UserId
 

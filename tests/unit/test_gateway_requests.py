@@ -15,8 +15,8 @@ from gateway.accounts.passwords import Passwords
 from gateway.buying.catalogue import make_product, parse_product_id
 from gateway.buying.purchases import accepted, decode_purchase, idempotency_key
 from gateway.http.addresses import Addresses
+from gateway.http.bodies import iso_ms
 from gateway.http.problems import KINDS, Problem
-from gateway.http.wire import iso_ms
 from schemas.ids import ProductId, new_order_id
 from schemas.money import MOST_CENTS
 
