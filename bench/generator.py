@@ -17,9 +17,11 @@ from pathlib import Path
 
 import msgspec
 
+from infra.keep_alive import Answer
+
+from .connections import Connections, NoAnswer, Unreachable
 from .plan import Plan, Share, pieces
 from .tally import Tally
-from .wire import Connections, NoAnswer, Reply, Unreachable
 
 FLUSH_INTERVAL_S = 0.25
 SOLD_OUT_PAUSE_S = 0.25  # a buyer in a sell-out retries after about this time
@@ -237,7 +239,7 @@ class Generator:
         body = f'{{"productId":{product}}}' if quantity == 1 else f'{{"productId":{product},"quantity":{quantity}}}'
         key_line = "" if key is None else f"Idempotency-Key: {key}\r\n"
         return (
-            f"POST /api/order/buy-flash HTTP/1.1\r\nHost: {self._connections.host}:{self._connections.port}\r\n"
+            f"POST /api/order/buy-flash HTTP/1.1\r\nHost: {self._connections.host}\r\n"
             f"Authorization: Bearer {user.token}\r\n{key_line}"
             f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n{body}"
         ).encode()
@@ -267,7 +269,7 @@ class Generator:
             return str(error), 0.0 if wish.key is not None else None
         return self._read(wish, at_s, reply)
 
-    def _read(self, wish: Wish, at_s: float, reply: Reply) -> tuple[str, float | None]:
+    def _read(self, wish: Wish, at_s: float, reply: Answer) -> tuple[str, float | None]:
         status = reply.status
         try:
             answer = self._decode(reply.body)
@@ -284,24 +286,24 @@ class Generator:
             self._sold_out_s = self._sold_out_s or time.monotonic()
         if status in UNKNOWN_STATUSES:
             return code, 0.0 if wish.key is not None else None
-        return code, float(reply.header(b"retry-after") or 1) if status in (429, 503) else None
+        return code, float(reply.header("retry-after") or 1) if status in (429, 503) else None
 
-    def _check(self, reply: Reply, answer: _Answer) -> None:
+    def _check(self, reply: Answer, answer: _Answer) -> None:
         """Check what the interface guarantees for every answer."""
         if reply.status == 202:
             self._expect(answer.order_id is not None, reply, "202 without an order id")
-            location = f"/api/order/{answer.order_id}/status".encode()
-            self._expect(reply.header(b"location") == location, reply, "202 without its Location")
+            location = f"/api/order/{answer.order_id}/status"
+            self._expect(reply.header("location") == location, reply, "202 without its Location")
             return
         self._expect(reply.status != 500 and bool(answer.code), reply, "an undocumented answer")
         if reply.status in (429, 503):
-            self._expect(reply.header(b"retry-after") is not None, reply, "no Retry-After")
+            self._expect(reply.header("retry-after") is not None, reply, "no Retry-After")
 
-    def _expect(self, holds: bool, reply: Reply, what: str) -> None:
+    def _expect(self, holds: bool, reply: Answer, what: str) -> None:
         if not holds and len(self._tally.bad_answers) < BAD_ANSWERS_KEPT:
-            self._tally.bad_answers.append(f"{what}: {reply.head!r} {reply.body[:300]!r}")
+            self._tally.bad_answers.append(f"{what}: {reply.status} {dict(reply.headers)!r} {reply.body[:300]!r}")
 
-    def _record(self, wish: Wish, at_s: float, outcome: str, reply: Reply | None, code: str, order: str | None) -> None:
+    def _record(self, wish: Wish, at_s: float, outcome: str, reply: Answer | None, code: str, order: str | None) -> None:
         tally, now_s, status = self._tally, time.monotonic(), reply.status if reply else 0
         latency_ms = round((now_s - at_s) * 1000, 2)
         latencies = {"A": tally.accepted_ms, "R": tally.refused_ms, "U": tally.unknown_ms}
@@ -322,7 +324,7 @@ class Generator:
                 code=code,
                 latency_ms=latency_ms,
                 quantity=wish.quantity,
-                retry_after=_retry_after(reply) if status in (429, 503) else None,
+                retry_after=reply.header("retry-after") if reply and status in (429, 503) else None,
             )
         )
 
@@ -355,7 +357,7 @@ class Generator:
     async def _status(self, user: User, order: str) -> str:
         request = (
             f"GET /api/order/{order}/status?wait={STATUS_WAIT_S} HTTP/1.1\r\n"
-            f"Host: {self._status_connections.host}:{self._status_connections.port}\r\nAuthorization: Bearer {user.token}\r\n\r\n"
+            f"Host: {self._status_connections.host}\r\nAuthorization: Bearer {user.token}\r\n\r\n"
         ).encode()
         try:
             reply = await self._status_connections.ask(request, STATUS_WAIT_S + 5.0)
@@ -372,11 +374,6 @@ class Generator:
     async def _end_following(self) -> None:
         if self._followers:
             await asyncio.gather(*self._followers)
-
-
-def _retry_after(reply: Reply | None) -> str | None:
-    header = reply.header(b"retry-after") if reply else None
-    return None if header is None else header.decode()
 
 
 def generate(share: Share, users: list[User], starts_at_s: float) -> Tally:

@@ -4,9 +4,9 @@ import asyncio
 import random
 from dataclasses import dataclass
 
-import aiohttp
 import msgspec
 
+from infra.keep_alive import Answer, BrokenOff, KeepAliveClient, NotConnected, TooLarge
 from schemas.order_state import TERMINAL, Status
 
 from .sale_tally import SaleTally
@@ -14,7 +14,8 @@ from .sale_tally import SaleTally
 TRIES = 8  # of one purchase, through 429, 503, 504 and broken connections: always with the same key
 RETRY_INTERVAL_S = 2.5  # how often a patient buyer looks again whether a declined payment has put units back
 WAIT_S = 20
-CONNECTION_ERRORS = (aiohttp.ClientError, TimeoutError, OSError)
+ANSWER_WITHIN_S = 30.0
+CONNECTION_ERRORS = (NotConnected, BrokenOff, TooLarge, TimeoutError)
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,21 +29,20 @@ class Buyer:
     patient_until_s: float = 0.0  # sold out: looks again until then
 
 
-class _Answer(msgspec.Struct):
+class _BuyAnswer(msgspec.Struct):
     order_id: str | None = msgspec.field(default=None, name="orderId")
     code: str | None = None
     status: str | int | None = None
 
 
-_answer = msgspec.json.Decoder(_Answer)
+_answer = msgspec.json.Decoder(_BuyAnswer)
 
 
 class Crowd:
-    """All buyers of one product, sharing one client session."""
+    """All buyers of one product, sharing one client."""
 
-    def __init__(self, session: aiohttp.ClientSession, base_url: str, product_id: int, tally: SaleTally) -> None:
-        self._session = session
-        self._base_url = base_url
+    def __init__(self, client: KeepAliveClient, product_id: int, tally: SaleTally) -> None:
+        self._client = client
         self._body = msgspec.json.encode({"productId": product_id})
         self._tally = tally
         self._opened = 0.0
@@ -96,23 +96,23 @@ class Crowd:
             await asyncio.sleep(retry_after_s * random.uniform(1.0, 1.3))
         return None
 
-    async def _click(self, buyer: Buyer) -> tuple[int, _Answer, float]:
+    async def _click(self, buyer: Buyer) -> tuple[int, _BuyAnswer, float]:
         self._tally.clicks += 1
-        headers = {
-            "Authorization": f"Bearer {buyer.token}",
-            "Idempotency-Key": buyer.key,
-            "Content-Type": "application/json",
-        }
+        key = f"Idempotency-Key: {buyer.key}\r\nContent-Type: application/json\r\n"
         try:
-            async with self._session.post(
-                f"{self._base_url}/api/order/buy-flash", data=self._body, headers=headers
-            ) as response:
-                body = await response.read()
-                return response.status, _answer.decode(body), float(response.headers.get("Retry-After", 1))
+            reply = await self._ask("POST", "/api/order/buy-flash", buyer, key, self._body)
+            return reply.status, _answer.decode(reply.body), float(reply.header("retry-after") or 1)
         except CONNECTION_ERRORS:
-            return 0, _Answer(code="no_answer"), 0.5
+            return 0, _BuyAnswer(code="no_answer"), 0.5
         except msgspec.DecodeError:
-            return 500, _Answer(code="unreadable"), 1.0
+            return 500, _BuyAnswer(code="unreadable"), 1.0
+
+    async def _ask(self, method: str, path: str, buyer: Buyer, headers: str = "", body: bytes = b"") -> Answer:
+        head = (
+            f"{method} {path} HTTP/1.1\r\nHost: {self._client.host}\r\nAuthorization: Bearer {buyer.token}\r\n{headers}"
+        )
+        request = f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body
+        return await self._client.send(request, ANSWER_WITHIN_S)
 
     async def _follow(self, buyer: Buyer, order_id: str) -> None:
         accepted_s = self._now_s
@@ -127,10 +127,9 @@ class Crowd:
                 return
 
     async def _status(self, buyer: Buyer, order_id: str) -> Status | None:
-        url = f"{self._base_url}/api/order/{order_id}/status?wait={WAIT_S}"
         try:
-            async with self._session.get(url, headers={"Authorization": f"Bearer {buyer.token}"}) as response:
-                return Status(str(_answer.decode(await response.read()).status)) if response.status == 200 else None
+            reply = await self._ask("GET", f"/api/order/{order_id}/status?wait={WAIT_S}", buyer)
+            return Status(str(_answer.decode(reply.body).status)) if reply.status == 200 else None
         except (*CONNECTION_ERRORS, msgspec.DecodeError, ValueError):
             return None
 

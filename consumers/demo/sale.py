@@ -8,8 +8,10 @@ from pathlib import Path
 import aiohttp
 import msgspec
 from rich.console import Console
+from yarl import URL
 
 from consumers.audit.audit import audit
+from infra.keep_alive import KeepAliveClient
 from infra.lifecycle import background
 from infra.settings import SigningSettings
 from sale.books.books import Books
@@ -28,6 +30,7 @@ from .watchers import EndsOnTheLog, watch_stock
 BUYERS = 3_000
 UNITS = 1_000
 WATCHERS = 20
+IDLE_S = 8.0  # of a kept connection: below the gateway's 10 s
 SALE_TIMEOUT_S = 60.0
 AUDIT_WAIT_S = 60.0
 DOORS_S = 1.0  # watchers are in before the first click
@@ -47,7 +50,7 @@ async def demo(
     `console` shows the sale.
     """
     url = _url(settings)
-    connector = aiohttp.TCPConnector(limit=0, keepalive_timeout=8)  # below the gateway's 10 s
+    connector = aiohttp.TCPConnector(limit=0, keepalive_timeout=IDLE_S)
     timeout = aiohttp.ClientTimeout(total=30)
     async with aiohttp.ClientSession(connector=connector, timeout=timeout) as session:
         await _check_ready(session, url)
@@ -81,6 +84,7 @@ async def _hold(
 ) -> float:
     """The sale itself; how many seconds it took."""
     url = _url(settings)
+    client = KeepAliveClient(URL(url), connect_timeout_s=10, idle_s=IDLE_S, body_max_bytes=1 << 20, spread=True)
     log = EndsOnTheLog(settings, product, tally)
     await log.open()
     watching = [watch_stock(session, url, product, tally) for _ in range(WATCHERS)]
@@ -91,10 +95,11 @@ async def _hold(
                 started = time.monotonic()
                 with suppress(TimeoutError):
                     async with asyncio.timeout(SALE_TIMEOUT_S):
-                        await Crowd(session, url, product, tally).buy(buyers)
+                        await Crowd(client, product, tally).buy(buyers)
                 took_s = time.monotonic() - started
                 await asyncio.sleep(LAST_RECORDS_S)
     finally:
+        client.close()
         await log.close()
     return took_s
 

@@ -15,7 +15,7 @@ import msgspec
 from yarl import URL
 
 from infra import tracing
-from infra.keep_alive_post import BrokenOff, KeepAlivePost, NotConnected, TooLarge
+from infra.keep_alive import BrokenOff, KeepAliveClient, KeepAlivePost, NotConnected, TooLarge
 from infra.logs import REPEAT_AFTER_S, get_logger
 from infra.text import cleaned, is_storable
 from schemas.codec import TRACE_HEADER
@@ -74,12 +74,12 @@ class HttpPaymentProvider:
     """The provider over HTTP (`async with`). Follows no redirect, limits the answer's size, checks it against the charge."""
 
     def __init__(self, base_url: str, attempt_timeout_s: float = ATTEMPT_TIMEOUT_S) -> None:
+        url = URL(base_url) / "charges"
+        self._client = KeepAliveClient(
+            url, connect_timeout_s=CONNECT_TIMEOUT_S, idle_s=IDLE_CONNECTION_S, body_max_bytes=ANSWER_MAX_BYTES
+        )
         self._charges = KeepAlivePost(
-            URL(base_url) / "charges",
-            connect_timeout_s=CONNECT_TIMEOUT_S,
-            idle_s=IDLE_CONNECTION_S,
-            body_max_bytes=ANSWER_MAX_BYTES,
-            headers={"Content-Type": "application/json", "Accept-Encoding": "identity"},
+            self._client, url, {"Content-Type": "application/json", "Accept-Encoding": "identity"}
         )
         self._attempt_timeout_s = attempt_timeout_s
         self._told_at = -REPEAT_AFTER_S
@@ -90,7 +90,7 @@ class HttpPaymentProvider:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._charges.close()
+        self._client.close()
 
     async def charge(self, order_id: str, amount_cents: int, currency: str) -> ChargeOutcome:
         question = _encoder.encode(_Question(order_id, to_decimal(amount_cents), currency))
@@ -106,14 +106,14 @@ class HttpPaymentProvider:
             return Unknown("answer too large")
         except BrokenOff as error:
             return Unknown(str(error))
-        return read_answer(answer.status, answer.retry_after, answer.body, order_id, amount_cents)
+        return read_answer(answer.status, answer.header("retry-after"), answer.body, order_id, amount_cents)
 
     def _log_unreachable(self, reason: str) -> None:
         """Log a refused connection or a TLS error at most once every few seconds, not once per order."""
         now = time.monotonic()
         if now - self._told_at >= REPEAT_AFTER_S:
             self._told_at = now
-            log.warning("the payment provider is not reached", to=self._charges.host, reason=cleaned(reason, 300))
+            log.warning("the payment provider is not reached", to=self._client.host, reason=cleaned(reason, 300))
 
 
 def _headers(order_id: str) -> str:

@@ -17,6 +17,7 @@ from consumers.demo.buyers import Buyer, Crowd
 from consumers.demo.people import CLICKS_WITHIN_S, _register_and_log_in, timetable
 from consumers.demo.sale_tally import SaleTally, percentile, spread
 from consumers.demo.summary import figures, passed, summary
+from infra.keep_alive import KeepAliveClient
 from schemas.order_state import Status
 
 ORDER = "01936f2e-7d1c-7a30-8000-0123456789ab"
@@ -48,14 +49,16 @@ async def gateway(script: Script) -> AsyncIterator[tuple[ScriptedGateway, Callab
     app = web.Application()
     app.router.add_post("/api/order/buy-flash", scripted.buy)
     app.router.add_get("/api/order/{id}/status", scripted.status)
-    async with TestServer(app) as server, aiohttp.ClientSession() as session:
+    async with TestServer(app) as server:
+        client = KeepAliveClient(server.make_url("/"), connect_timeout_s=2, idle_s=8, body_max_bytes=1_000)
 
         async def hold(buyers: list[Buyer]) -> SaleTally:
             tally = SaleTally()
-            await Crowd(session, str(server.make_url("")).rstrip("/"), 1, tally).buy(buyers)
+            await Crowd(client, 1, tally).buy(buyers)
             return tally
 
         yield scripted, hold
+        client.close()
 
 
 async def test_a_double_click_is_two_requests_with_one_key_and_one_order() -> None:

@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 
+from bench.connections import Connections, NoAnswer, Unreachable
 from bench.generator import Generator, load_users
 from bench.plan import Mode, Plan, Share, pieces
 from bench.tally import Tally, summarise
-from bench.wire import Connections, NoAnswer, Unreachable, parse
 from infra.supervision.ports import free_ports
 
 ORDER = "01900000-0000-7000-8000-000000000000"
@@ -75,25 +75,6 @@ async def load(url: str, tmp_path: Path, mode: Mode = "open", **plan: object) ->
     share = Share(plan=Plan(base_url=url, tokens=str(tokens), mode=mode, **options), index=0, run="r")  # type: ignore[arg-type]  # a test's options
     tally = await Generator(share, load_users(tokens, share), time.time()).run()
     return tally, [json.loads(line) for line in log.read_text().splitlines()]
-
-
-@pytest.mark.parametrize("cut", range(1, len(ACCEPTANCE)))
-def test_an_answer_is_whole_only_when_all_of_it_is_there(cut: int) -> None:
-    assert parse(ACCEPTANCE[:cut]) is None
-    whole = parse(ACCEPTANCE)
-    assert whole is not None
-    assert (whole.status, whole.body) == (202, ACCEPTED)
-    assert whole.header(b"location") == f"/api/order/{ORDER}/status".encode()
-
-
-def test_chunks_are_joined_and_what_is_no_answer_is_refused() -> None:
-    chunked = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n2\r\nde\r\n0\r\n\r\n"
-    whole = parse(chunked)
-    assert whole is not None
-    assert whole.body == b"abcde"
-    assert parse(chunked[:-3]) is None
-    with pytest.raises(ValueError):
-        parse(b"SSH-2.0 hello\r\n\r\n")
 
 
 async def test_never_sent_and_never_answered_are_told_apart() -> None:

@@ -18,7 +18,7 @@ import structlog
 import yaml
 
 from infra import logs, tracing
-from infra.keep_alive_post import NotConnected
+from infra.keep_alive import NotConnected
 from infra.settings import Settings
 from sale.payments.provider import HttpPaymentProvider
 from schemas import topics

@@ -9,9 +9,10 @@ import pytest
 import uvloop
 from yarl import URL
 
-from infra.keep_alive_post import BrokenOff, KeepAlivePost, NotConnected
+from infra.keep_alive import BrokenOff, KeepAliveClient, KeepAlivePost, NotConnected, NotHttp
 
 Serve = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
+PARTED = b'HTTP/1.1 202 X\r\nContent-Length: 16\r\nLocation: /api/order/1/status\r\n\r\n{"orderId": "1"}'
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
 
 
@@ -31,9 +32,9 @@ async def posting_to(serve: Serve, idle_s: float = 10.0) -> AsyncIterator[tuple[
 
     server = await asyncio.start_server(accept, "127.0.0.1", 0)
     url = URL(f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/charges")
-    client = KeepAlivePost(url, connect_timeout_s=2.0, idle_s=idle_s, body_max_bytes=1_000, headers={})
+    client = KeepAliveClient(url, connect_timeout_s=2.0, idle_s=idle_s, body_max_bytes=1_000)
     try:
-        yield client, accepted
+        yield KeepAlivePost(client, url, {}), accepted
     finally:
         client.close()
         server.close()
@@ -151,7 +152,7 @@ async def test_a_handshake_that_fails_leaves_no_connection_open(answer: bytes) -
 
     async with await asyncio.start_server(accept, "127.0.0.1", 0) as server:
         url = URL(f"https://127.0.0.1:{server.sockets[0].getsockname()[1]}/charges")
-        client = KeepAlivePost(url, connect_timeout_s=0.1, idle_s=1.0, body_max_bytes=1_000, headers={})
+        client = KeepAlivePost(KeepAliveClient(url, connect_timeout_s=0.1, idle_s=1.0, body_max_bytes=1_000), url, {})
         for _ in range(3):
             with pytest.raises(NotConnected):
                 await client.ask(b"{}", "")
@@ -178,9 +179,9 @@ def test_the_same_on_uvloop_which_the_stage_runs_on() -> None:
 )
 def test_the_host_is_named_as_http_wants_it(url: str, host: str) -> None:
     """An IPv6 address in brackets, the scheme's own port left out, and nobody's password."""
-    client = KeepAlivePost(URL(url), connect_timeout_s=1, idle_s=1, body_max_bytes=1, headers={})
+    client = KeepAliveClient(URL(url), connect_timeout_s=1, idle_s=1, body_max_bytes=1)
     assert client.host == host
-    assert f"\r\nHost: {host}\r\n" in client._head
+    assert f"\r\nHost: {host}\r\n" in KeepAlivePost(client, URL(url), {})._head
 
 
 async def test_a_handshake_that_fails_says_why() -> None:
@@ -189,7 +190,37 @@ async def test_a_handshake_that_fails_says_why() -> None:
         await writer.drain()
 
     async with posting_to(answer_at_once) as (plain, _):
-        url = URL(f"https://{plain.host}/charges")
-        client = KeepAlivePost(url, connect_timeout_s=2.0, idle_s=1, body_max_bytes=1, headers={})
+        url = URL(f"https://{plain._client.host}/charges")
+        client = KeepAlivePost(KeepAliveClient(url, connect_timeout_s=2.0, idle_s=1, body_max_bytes=1), url, {})
         with pytest.raises(NotConnected, match=r"SSLError: .*WRONG_VERSION_NUMBER"):
+            await client.ask(b"{}", "")
+
+
+@pytest.mark.parametrize("cut", range(1, len(PARTED)))
+async def test_an_answer_is_whole_only_when_all_of_it_is_there(cut: int) -> None:
+    """Whatever the pieces it comes in."""
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await question(reader)
+        writer.write(PARTED[:cut])
+        await writer.drain()
+        await rest.wait()
+        writer.write(PARTED[cut:])
+
+    rest = asyncio.Event()
+    async with posting_to(serve) as (client, _):
+        asking = asyncio.create_task(client.ask(b"{}", ""))
+        await asyncio.wait({asking}, timeout=0.01)
+        assert not asking.done()
+        rest.set()
+        answer = await asking
+    assert (answer.status, answer.body, answer.header("location")) == (202, b'{"orderId": "1"}', "/api/order/1/status")
+
+
+async def test_chunks_are_joined_and_what_is_no_answer_is_refused() -> None:
+    chunked = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n2\r\nde\r\n0\r\n\r\n"
+    async with posting_to(always(chunked)) as (client, _):
+        assert (await client.ask(b"{}", "")).body == b"abcde"
+    async with posting_to(always(b"SSH-2.0 hello\r\n\r\n")) as (client, _):
+        with pytest.raises(NotHttp):
             await client.ask(b"{}", "")

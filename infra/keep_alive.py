@@ -1,12 +1,14 @@
-"""An HTTP/1.1 client that POSTs to one URL over keep-alive connections, one request at a time per connection (RFC 9112).
+"""An HTTP/1.1 client for one peer over keep-alive connections, one request at a time per connection (RFC 9112).
 
-It is for one peer that gets a thousand requests a second: a general client costs more CPU than the rest of an order
+It is for a peer that gets a thousand requests a second: a general client costs more CPU than the rest of an order
 (docs/decisions/0008-charging-client.md). httptools parses; no redirects, no decompression, answers are bounded.
 """
 
 import asyncio
 import ssl
 import time
+from collections import deque
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import cast
 
@@ -21,7 +23,11 @@ class NotConnected(Exception):
 
 
 class BrokenOff(Exception):
-    """The connection ended, or the peer sent something else than HTTP, before the answer was complete."""
+    """The connection ended before the answer was complete."""
+
+
+class NotHttp(BrokenOff):
+    """The peer sent something else than HTTP."""
 
 
 class TooLarge(Exception):
@@ -30,18 +36,25 @@ class TooLarge(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """`retry_after` is the text of the header, if there was one."""
+    """`headers` by name in lower case; of a repeated one the last."""
 
     status: int
-    retry_after: str | None
+    headers: Mapping[bytes, bytes]
     body: bytes
 
+    def header(self, name: str) -> str | None:
+        value = self.headers.get(name.encode())
+        return None if value is None else value.decode("latin-1")
 
-class KeepAlivePost:
-    """Requests to one URL. There are as many connections as concurrent requests; the most recently used one goes first."""
+
+class KeepAliveClient:
+    """Requests to one origin. There are as many connections as concurrent requests; the most recently used one goes first.
+
+    `spread`: the one idle for longest goes first, so that all servers behind a shared port get requests.
+    """
 
     def __init__(
-        self, url: URL, *, connect_timeout_s: float, idle_s: float, body_max_bytes: int, headers: dict[str, str]
+        self, url: URL, *, connect_timeout_s: float, idle_s: float, body_max_bytes: int, spread: bool = False
     ) -> None:
         if url.host is None or url.port is None:
             raise ValueError(f"{url} names no host")
@@ -51,23 +64,23 @@ class KeepAlivePost:
         self._idle_s = idle_s
         self._body_max_bytes = body_max_bytes
         self.host = url.host_port_subcomponent  # an IPv6 address in brackets; never the user info of the URL
-        lines = (
-            f"POST {url.raw_path_qs} HTTP/1.1",
-            f"Host: {self.host}",
-            *(f"{k}: {v}" for k, v in headers.items()),
-        )
-        self._head = "".join(f"{line}\r\n" for line in lines)
-        self._idle: list[_Connection] = []
+        self._idle: deque[_Connection] = deque()
+        self._next_idle = self._idle.popleft if spread else self._idle.pop
         self._open: set[_Connection] = set()
 
-    async def ask(self, body: bytes, headers: str) -> Answer:
-        """`headers` are complete lines, each with its CRLF. Raises NotConnected, BrokenOff or TooLarge.
+    async def send(self, request: bytes, timeout_s: float | None = None) -> Answer:
+        """`request` is complete, head and body. Raises NotConnected, BrokenOff or TooLarge.
 
-        Cancelling it closes the connection: a late answer must not be taken for that of the next request.
+        Raises TimeoutError `timeout_s` after the request was sent. Cancelling or a timeout closes the connection: a late
+        answer must not be taken for that of the next request.
         """
         connection = self._kept() or await self._connect()
         try:
-            answer = await connection.ask(f"{self._head}{headers}Content-Length: {len(body)}\r\n\r\n".encode() + body)
+            if timeout_s is None:
+                answer = await connection.ask(request)
+            else:
+                async with asyncio.timeout(timeout_s):
+                    answer = await connection.ask(request)
         except BaseException:
             connection.abort()
             raise
@@ -82,7 +95,7 @@ class KeepAlivePost:
 
     def _kept(self) -> "_Connection | None":
         while self._idle:
-            connection = self._idle.pop()
+            connection = self._next_idle()
             if connection.usable and time.monotonic() - connection.idle_since < self._idle_s:
                 return connection
             connection.abort()
@@ -97,6 +110,20 @@ class KeepAlivePost:
         except (OSError, TimeoutError) as error:
             raise NotConnected(f"{type(error).__name__}: {error}".rstrip(": ")) from error
         return connection
+
+
+class KeepAlivePost:
+    """POSTs to one URL. `client` is for its origin; `headers` are those of every request."""
+
+    def __init__(self, client: KeepAliveClient, url: URL, headers: Mapping[str, str]) -> None:
+        lines = (f"POST {url.raw_path_qs} HTTP/1.1", f"Host: {client.host}", *(f"{k}: {v}" for k, v in headers.items()))
+        self._head = "".join(f"{line}\r\n" for line in lines)
+        self._client = client
+
+    async def ask(self, body: bytes, headers: str) -> Answer:
+        """`headers` are complete lines, each with its CRLF. Raises like `KeepAliveClient.send`."""
+        head = f"{self._head}{headers}Content-Length: {len(body)}\r\n\r\n"
+        return await self._client.send(head.encode() + body)
 
 
 class _Connection(asyncio.Protocol):
@@ -117,7 +144,7 @@ class _Connection(asyncio.Protocol):
         self._parser = httptools.HttpResponseParser(self)
         self._received = self._body_bytes = 0
         self._body: list[bytes] = []
-        self._retry_after: str | None = None
+        self._headers: dict[bytes, bytes] = {}
         self._answer = asyncio.get_running_loop().create_future()
         self._transport.write(request)
         return self._answer
@@ -132,7 +159,7 @@ class _Connection(asyncio.Protocol):
             try:
                 self._parser.feed_data(data)
             except httptools.HttpParserError as error:
-                self._fail(BrokenOff(type(error).__name__))
+                self._fail(NotHttp(type(error).__name__))
 
     def connection_lost(self, exc: Exception | None) -> None:
         self.usable = False
@@ -140,8 +167,7 @@ class _Connection(asyncio.Protocol):
         self._fail(BrokenOff(type(exc).__name__ if exc else "closed"))
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        if name.lower() == b"retry-after":
-            self._retry_after = value.decode("latin-1")
+        self._headers[name.lower()] = value
 
     def on_body(self, body: bytes) -> None:
         self._body.append(body)
@@ -150,6 +176,7 @@ class _Connection(asyncio.Protocol):
     def on_message_complete(self) -> None:
         status = self._parser.get_status_code()
         if status < 200:  # an interim answer; the final one follows
+            self._headers = {}
             return
         if self._answer is None:  # a second answer to the same request
             self.abort()
@@ -162,7 +189,7 @@ class _Connection(asyncio.Protocol):
             self._transport.close()
         answer, self._answer = self._answer, None
         if not answer.done():
-            answer.set_result(Answer(status, self._retry_after, b"".join(self._body)))
+            answer.set_result(Answer(status, self._headers, b"".join(self._body)))
 
     def abort(self) -> None:
         self.usable = False
