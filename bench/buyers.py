@@ -11,16 +11,17 @@ import secrets
 import sys
 import tempfile
 import time
+from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, NamedTuple
 
 import msgspec
 import typer
 
-from infra.commands import Commands
+from infra.commands import SingleCommand
 
 from .generator import generate, load_users
-from .plan import Mode, Plan, Share
+from .plan import Plan, Share
 from .tally import Result, Tally, show, summarise
 
 START_AFTER_S = 0.1  # from the start signal until the generator processes begin
@@ -29,9 +30,7 @@ REST_S = 120.0  # beyond the plan's own times, for the last answers and followed
 GENERATE = "generate"  # first argument of a generator process; the second is the file for its tally
 READY = b"ready\n"
 
-app = typer.Typer(
-    cls=Commands, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__
-)
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 
 class GeneratorFailed(Exception):
@@ -122,152 +121,89 @@ def _run_generator(file: Path) -> None:
     file.write_bytes(msgspec.json.encode(generate(share, users, starts_at_s)))
 
 
-Tokens = Annotated[Path, typer.Option("--tokens", exists=True, help="JSON array of bearer tokens (`thrones tokens`).")]
-Url = Annotated[str, typer.Option("--url", help="URL of the gateway; port: PORT of the environment, else 8080.")]
-Seconds = Annotated[float, typer.Option("--seconds", min=0.1, help="Duration (sell-out: the maximum).")]
-Products = Annotated[
-    list[int] | None, typer.Option("--product", help="Product id; with several, a random one per purchase.")
-]
-Quantity = Annotated[str, typer.Option("--quantity", help="Units per purchase: 1, or a range like 1-5.")]
-Doubles = Annotated[
-    float,
-    typer.Option("--double-clicks", min=0, max=1, help="Share of purchases sent twice at once with the same key."),
-]
-Keyless = Annotated[float, typer.Option("--keyless", min=0, max=1, help="Share without an Idempotency-Key.")]
-Drop = Annotated[
-    float | None, typer.Option("--drop-after-ms", help="Disconnect after this time, and retry with the same key.")
-]
-Retries = Annotated[
-    int, typer.Option("--retries", min=0, help="Retries of a purchase after an unknown outcome, 429 or 503.")
-]
-Follow = Annotated[float, typer.Option("--follow", min=0, max=1, help="Share of orders followed to their end.")]
-Log = Annotated[Path | None, typer.Option("--log", help="The client log: JSON lines, appended.")]
-Processes = Annotated[int, typer.Option("--processes", min=1, help="Generator processes.")]
-Most = Annotated[int, typer.Option("--connections", min=1, help="Maximum at once, over all processes.")]
-Seed = Annotated[int | None, typer.Option("--seed")]
-AsJson = Annotated[bool, typer.Option("--json", help="Machine-readable output.")]
 OWN_PORT = f"http://127.0.0.1:{os.environ.get('PORT', '8080')}"
 
 
-@app.command("open")
-def open_load(
-    tokens: Tokens,
-    rate: Annotated[float, typer.Option("--rate", min=0.1, help="Arrivals a second, independent of the answers.")],
-    seconds: Seconds = 30.0,
-    url: Url = OWN_PORT,
-    product: Products = None,
-    quantity: Quantity = "1",
-    double_clicks: Doubles = 0.0,
-    keyless: Keyless = 0.0,
-    drop_after_ms: Drop = None,
-    retries: Retries = 0,
-    follow: Follow = 0.0,
-    log: Log = None,
-    processes: Processes = 1,
-    connections: Most = 2_000,
-    poisson: Annotated[bool, typer.Option("--poisson", help="Random instead of even intervals.")] = False,
-    seed: Seed = None,
-    as_json: AsJson = False,
+class ModeName(StrEnum):
+    """How buyers arrive; a test keeps them equal to `Mode`."""
+
+    OPEN = "open"
+    CLOSED = "closed"
+    SELL_OUT = "sell-out"
+
+
+class _Defaults(NamedTuple):
+    connections: int
+    seconds: float
+    double_clicks: float
+
+
+DEFAULTS = {
+    ModeName.OPEN: _Defaults(2_000, 30.0, 0.0),
+    ModeName.CLOSED: _Defaults(64, 30.0, 0.0),
+    ModeName.SELL_OUT: _Defaults(64, 60.0, 0.5),
+}
+HOW = (
+    "open: arrivals at a fixed rate, independent of the answers, as in a real sale. closed: so many connections, each with one"
+    " request after the other, for the maximum throughput. sell-out: closed, until nothing is left."
+)
+
+
+@app.command(cls=SingleCommand)
+def buy(
+    mode: Annotated[ModeName, typer.Argument(help=HOW)],
+    tokens: Annotated[Path, typer.Option("--tokens", exists=True, help="JSON array of tokens (`thrones tokens`).")],
+    rate: Annotated[float | None, typer.Option("--rate", min=0.1, help="open: arrivals a second.")] = None,
+    seconds: Annotated[
+        float | None, typer.Option("--seconds", min=0.1, help="Duration (sell-out: the maximum).")
+    ] = None,
+    quiet: Annotated[float, typer.Option("--quiet", help="sell-out: end after so long without an acceptance.")] = 3.0,
+    url: Annotated[str, typer.Option("--url", help="URL of the gateway; port: PORT, else 8080.")] = OWN_PORT,
+    product: Annotated[list[int] | None, typer.Option("--product", help="With several, a random one each.")] = None,
+    quantity: Annotated[str, typer.Option("--quantity", help="Units per purchase: 1, or a range like 1-5.")] = "1",
+    double_clicks: Annotated[
+        float | None, typer.Option("--double-clicks", min=0, max=1, help="Share sent twice at once, with one key.")
+    ] = None,
+    keyless: Annotated[float, typer.Option("--keyless", min=0, max=1, help="Share without an Idempotency-Key.")] = 0.0,
+    drop_after_ms: Annotated[float | None, typer.Option("--drop-after-ms", help="Disconnect then, and retry.")] = None,
+    retries: Annotated[int, typer.Option("--retries", min=0, help="After an unknown outcome, 429 or 503.")] = 0,
+    follow: Annotated[float, typer.Option("--follow", min=0, max=1, help="Share followed to their end.")] = 0.0,
+    log: Annotated[Path | None, typer.Option("--log", help="The client log: JSON lines, appended.")] = None,
+    processes: Annotated[int, typer.Option("--processes", min=1, help="Generator processes.")] = 1,
+    connections: Annotated[int | None, typer.Option("--connections", min=1, help="Maximum at once, in all.")] = None,
+    poisson: Annotated[bool, typer.Option("--poisson", help="open: random instead of even intervals.")] = False,
+    seed: Annotated[int | None, typer.Option("--seed")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Machine-readable output.")] = False,
 ) -> None:
-    """Arrivals at a fixed rate, independent of the answers, as in a real sale."""
-    plan = _plan("open", url, tokens, seconds, product, quantity, log)
-    _report(
-        msgspec.structs.replace(
-            plan,
-            rate=rate,
-            double_clicks=double_clicks,
-            keyless=keyless,
-            drop_after_ms=drop_after_ms,
-            retries=retries,
-            follow=follow,
-            processes=processes,
-            connections=connections,
-            poisson=poisson,
-            seed=seed,
-        ),
-        as_json,
-    )
+    """Buy, and report what was answered and how fast. Exit 1 if an answer was wrong.
 
-
-@app.command()
-def closed(
-    tokens: Tokens,
-    connections: Most = 64,
-    seconds: Seconds = 30.0,
-    url: Url = OWN_PORT,
-    product: Products = None,
-    quantity: Quantity = "1",
-    double_clicks: Doubles = 0.0,
-    retries: Retries = 0,
-    follow: Follow = 0.0,
-    log: Log = None,
-    processes: Processes = 1,
-    seed: Seed = None,
-    as_json: AsJson = False,
-) -> None:
-    """A fixed number of connections, each with one request after the other: measures the maximum throughput."""
-    plan = _plan("closed", url, tokens, seconds, product, quantity, log)
-    _report(
-        msgspec.structs.replace(
-            plan,
-            connections=connections,
-            double_clicks=double_clicks,
-            retries=retries,
-            follow=follow,
-            processes=processes,
-            seed=seed,
-        ),
-        as_json,
-    )
-
-
-@app.command("sell-out")
-def sell_out(
-    tokens: Tokens,
-    connections: Most = 64,
-    seconds: Seconds = 60.0,
-    quiet: Annotated[float, typer.Option("--quiet", help="End after this many seconds without an acceptance.")] = 3.0,
-    url: Url = OWN_PORT,
-    product: Products = None,
-    quantity: Quantity = "1",
-    double_clicks: Doubles = 0.5,
-    retries: Retries = 0,
-    follow: Follow = 0.0,
-    log: Log = None,
-    processes: Processes = 1,
-    seed: Seed = None,
-    as_json: AsJson = False,
-) -> None:
-    """Buy until the product is sold out; retry for a while after the first "sold out"."""
-    plan = _plan("sell-out", url, tokens, seconds, product, quantity, log)
-    _report(
-        msgspec.structs.replace(
-            plan,
-            connections=connections,
-            quiet_s=quiet,
-            double_clicks=double_clicks,
-            retries=retries,
-            follow=follow,
-            processes=processes,
-            seed=seed,
-        ),
-        as_json,
-    )
-
-
-def _plan(
-    mode: Mode, url: str, tokens: Path, seconds: float, products: list[int] | None, quantity: str, log: Path | None
-) -> Plan:
+    Example: python -m bench.buyers open --rate 400 --seconds 30 --product 1 --tokens tokens.json
+    """
+    if mode is ModeName.OPEN and rate is None:
+        raise typer.BadParameter("open needs a rate", param_hint="'--rate'")
+    usual = DEFAULTS[mode]
     low, _, high = quantity.partition("-")
-    return Plan(
-        mode=mode,
+    plan = Plan(
+        mode=mode.value,
         base_url=url,
         tokens=str(tokens.resolve()),
-        seconds=seconds,
-        products=tuple(products or (1,)),
+        seconds=seconds or usual.seconds,
+        rate=rate or 0.0,
+        poisson=poisson,
+        connections=connections or usual.connections,
+        products=tuple(product or (1,)),
         quantities=(int(low), int(high or low)),
+        double_clicks=usual.double_clicks if double_clicks is None else double_clicks,
+        keyless=keyless,
+        drop_after_ms=drop_after_ms,
+        retries=retries,
+        follow=follow,
+        quiet_s=quiet,
         log=None if log is None else str(log.resolve()),
+        processes=processes,
+        seed=seed,
     )
+    _report(plan, as_json)
 
 
 def _report(plan: Plan, as_json: bool) -> None:

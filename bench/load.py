@@ -21,6 +21,7 @@ from typing import Annotated, Any
 import msgspec
 import typer
 
+from infra.commands import SingleCommand
 from infra.supervision.place import REPOSITORY, default_state_dir
 
 from . import run_card
@@ -238,7 +239,7 @@ HOW = "How users see an order's end: ?wait=, polling every second, or its event 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 
-@app.command()
+@app.command(cls=SingleCommand)
 def main(
     shape: Annotated[ShapeName, typer.Argument(help=SUMMARIES)],
     scale: Annotated[float, typer.Option("--scale", min=0.001, help="0.1: in a tenth of the time.")] = 1.0,

@@ -17,6 +17,7 @@ from typing import Annotated
 import msgspec
 import typer
 
+from infra.commands import SingleCommand
 from infra.local.stack import reset, start_servers
 from infra.settings import SigningSettings, get_settings
 from sale.accounts.tokens import OwnTokens, sign
@@ -165,6 +166,10 @@ def show(found: Sequence[Micro]) -> str:
     return "\n".join(f"{m.us:9.2f} µs  ({m.least_us:.2f} to {m.most_us:.2f})  {m.what}" for m in found)
 
 
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+
+
+@app.command(cls=SingleCommand)
 def main(rounds: Annotated[int, typer.Option("--rounds", min=1)] = 7) -> None:
     """Microbenchmarks of the hot paths, µs an operation, on servers of their own.
 
@@ -174,4 +179,4 @@ def main(rounds: Annotated[int, typer.Option("--rounds", min=1)] = 7) -> None:
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    app()

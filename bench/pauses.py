@@ -23,6 +23,7 @@ import typer
 from bench.buyers import run
 from bench.own_stack import ensure_tokens, get, own_url, thrones
 from bench.plan import Plan
+from infra.commands import SingleCommand
 from infra.kafka.client import make_consumer
 from infra.local.config import load_config
 from infra.local.readiness import STABLE, group_members
@@ -171,6 +172,10 @@ def show(pause: Pause) -> str:
     return f"{pause.change:<46} longest {pause.longest_s:6.1f} s   median partition {pause.median_s:6.1f} s"
 
 
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+
+
+@app.command(cls=SingleCommand)
 def main(
     stage: Annotated[str, typer.Option("--stage", help="order-stage or payment-stage.")] = "payment-stage",
     rate: Annotated[float, typer.Option("--rate", min=12, max=1_000, help="Orders a second.")] = 100.0,
@@ -188,4 +193,4 @@ def main(
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    app()

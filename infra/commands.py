@@ -9,7 +9,7 @@ from collections.abc import Callable, Collection, Coroutine, Sequence
 from typing import Annotated, Any, NoReturn, TypeVar
 
 import typer
-from typer.core import TyperGroup
+from typer.core import TyperCommand, TyperGroup
 from typer.exceptions import TyperException
 
 from infra.errors import CommandFailed
@@ -28,8 +28,8 @@ def before_each_command(prepare: Callable[[], object]) -> None:
     _before.append(prepare)
 
 
-class Commands(TyperGroup):
-    """The root of the command line. It prints a usage error in one line; Typer would print a box of several lines."""
+class _OneLineErrors:
+    """Prints a usage error in one line; Typer would print a box of several lines."""
 
     def main(
         self,
@@ -41,7 +41,9 @@ class Commands(TyperGroup):
         **extra: Any,
     ) -> Any:
         try:
-            code = super().main(args, prog_name, complete_var, False, windows_expand_args, **extra)
+            code = super().main(  # type: ignore[misc]  # of the command or group it is mixed into
+                args, prog_name, complete_var, False, windows_expand_args, **extra
+            )
         except TyperException as error:
             _print_usage_error(error)
             code = error.exit_code
@@ -50,6 +52,14 @@ class Commands(TyperGroup):
         if standalone_mode:
             sys.exit(code if isinstance(code, int) else 0)
         return code
+
+
+class SingleCommand(_OneLineErrors, TyperCommand):
+    """A program that is one command: `app.command(cls=SingleCommand)`."""
+
+
+class Commands(_OneLineErrors, TyperGroup):
+    """The root of a command line: `typer.Typer(cls=Commands)`."""
 
 
 def _print_usage_error(error: TyperException) -> None:

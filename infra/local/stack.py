@@ -92,6 +92,8 @@ def use_stack_env(state_dir: Path | None = None) -> bool:
     config = load_config(state_dir)
     if config is None:
         return False
+    if os.environ.get("PORT") == "0":  # for `up`: a free one; it is known by now
+        del os.environ["PORT"]
     for key, value in process_env(config, state_dir).items():
         os.environ.setdefault(key, value)
     return True

@@ -7,9 +7,14 @@ import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import get_args
 
 import pytest
+import typer
 
+from bench import buyers, micro, pauses
+from bench import load as load_test
+from bench.buyers import ModeName
 from bench.connections import Connections, NoAnswer, Unreachable
 from bench.generator import Generator, load_users
 from bench.plan import Mode, Plan, Share, pieces
@@ -142,3 +147,27 @@ async def test_a_repeat_that_names_another_order_is_found(tmp_path: Path) -> Non
 @pytest.mark.parametrize(("total", "count"), [(10, 3), (2, 5), (64, 1)])
 def test_pieces_add_up(total: int, count: int) -> None:
     assert sum(pieces(total, count, index) for index in range(count)) == total
+
+
+def test_the_modes_of_the_command_are_those_of_a_plan() -> None:
+    assert {mode.value for mode in ModeName} == set(get_args(Mode))
+
+
+@pytest.mark.parametrize(
+    ("app", "arguments", "told"),
+    [
+        (buyers.app, ["open", "--tokens", __file__], "Invalid value for '--rate': open needs a rate"),
+        (buyers.app, ["closed"], "Missing option '--tokens'."),
+        (load_test.app, ["nonsense"], "Invalid value for 'shape': 'nonsense' is not one of"),
+        (micro.app, ["--rounds", "0"], "Invalid value for '--rounds': "),
+        (pauses.app, ["--rate", "1"], "Invalid value for '--rate': "),
+    ],
+)
+def test_a_fault_of_usage_is_one_line(
+    app: typer.Typer, arguments: list[str], told: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        typer.main.get_command(app).main(arguments, prog_name="x")
+    said = capsys.readouterr().err
+    assert (ended.value.code, said.count("\n")) == (2, 1)
+    assert said.startswith(f"x: {told}")
