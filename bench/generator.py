@@ -303,7 +303,9 @@ class Generator:
         if not holds and len(self._tally.bad_answers) < BAD_ANSWERS_KEPT:
             self._tally.bad_answers.append(f"{what}: {reply.status} {dict(reply.headers)!r} {reply.body[:300]!r}")
 
-    def _record(self, wish: Wish, at_s: float, outcome: str, reply: Answer | None, code: str, order: str | None) -> None:
+    def _record(
+        self, wish: Wish, at_s: float, outcome: str, reply: Answer | None, code: str, order: str | None
+    ) -> None:
         tally, now_s, status = self._tally, time.monotonic(), reply.status if reply else 0
         latency_ms = round((now_s - at_s) * 1000, 2)
         latencies = {"A": tally.accepted_ms, "R": tally.refused_ms, "U": tally.unknown_ms}
