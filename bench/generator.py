@@ -7,7 +7,6 @@ down the requests and hide its stall (no coordinated omission).
 import asyncio
 import base64
 import itertools
-import os
 import random
 import signal
 import time
@@ -19,6 +18,7 @@ import msgspec
 
 from infra.keep_alive import Answer
 
+from .client_log import Answered, ClientLog
 from .connections import Connections, NoAnswer, Unreachable
 from .plan import Plan, Share, pieces
 from .tally import Tally
@@ -42,22 +42,6 @@ class _Claims(msgspec.Struct):
     sub: str
 
 
-class _Line(msgspec.Struct):
-    """One line of the client log: the answer to one request, or no answer."""
-
-    at_ms: int  # when the answer came
-    user: int
-    product: int
-    key: str | None
-    order: str | None
-    outcome: str
-    status: int
-    code: str
-    latency_ms: float
-    quantity: int
-    retry_after: str | None
-
-
 @dataclass(frozen=True, slots=True)
 class User:
     id: int
@@ -73,34 +57,6 @@ class Wish:
     key: str | None
     quantity: int
     request: bytes
-
-
-class ClientLog:
-    """JSON lines. Each write appends whole lines, so that several processes can share the file."""
-
-    def __init__(self, path: str | None) -> None:
-        self._file = None if path is None else os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
-        self._lines: list[bytes] = []
-        self._encode = msgspec.json.Encoder().encode
-
-    def add(self, line: _Line) -> None:
-        if self._file is not None:
-            self._lines.append(self._encode(line))
-
-    def flush(self) -> None:
-        if self._file is not None and self._lines:
-            os.write(self._file, b"\n".join(self._lines) + b"\n")
-            self._lines.clear()
-
-    async def keep_flushing(self) -> None:
-        while True:
-            await asyncio.sleep(FLUSH_INTERVAL_S)
-            self.flush()
-
-    def close(self) -> None:
-        self.flush()
-        if self._file is not None:
-            os.close(self._file)
 
 
 def load_users(path: Path, share: Share) -> list[User]:
@@ -151,7 +107,7 @@ class Generator:
         asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, self._end)
         await asyncio.sleep(max(0.0, starts_s - time.monotonic()))
         cpu_s = time.process_time()
-        flushing = asyncio.create_task(self._log.keep_flushing())
+        flushing = asyncio.create_task(self._keep_flushing())
         try:
             await (self._open(starts_s) if self._plan.mode == "open" else self._closed(starts_s))
             self._tally.arrived_s = max(0.001, min(self._ends_s, time.monotonic()) - starts_s)
@@ -163,6 +119,11 @@ class Generator:
             self._status_connections.close()
             self._log.close()
         return self._tally
+
+    async def _keep_flushing(self) -> None:
+        while True:
+            await asyncio.sleep(FLUSH_INTERVAL_S)
+            self._log.flush()
 
     def _end(self) -> None:
         self._ends_s = min(self._ends_s, time.monotonic())
@@ -315,7 +276,7 @@ class Generator:
         at = now_s + self._clock_offset_s
         tally.last_s = max(tally.last_s, at)
         self._log.add(
-            _Line(
+            Answered(
                 at_ms=int(at * 1000),
                 user=wish.user.id,
                 product=wish.product,

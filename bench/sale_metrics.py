@@ -4,18 +4,14 @@ A row of type SALE has a count and times like a request, so the page, the CSV an
 load generators add up. It is not a request and does not count in locust's total.
 """
 
-import os
 import time
-from pathlib import Path
 
-import msgspec
 from locust.env import Environment
 from locust.stats import StatsEntry
 
 from .sale_result import ENDS, SaleResult, Spread
 
 SALE = "SALE"
-FLUSH_LINES = 200  # of the client log; each write is whole lines, so that several processes can append
 
 
 class SaleMetrics:
@@ -89,50 +85,6 @@ class Attendance:
     @property
     def running_mean(self) -> float:
         return self._running_s / self.seconds
-
-
-class Answered(msgspec.Struct, frozen=True):
-    """A line of the client log, as `thrones audit --client-log` reads it: A = 202, U = unknown, R = definitely refused."""
-
-    at_ms: int
-    user: int
-    product: int
-    key: str
-    order: str | None
-    outcome: str
-    status: int
-    code: str
-    latency_ms: float
-
-
-class LocustClientLog:
-    """The answers to the users, appended to a file as JSON lines; without a path it writes nothing."""
-
-    def __init__(self, path: str) -> None:
-        self._path = Path(path) if path else None
-        self._lines: list[bytes] = []
-
-    def add(self, line: Answered) -> None:
-        if self._path is None:
-            return
-        self._lines.append(msgspec.json.encode(line) + b"\n")
-        if len(self._lines) >= FLUSH_LINES:
-            self.flush()
-
-    def flush(self) -> None:
-        lines, self._lines = self._lines, []
-        if self._path is None or not lines:
-            return
-        fd = os.open(self._path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
-        try:
-            _write_whole(fd, b"".join(lines))
-        finally:
-            os.close(fd)
-
-
-def _write_whole(fd: int, data: bytes) -> None:
-    while data:
-        data = data[os.write(fd, data) :]
 
 
 def show_progress(metrics: SaleMetrics, attendance: Attendance, wanted: int, running: int) -> str:

@@ -16,8 +16,9 @@ from locust import FastHttpUser, task
 from locust.contrib.fasthttp import ResponseContextManager
 from locust.env import Environment
 
+from bench.client_log import Answered, ClientLog
 from bench.own_stack import claims, own_url, read_tokens
-from bench.sale_metrics import Answered, Attendance, LocustClientLog, SaleMetrics
+from bench.sale_metrics import Attendance, SaleMetrics
 from bench.sale_result import ENDS
 from bench.shapes import SHAPES, Shape
 from schemas.clock import now_ms
@@ -39,7 +40,7 @@ class Sale:
         self.options = options
         self.metrics = SaleMetrics(environment)
         self.attendance = Attendance()
-        self.log = LocustClientLog(options.client_log)
+        self.log = ClientLog(options.client_log)
         tokens = read_tokens(Path(options.tokens)) if options.tokens else []
         random.shuffle(tokens)  # several load generators read one file
         self.tokens: Iterator[str] = itertools.cycle(tokens)
@@ -125,7 +126,17 @@ class FlashSaleUser(FastHttpUser):
                 self._refused(answer, code, ms)
         outcome = "A" if status == 202 else "U" if status in UNKNOWN else "R"
         self.sale.log.add(
-            Answered(now_ms(), self.user_id, self.product, key, order, outcome, status, code, round(ms, 2))
+            Answered(
+                at_ms=now_ms(),
+                user=self.user_id,
+                product=self.product,
+                key=key,
+                order=order,
+                outcome=outcome,
+                status=status,
+                code=code,
+                latency_ms=round(ms, 2),
+            )
         )
         return status, order if status == 202 else None
 

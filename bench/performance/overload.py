@@ -6,6 +6,7 @@ from pathlib import Path
 
 import msgspec
 
+from bench.client_log import Answered
 from bench.tally import Result, percentiles
 from schemas.clock import now_ms
 
@@ -68,15 +69,9 @@ async def _recovery_s(sale: MeasuredSale, seconds: float) -> float:
     return recovery_s(ended_ms, await asyncio.to_thread(_acknowledgements, sale.log))
 
 
-class _Line(msgspec.Struct):
-    at_ms: int
-    latency_ms: float
-    outcome: str
-
-
 def _acknowledgements(log: Path) -> list[tuple[int, float]]:
     """The time of each request, and its latency."""
-    decoder = msgspec.json.Decoder(_Line)
+    decoder = msgspec.json.Decoder(Answered)
     lines = [decoder.decode(line) for line in log.read_bytes().splitlines()]
     return [(round(line.at_ms - line.latency_ms), line.latency_ms) for line in lines if line.outcome == "A"]
 
