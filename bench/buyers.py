@@ -149,61 +149,88 @@ HOW = (
 )
 
 
+Url = Annotated[str, typer.Option("--url", help="URL of the gateway; port: PORT, else 8080.")]
+Tokens = Annotated[Path, typer.Option("--tokens", exists=True, help="JSON array of tokens (`thrones tokens`).")]
+Rate = Annotated[float | None, typer.Option("--rate", min=0.1, help="open: arrivals a second.")]
+Seconds = Annotated[float | None, typer.Option("--seconds", min=0.1, help="Duration (sell-out: the maximum).")]
+Quiet = Annotated[float, typer.Option("--quiet", help="sell-out: end after so long without an acceptance.")]
+Products = Annotated[list[int] | None, typer.Option("--product", help="With several, a random one each.")]
+Quantity = Annotated[str, typer.Option("--quantity", help="Units per purchase: 1, or a range like 1-5.")]
+Doubles = Annotated[
+    float | None, typer.Option("--double-clicks", min=0, max=1, help="Share sent twice at once, with one key.")
+]
+Keyless = Annotated[float, typer.Option("--keyless", min=0, max=1, help="Share without an Idempotency-Key.")]
+Drop = Annotated[float | None, typer.Option("--drop-after-ms", help="Disconnect then, and retry with the same key.")]
+Retries = Annotated[int, typer.Option("--retries", min=0, help="After an unknown outcome, 429 or 503.")]
+Follow = Annotated[float, typer.Option("--follow", min=0, max=1, help="Share of orders followed to their end.")]
+Log = Annotated[Path | None, typer.Option("--log", help="The client log: JSON lines, appended.")]
+Processes = Annotated[int, typer.Option("--processes", min=1, help="Generator processes.")]
+AtOnce = Annotated[int | None, typer.Option("--connections", min=1, help="Maximum at once, over all processes.")]
+Poisson = Annotated[bool, typer.Option("--poisson", help="open: random instead of even intervals.")]
+Seed = Annotated[int | None, typer.Option("--seed")]
+AsJson = Annotated[bool, typer.Option("--json", help="Machine-readable output.")]
+
+
 @app.command(cls=SingleCommand)
 def buy(
     mode: Annotated[ModeName, typer.Argument(help=HOW)],
-    tokens: Annotated[Path, typer.Option("--tokens", exists=True, help="JSON array of tokens (`thrones tokens`).")],
-    rate: Annotated[float | None, typer.Option("--rate", min=0.1, help="open: arrivals a second.")] = None,
-    seconds: Annotated[
-        float | None, typer.Option("--seconds", min=0.1, help="Duration (sell-out: the maximum).")
-    ] = None,
-    quiet: Annotated[float, typer.Option("--quiet", help="sell-out: end after so long without an acceptance.")] = 3.0,
-    url: Annotated[str, typer.Option("--url", help="URL of the gateway; port: PORT, else 8080.")] = OWN_PORT,
-    product: Annotated[list[int] | None, typer.Option("--product", help="With several, a random one each.")] = None,
-    quantity: Annotated[str, typer.Option("--quantity", help="Units per purchase: 1, or a range like 1-5.")] = "1",
-    double_clicks: Annotated[
-        float | None, typer.Option("--double-clicks", min=0, max=1, help="Share sent twice at once, with one key.")
-    ] = None,
-    keyless: Annotated[float, typer.Option("--keyless", min=0, max=1, help="Share without an Idempotency-Key.")] = 0.0,
-    drop_after_ms: Annotated[float | None, typer.Option("--drop-after-ms", help="Disconnect then, and retry.")] = None,
-    retries: Annotated[int, typer.Option("--retries", min=0, help="After an unknown outcome, 429 or 503.")] = 0,
-    follow: Annotated[float, typer.Option("--follow", min=0, max=1, help="Share followed to their end.")] = 0.0,
-    log: Annotated[Path | None, typer.Option("--log", help="The client log: JSON lines, appended.")] = None,
-    processes: Annotated[int, typer.Option("--processes", min=1, help="Generator processes.")] = 1,
-    connections: Annotated[int | None, typer.Option("--connections", min=1, help="Maximum at once, in all.")] = None,
-    poisson: Annotated[bool, typer.Option("--poisson", help="open: random instead of even intervals.")] = False,
-    seed: Annotated[int | None, typer.Option("--seed")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Machine-readable output.")] = False,
+    tokens: Tokens,
+    rate: Rate = None,
+    seconds: Seconds = None,
+    quiet: Quiet = 3.0,
+    url: Url = OWN_PORT,
+    product: Products = None,
+    quantity: Quantity = "1",
+    double_clicks: Doubles = None,
+    keyless: Keyless = 0.0,
+    drop_after_ms: Drop = None,
+    retries: Retries = 0,
+    follow: Follow = 0.0,
+    log: Log = None,
+    processes: Processes = 1,
+    connections: AtOnce = None,
+    poisson: Poisson = False,
+    seed: Seed = None,
+    as_json: AsJson = False,
 ) -> None:
     """Buy, and report what was answered and how fast. Exit 1 if an answer was wrong.
 
     Example: python -m bench.buyers open --rate 400 --seconds 30 --product 1 --tokens tokens.json
     """
+    plan = msgspec.structs.replace(
+        _plan(mode, rate, seconds, double_clicks, connections),
+        base_url=url,
+        tokens=str(tokens.resolve()),
+        products=tuple(product or (1,)),
+        quantities=_range(quantity),
+        log=None if log is None else str(log.resolve()),
+    )
+    options = {"keyless": keyless, "drop_after_ms": drop_after_ms, "retries": retries, "follow": follow}
+    more = {"quiet_s": quiet, "poisson": poisson, "processes": processes, "seed": seed}
+    _report(msgspec.structs.replace(plan, **options, **more), as_json)
+
+
+def _plan(
+    mode: ModeName, rate: float | None, seconds: float | None, double_clicks: float | None, connections: int | None
+) -> Plan:
+    """What the mode decides; the rest of the plan is to be filled in."""
     if mode is ModeName.OPEN and rate is None:
         raise typer.BadParameter("open needs a rate", param_hint="'--rate'")
     usual = DEFAULTS[mode]
-    low, _, high = quantity.partition("-")
-    plan = Plan(
+    return Plan(
         mode=mode.value,
-        base_url=url,
-        tokens=str(tokens.resolve()),
-        seconds=seconds or usual.seconds,
+        base_url="",
+        tokens="",
         rate=rate or 0.0,
-        poisson=poisson,
+        seconds=seconds or usual.seconds,
         connections=connections or usual.connections,
-        products=tuple(product or (1,)),
-        quantities=(int(low), int(high or low)),
         double_clicks=usual.double_clicks if double_clicks is None else double_clicks,
-        keyless=keyless,
-        drop_after_ms=drop_after_ms,
-        retries=retries,
-        follow=follow,
-        quiet_s=quiet,
-        log=None if log is None else str(log.resolve()),
-        processes=processes,
-        seed=seed,
     )
-    _report(plan, as_json)
+
+
+def _range(quantity: str) -> tuple[int, int]:
+    low, _, high = quantity.partition("-")
+    return int(low), int(high or low)
 
 
 def _report(plan: Plan, as_json: bool) -> None:

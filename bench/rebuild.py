@@ -17,7 +17,8 @@ from pathlib import Path
 import asyncpg
 from aiokafka import AIOKafkaProducer, TopicPartition
 
-from infra.kafka.client import Offsets, make_consumer
+from infra.kafka.client import make_consumer
+from infra.kafka.offsets import Offsets
 from infra.local.stack import reset, start_servers
 from infra.redis.client import Redis
 from infra.settings import Settings

@@ -7,7 +7,8 @@ from typing import Any
 from aiokafka import TopicPartition
 from aiokafka.errors import KafkaError
 
-from infra.kafka.client import CLOSE_TIMEOUT_S, Offsets, make_consumer
+from infra.kafka.client import CLOSE_TIMEOUT_S, make_consumer
+from infra.kafka.offsets import Offsets
 from infra.kafka.publisher import partition_of
 from infra.lifecycle import close_within
 from infra.settings import Settings

@@ -10,7 +10,8 @@ import stamina
 from aiokafka import AIOKafkaProducer, TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 
-from infra.kafka.client import NO_COORDINATOR, make_consumer
+from infra.kafka.client import make_consumer
+from infra.kafka.offsets import NO_COORDINATOR
 from infra.settings import Settings
 from schemas.codec import VERSION_HEADER, Undecodable, decode
 from schemas.events import AnyEvent, OrderStatusChanged

@@ -8,7 +8,8 @@ from collections.abc import AsyncIterator
 from contextlib import suppress
 
 from bench.tally import percentiles
-from infra.kafka.client import Offsets, make_consumer
+from infra.kafka.client import make_consumer
+from infra.kafka.offsets import Offsets
 from infra.settings import Settings
 from schemas.codec import Undecodable, decode
 from schemas.events import OrderStatusChanged

@@ -8,7 +8,7 @@ import time
 from collections.abc import Awaitable, Callable
 
 from bench.own_stack import OwnStackFailed, thrones
-from infra.kafka.client import Offsets
+from infra.kafka.offsets import Offsets
 from infra.local.config import load_config
 from infra.local.readiness import STABLE, group_members
 from infra.supervision import registry

@@ -13,7 +13,7 @@ from consumers.audit.missing import ENDED
 from consumers.audit.readers import read_log
 from consumers.audit.show import show_acknowledged
 from consumers.replay.when import show_ms
-from infra.kafka.client import Offsets
+from infra.kafka.offsets import Offsets
 from infra.settings import Settings
 from schemas.events import StockOpened
 from schemas.ids import ProductId

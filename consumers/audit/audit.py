@@ -10,7 +10,7 @@ import asyncpg
 import msgspec
 from aiokafka.errors import KafkaError
 
-from infra.kafka.client import Offsets
+from infra.kafka.offsets import Offsets
 from infra.kafka.watermarks import Watermarks, lags
 from infra.postgres.pool import UNAVAILABLE, connect_postgres
 from infra.redis.client import Redis, RedisError, connect_redis

@@ -9,7 +9,8 @@ import asyncpg
 import msgspec
 from aiokafka import TopicPartition
 
-from infra.kafka.client import Offsets, make_consumer
+from infra.kafka.client import make_consumer
+from infra.kafka.offsets import Offsets
 from infra.settings import Settings
 from sale.tables.queries import SQL
 from schemas.clock import now_ms, to_ms

@@ -6,7 +6,7 @@ from collections.abc import Collection
 import asyncpg
 
 from consumers.dead_letters.letters import Letter, letters
-from infra.kafka.client import Offsets
+from infra.kafka.offsets import Offsets
 from infra.kafka.watermarks import unprocessed_from
 from infra.settings import Settings
 from schemas.topics import CONSUMED_BY

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import asyncpg
 
 from consumers.dead_letters.letters import DlqError, Letter
-from infra.kafka.client import Offsets
+from infra.kafka.offsets import Offsets
 from infra.kafka.publisher import Publisher
 from infra.settings import Settings
 from sale.books.inventory import Held, Inventory, Known, Refused, Reservation

@@ -9,7 +9,8 @@ from aiokafka import TopicPartition
 from aiokafka.errors import KafkaError
 from msgspec import UNSET
 
-from infra.kafka.client import Offsets, make_consumer
+from infra.kafka.client import make_consumer
+from infra.kafka.offsets import Offsets
 from infra.settings import Settings
 from schemas.codec import Undecodable, decode
 from schemas.events import OrderStatusChanged

@@ -13,7 +13,8 @@ from typing import Any
 from aiokafka import TopicPartition
 from aiokafka.errors import KafkaError
 
-from infra.kafka.client import CLOSE_TIMEOUT_S, Offsets, make_consumer
+from infra.kafka.client import CLOSE_TIMEOUT_S, make_consumer
+from infra.kafka.offsets import Offsets
 from infra.lifecycle import close_within
 from infra.logs import get_logger
 from infra.settings import Settings

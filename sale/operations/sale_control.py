@@ -12,7 +12,8 @@ import asyncpg
 
 from infra.text import is_plain
 from sale.books.inventory import Inventory
-from sale.books.rebuild.rebuild import rebuild, sale_arguments
+from sale.books.rebuild.fields import sale_arguments
+from sale.books.rebuild.rebuild import rebuild
 from sale.operations.operations import OperationRefused, Stores
 from sale.tables.queries import SQL
 from schemas.events import StockOpened

@@ -17,7 +17,7 @@ import asyncpg
 from infra.redis.client import connect_redis
 from infra.supervision.registry import ProcessRow as ProcessRow
 from sale.books.inventory import Inventory
-from sale.books.rebuild.rebuild import books_lock
+from sale.books.rebuild.lock import books_lock
 from schemas.ids import ProductId
 from tests.replica import a_replica
 

@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 import aiohttp
 from aiokafka import AIOKafkaProducer
 
-from infra.kafka.client import Offsets
+from infra.kafka.offsets import Offsets
 from schemas.codec import VERSION_HEADER
 from schemas.topics import DEAD_LETTERS, ORDERS, PAYMENTS
 

@@ -15,7 +15,8 @@ from pathlib import Path
 import asyncpg
 from aiokafka import TopicPartition
 
-from infra.kafka.client import Offsets, make_consumer
+from infra.kafka.client import make_consumer
+from infra.kafka.offsets import Offsets
 from infra.kafka.publisher import Publisher
 from infra.local.stack import reset, start_servers
 from infra.postgres.pool import connect_postgres

@@ -13,7 +13,8 @@ from consumers.dead_letters import show
 from consumers.dead_letters.comebacks import came_back, processed
 from consumers.dead_letters.letters import DlqError, Letter, condition, find_letter, matching, resolve
 from consumers.dead_letters.redrive import Fate, Redrive
-from infra.kafka.client import Offsets, make_consumer
+from infra.kafka.client import make_consumer
+from infra.kafka.offsets import Offsets
 from sale.books.inventory import Held, Reservation
 from sale.tables.queries import SQL
 from schemas.codec import decode

@@ -3,7 +3,8 @@
 import asyncio
 import uuid
 
-from infra.kafka.client import Offsets, make_consumer
+from infra.kafka.client import make_consumer
+from infra.kafka.offsets import Offsets
 from infra.settings import Settings
 from schemas.topics import ORDERS
 

@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 from msgspec.structs import replace
 
-from infra.kafka.client import Offsets, make_consumer
+from infra.kafka.client import make_consumer
+from infra.kafka.offsets import Offsets
 from sale.books import keys
 from sale.books.entry import parse
 from sale.books.inventory import Held, Known, Refused, Reservation

@@ -17,12 +17,13 @@ from consumers.relay import relay
 from consumers.relay.decisions import Allowance
 from consumers.relay.keeper import Keeper
 from consumers.relay.pushes import Pusher
-from infra.kafka.client import Offsets, make_consumer
+from infra.kafka.client import make_consumer
+from infra.kafka.offsets import Offsets
 from infra.kafka.watermarks import Watermarks
 from infra.leadership import RELAY_LOCK, WorkFailed, lead
 from infra.lifecycle import Stop
 from sale.books import keys
-from sale.books.rebuild.rebuild import books_lock
+from sale.books.rebuild.lock import books_lock
 from sale.openings import EventLog
 from sale.tables.queries import SQL
 from schemas import topics

@@ -24,7 +24,7 @@ from consumers.audit.readers import read_log
 from consumers.replay.reader import ReplayError, topic_reader
 from consumers.replay.replay import Request, replay
 from consumers.replay.when import AppendTime, Offset
-from infra.kafka.client import Offsets
+from infra.kafka.offsets import Offsets
 from infra.settings import Settings
 from schemas.codec import VERSION_HEADER, encode
 from schemas.events import OrderPlaced, PaymentRequested

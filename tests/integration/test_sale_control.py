@@ -10,7 +10,7 @@ from infra.settings import SigningSettings
 from sale.accounts.tokens import sign
 from sale.books.inventory import Refused as NotReserved
 from sale.books.key_record import key_hash
-from sale.books.rebuild.rebuild import sale_arguments
+from sale.books.rebuild.fields import sale_arguments
 from sale.operations.operations import OperationRefused, Stores, demote_operator
 from sale.operations.sale_control import Action, KeyReused, SaleCommand, SaleOver, UnknownProduct, control
 from sale.operations.sale_control import sale as read_sale

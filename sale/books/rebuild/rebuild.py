@@ -6,8 +6,6 @@ stage's offsets, Postgres, the log from those offsets on, Redis.
 """
 
 import asyncio
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -16,31 +14,30 @@ import asyncpg
 from msgspec import UNSET
 
 from infra.errors import CommandFailed
-from infra.kafka.client import Offsets
+from infra.kafka.offsets import Offsets
 from infra.kafka.publisher import Publisher, partition_of
 from infra.kafka.watermarks import unprocessed_from
 from infra.logs import get_logger
-from infra.postgres.pool import CONNECT_TIMEOUT_S, UNAVAILABLE
 from infra.redis.client import UNREACHABLE, Redis
 from infra.settings import Settings
 from sale.books import keys
 from sale.books.due import DueList
 from sale.books.entry import HeldEntry
 from sale.books.inventory import KEY_LIFETIME_MS
+from sale.books.rebuild.fields import sale_arguments, stock_fields
+from sale.books.rebuild.lock import books_lock
 from sale.books.rebuild.prepared_books import CHECKS_PER_MS, PreparedBooks, head_of
 from sale.books.rebuild.sources import CHUNK, parked, placed_since, rows_in_chunks, survivors
 from sale.books.run import present_run
 from sale.books.scripts import SCRIPTS
 from sale.tables.queries import SQL
 from schemas import topics
-from schemas.clock import now_ms, to_ms
+from schemas.clock import now_ms
 from schemas.codec import encode
 from schemas.events import StockOpened
 from schemas.ids import ProductId
 from schemas.order_state import TERMINAL, Status
 
-LOCK_SPACE = 0x7412  # pg_advisory_lock(LOCK_SPACE, product id)
-LOCK_TIMEOUT_S = 30
 ATTEMPTS = 5
 PUBLISH_TIMEOUT_S = 30.0
 NO_STOCK_LEFT = "no stock left after a rebuild"
@@ -88,27 +85,6 @@ async def in_force(redis: Redis, product: ProductId, epoch: int | None) -> bool:
     run = await present_run(redis)
     of_run, state, of_epoch = await redis.hmget(keys.stock(product), ["run", "state", "epoch"])
     return of_run == run.encode() and state != b"closed" and epoch is not None and of_epoch == str(epoch).encode()
-
-
-@asynccontextmanager
-async def books_lock(settings: Settings, product: ProductId, *, wait: bool) -> AsyncIterator[Any | None]:
-    """A connection that holds the product's rebuild lock; None if it is taken and `wait` is off."""
-    connection = await asyncpg.connect(
-        settings.postgres_dsn,
-        timeout=CONNECT_TIMEOUT_S,
-        command_timeout=LOCK_TIMEOUT_S + 30.0,
-        server_settings={"application_name": "thrones-rebuild", "lock_timeout": f"{LOCK_TIMEOUT_S}s"},
-    )
-    try:
-        if wait:
-            await connection.execute("SELECT pg_advisory_lock($1, $2)", LOCK_SPACE, product)
-            yield connection
-        else:
-            got = await connection.fetchval("SELECT pg_try_advisory_lock($1, $2)", LOCK_SPACE, product)
-            yield connection if got else None
-    finally:
-        with suppress(*UNAVAILABLE):
-            await connection.close(timeout=CONNECT_TIMEOUT_S)  # ends the session, which releases the lock
 
 
 @dataclass(slots=True)
@@ -365,49 +341,6 @@ class _Rebuild:
         for first in range(0, len(ended), CHUNK):
             looks = dict.fromkeys(ended[first : first + CHUNK], from_ms + first // CHECKS_PER_MS)
             await DueList(self._redis).bring_forward(self._product, looks)
-
-
-def stock_fields(opened: StockOpened, product: Any, max_held: int, books: PreparedBooks, *, sold: int) -> list[str]:
-    """The stock hash as field, value, ...; open.lua adds run, epoch and version. A missing field means none."""
-    fields: dict[str, object] = {
-        "state": product["sale_state"],
-        "sale_action": product["sale_action"],
-        "initial": opened.initial,
-        "available": opened.available,
-        "held": books.held_units,
-        "held_orders": books.held_orders,
-        "sold": sold,
-        "name": product["name"],
-        "price_cents": product["price_cents"],
-        "currency": product["currency"],
-        "per_user_limit": product["per_user_limit"],
-        "max_quantity": product["max_quantity"],
-        "opens_at_ms": _milliseconds(product["opens_at"]),
-        "closes_at_ms": _milliseconds(product["closes_at"]),
-        "created_ms": _milliseconds(product["created_at"]),
-        "updated_ms": _milliseconds(product["updated_at"]),
-        "max_held": max_held,
-        "opened_from": books.opened_from,  # the offset from which to search for stock.opened
-    }
-    return [str(part) for pair in fields.items() if pair[1] is not None for part in pair]
-
-
-def sale_arguments(product: Any) -> tuple[str, ...]:
-    """The key and arguments of sale.lua for a product's row."""
-    opens, closes = _milliseconds(product["opens_at"]), _milliseconds(product["closes_at"])
-    times = ("" if at is None else str(at) for at in (opens, closes))
-    over = product["closes_at"] is not None and product["closes_at"] <= product["read_at"]
-    return (
-        keys.stock(ProductId(product["id"])),
-        str(product["sale_action"]),
-        product["sale_state"],
-        *times,
-        str(int(over)),
-    )
-
-
-def _milliseconds(at: datetime | None) -> int | None:
-    return None if at is None else to_ms(at)
 
 
 __all__ = [

@@ -11,7 +11,8 @@ import asyncpg
 import msgspec
 from aiokafka import TopicPartition
 
-from infra.kafka.client import CLOSE_TIMEOUT_S, Offsets, make_consumer
+from infra.kafka.client import CLOSE_TIMEOUT_S, make_consumer
+from infra.kafka.offsets import Offsets
 from infra.lifecycle import close_within
 from infra.logs import get_logger
 from infra.redis.client import Redis
