@@ -83,7 +83,9 @@ def demo(
     """
     from rich.console import Console
 
-    from consumers.demo.sale import demo as hold_sale
+    from bench.demo.sale import demo as hold_sale
+    from consumers.audit.audit import audit
+    from consumers.audit.show import AuditPage, page_of
     from infra.commands import raise_file_limit, run_command
     from infra.local.stack import stop, use_stack_env
     from infra.settings import get_signing_settings
@@ -92,10 +94,15 @@ def demo(
     if not use_stack_env():
         fail("there is no stack here: `make up` starts one, `make demo` does both")
 
+    async def audited(*asked: Any) -> AuditPage:
+        return page_of(await audit(*asked))
+
     raise_file_limit()
     console = Console(stderr=as_json)
     try:
-        ok = run_command(lambda: hold_sale(get_signing_settings(), console, picture, as_json=as_json), busy=True)
+        ok = run_command(
+            lambda: hold_sale(get_signing_settings(), console, audited, picture, as_json=as_json), busy=True
+        )
     finally:
         if down:
             say = partial(typer.echo, err=as_json)

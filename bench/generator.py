@@ -10,7 +10,7 @@ import itertools
 import random
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -26,6 +26,7 @@ from .tally import Tally
 FLUSH_INTERVAL_S = 0.25
 SOLD_OUT_PAUSE_S = 0.25  # a buyer in a sell-out retries after about this time
 NO_SERVER_PAUSE_S = 0.1
+PATIENT_INTERVAL_S = 2.5
 STATUS_WAIT_S = 20  # the wait of one status request for the end of the order
 BAD_ANSWERS_KEPT = 20
 UNKNOWN_STATUSES = (500, 502, 504)
@@ -62,8 +63,11 @@ class Wish:
 def load_users(path: Path, share: Share) -> list[User]:
     """The users of this process: each user belongs to one process only."""
     tokens = msgspec.json.decode(path.read_bytes(), type=list[str])
-    mine = tokens[share.index :: share.plan.processes] or tokens
-    return [User(_subject(token), token) for token in mine]
+    return users_of(tokens[share.index :: share.plan.processes] or tokens)
+
+
+def users_of(tokens: Sequence[str]) -> list[User]:
+    return [User(_subject(token), token) for token in tokens]
 
 
 def _subject(token: str) -> int:
@@ -84,11 +88,10 @@ class Generator:
         self._starts_at_s = starts_at_s
         self._ends_s = 0.0
         self._log = ClientLog(share.plan.log)
-        self._tally = Tally()
+        self.tally = self._tally = Tally()
         self._connections = Connections(share.plan.base_url, self._at_once)
-        self._status_connections = Connections(
-            share.plan.base_url, 256
-        )  # separate, so that following orders and buying do not wait for each other
+        # Separate, so that following orders and buying do not wait for each other.
+        self._status_connections = Connections(share.plan.base_url, share.plan.followers)
         self._numbers = itertools.count()
         self._orders: dict[str, str] = {}  # by key: the order that its first 202 named
         self._decode = msgspec.json.Decoder(_Answer).decode
@@ -104,7 +107,6 @@ class Generator:
     async def run(self) -> Tally:
         starts_s = self._starts_at_s - self._clock_offset_s
         self._ends_s = starts_s + self._plan.seconds
-        asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, self._end)
         await asyncio.sleep(max(0.0, starts_s - time.monotonic()))
         cpu_s = time.process_time()
         flushing = asyncio.create_task(self._keep_flushing())
@@ -115,6 +117,8 @@ class Generator:
             await self._end_following()
         finally:
             flushing.cancel()
+            for follower in self._followers:
+                follower.cancel()
             self._connections.close()
             self._status_connections.close()
             self._log.close()
@@ -125,7 +129,8 @@ class Generator:
             await asyncio.sleep(FLUSH_INTERVAL_S)
             self._log.flush()
 
-    def _end(self) -> None:
+    def end(self) -> None:
+        """No more arrivals from now on."""
         self._ends_s = min(self._ends_s, time.monotonic())
 
     async def _open(self, starts_s: float) -> None:
@@ -138,6 +143,11 @@ class Generator:
 
     def _arrivals(self, starts_s: float) -> Iterator[float]:
         """Monotonic times. The even arrivals of several processes interleave."""
+        plan = self._plan
+        if plan.peak_s is not None:
+            count = pieces(round(plan.rate * plan.seconds), plan.processes, self._share.index)
+            yield from sorted(starts_s + self._random.triangular(0, plan.seconds, plan.peak_s) for _ in range(count))
+            return
         gap_s = self._plan.processes / self._plan.rate
         first_s = at_s = starts_s + gap_s * self._share.index / self._plan.processes
         for number in itertools.count(1):
@@ -174,9 +184,22 @@ class Generator:
         tally.late_ms.append(round((now_s - at_s) * 1000, 2))
         wish = self._wish()
         if wish.key is not None and self._random.random() < self._plan.double_clicks:
+            tally.double_clicks += 1
             clicks = [self._click_until_definite(self._same_key(wish), at_s) for _ in range(self._plan.copies - 1)]
-            return (await asyncio.gather(self._click_until_definite(wish, at_s), *clicks))[0]
-        return await self._click_until_definite(wish, at_s)
+            code = (await asyncio.gather(self._click_until_definite(wish, at_s), *clicks))[0]
+        else:
+            code = await self._click_until_definite(wish, at_s)
+        if self._random.random() < self._plan.patient:
+            code = await self._click_patiently(wish, code)
+        return code
+
+    async def _click_patiently(self, wish: Wish, code: str) -> str:
+        """Declined payments put units back on sale: who stays may still get one."""
+        until_s = self._starts_at_s - self._clock_offset_s + self._plan.patient_until_s
+        while code == "sold_out" and (at_s := time.monotonic() + PATIENT_INTERVAL_S) < until_s:
+            await asyncio.sleep(PATIENT_INTERVAL_S)
+            code = await self._click_until_definite(wish, at_s)
+        return code
 
     def _wish(self) -> Wish:
         number = next(self._numbers)
@@ -309,9 +332,14 @@ class Generator:
     async def _follow(self, user: User, order: str) -> None:
         accepted_s = time.monotonic()
         until_s = accepted_s + self._plan.follow_s
+        shown = ""
         while time.monotonic() < until_s:
             status = await self._status(user, order)
+            self._tally.shown[shown] -= 1
+            shown = status or shown
+            self._tally.shown[shown] += 1
             if status in TERMINAL:
+                self._tally.shown[shown] -= 1
                 self._tally.completed_ms.append(round((time.monotonic() - accepted_s) * 1000, 1))
                 self._tally.ends[status] += 1
                 return
@@ -344,7 +372,9 @@ def generate(share: Share, users: list[User], starts_at_s: float) -> Tally:
     import uvloop
 
     async def main() -> Tally:
-        return await Generator(share, users, starts_at_s).run()
+        generator = Generator(share, users, starts_at_s)
+        asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, generator.end)
+        return await generator.run()
 
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         return runner.run(main())

@@ -19,6 +19,9 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     seconds: float
     rate: float = 0.0
     poisson: bool = False  # random instead of even intervals
+    peak_s: float | None = None  # arrivals gather around this second (a triangle over `seconds`)
+    patient: float = 0.0  # share of buyers who click again, in vain so far, until `patient_until_s`
+    patient_until_s: float = 0.0
     connections: int = 512  # maximum at once, over all processes
     products: tuple[int, ...] = (1,)
     quantities: tuple[int, int] = (1, 1)  # from, to
@@ -31,6 +34,7 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     timeout_s: float = 10.0
     follow: float = 0.0  # share of accepted orders followed to their end
     follow_s: float = 60.0
+    followers: int = 256  # status requests at once
     quiet_s: float = 3.0
     log: str | None = None  # file: one JSON line per answer, appended
     processes: int = 1

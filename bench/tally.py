@@ -14,6 +14,7 @@ class Tally(msgspec.Struct):
 
     arrivals: int = 0  # purchases, each clicked once or more
     arrived_s: float = 0.001  # from the start to the time of the last arrival
+    double_clicks: int = 0  # purchases that were clicked several times at once
     requests: int = 0
     accepted_ms: list[float] = []
     refused_ms: list[float] = []
@@ -23,6 +24,7 @@ class Tally(msgspec.Struct):
     outcomes: dict[str, int] = msgspec.field(default_factory=Counter)  # A, U, R
     answers: dict[str, int] = msgspec.field(default_factory=Counter)  # "status code"
     ends: dict[str, int] = msgspec.field(default_factory=Counter)  # followed orders: terminal status, or "not ended"
+    shown: dict[str, int] = msgspec.field(default_factory=Counter)  # followed orders under way: the status they show
     orders: int = 0  # different order ids that got 202
     two_orders: list[str] = []  # keys whose 202s named different orders: must stay empty
     bad_answers: list[str] = []  # forbidden answers: 500s, 429 or 503 without Retry-After, ...

@@ -1,8 +1,27 @@
 """Renders an audit report as text."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import msgspec
 
 from .balance import AcknowledgedFinding, AuditReport, ProductReport
+
+
+@dataclass(frozen=True, slots=True)
+class AuditPage:
+    """A report for those who only pass it on."""
+
+    ok: bool
+    unsold: int  # units on sale
+    text: str
+    figures: dict[str, Any]
+
+
+def page_of(report: AuditReport) -> AuditPage:
+    unsold = sum(product.redis.available for product in report.products)
+    return AuditPage(report.ok, unsold, show(report), msgspec.to_builtins(report))
 
 
 def show(report: AuditReport) -> str:

@@ -1,10 +1,13 @@
 """The demo's buyers against a scripted gateway, and what the demo counts as passed."""
 
-import random
+import base64
+import json
+import time
 from collections import defaultdict
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any
+from unittest.mock import patch
 
 import aiohttp
 import msgspec
@@ -12,20 +15,24 @@ import stamina
 from aiohttp import web
 from aiohttp.test_utils import TestServer
 
+from bench.demo.people import _register_and_log_in
+from bench.demo.sale import BUYERS, CLICKS_WITHIN_S, share_of
+from bench.demo.sale_tally import SaleTally, at, spread
+from bench.demo.summary import figures, passed, summary
+from bench.generator import Generator, users_of
+from bench.tally import Tally
 from consumers.audit.balance import AuditReport
-from consumers.demo.buyers import Buyer, Crowd
-from consumers.demo.people import CLICKS_WITHIN_S, _register_and_log_in, timetable
-from consumers.demo.sale_tally import SaleTally, percentile, spread
-from consumers.demo.summary import figures, passed, summary
-from infra.keep_alive import KeepAliveClient
+from consumers.audit.show import page_of
+from schemas.ids import ProductId
 from schemas.order_state import Status
 
 ORDER = "01936f2e-7d1c-7a30-8000-0123456789ab"
+BALANCED = page_of(AuditReport(ok=True, products=[], problems=[]))
 Script = Callable[[str, int], tuple[int, dict[str, Any], dict[str, str]]]  # (key, nth request of it) -> an answer
 
 
-def accept(_key: str, _nth: int) -> tuple[int, dict[str, Any], dict[str, str]]:
-    return 202, {"orderId": ORDER}, {}
+def accept(_key: str, _nth: int, order: str = ORDER) -> tuple[int, dict[str, Any], dict[str, str]]:
+    return 202, {"orderId": order}, {"Location": f"/api/order/{order}/status"}
 
 
 class ScriptedGateway:
@@ -43,29 +50,37 @@ class ScriptedGateway:
         return web.json_response({"orderId": ORDER, "status": "confirmed"})
 
 
+def token(user: int) -> str:
+    return f"h.{base64.urlsafe_b64encode(json.dumps({'sub': str(user)}).encode()).decode().rstrip('=')}.s"
+
+
 @asynccontextmanager
-async def gateway(script: Script) -> AsyncIterator[tuple[ScriptedGateway, Callable[[list[Buyer]], Any]]]:
+async def gateway(script: Script) -> AsyncIterator[tuple[ScriptedGateway, Callable[..., Any]]]:
+    """A scripted gateway, and a sale of so many buyers who all click within a tenth of a second."""
     scripted = ScriptedGateway(script)
     app = web.Application()
     app.router.add_post("/api/order/buy-flash", scripted.buy)
     app.router.add_get("/api/order/{id}/status", scripted.status)
     async with TestServer(app) as server:
-        client = KeepAliveClient(server.make_url("/"), connect_timeout_s=2, idle_s=8, body_max_bytes=1_000)
 
-        async def hold(buyers: list[Buyer]) -> SaleTally:
-            tally = SaleTally()
-            await Crowd(client, 1, tally).buy(buyers)
-            return tally
+        async def hold(buyers: int = 1, **plan: Any) -> SaleTally:
+            share = share_of(str(server.make_url("")).rstrip("/"), ProductId(1))
+            options: dict[str, Any] = {"rate": 10.0 * buyers, "seconds": 0.1, "peak_s": 0.05, "double_clicks": 0.0}
+            everything = {**options, "patient": 0.0, **plan}
+            share = msgspec.structs.replace(share, plan=msgspec.structs.replace(share.plan, **everything))
+            generator = Generator(share, users_of([token(n) for n in range(1, buyers + 1)]), time.time())
+            await generator.run()
+            return SaleTally(buyers=buyers, clients=generator.tally)
 
         yield scripted, hold
-        client.close()
 
 
 async def test_a_double_click_is_two_requests_with_one_key_and_one_order() -> None:
     async with gateway(accept) as (scripted, hold):
-        tally = await hold([Buyer("t", "k", 0.0, double_click=True)])
-    assert scripted.keys == {"k": 2}
-    assert len(tally.accepted) == 1
+        tally = await hold(double_clicks=1.0)
+    assert list(scripted.keys.values()) == [2]
+    assert tally.clients.double_clicks == 1
+    assert tally.accepted == 1
     assert tally.doubled_orders == 0
     assert tally.ended(Status.CONFIRMED) == 1
     assert tally.unended == 0
@@ -73,47 +88,63 @@ async def test_a_double_click_is_two_requests_with_one_key_and_one_order() -> No
 
 async def test_a_double_click_that_makes_two_orders_is_noticed() -> None:
     def two(_key: str, nth: int) -> tuple[int, dict[str, Any], dict[str, str]]:
-        return 202, {"orderId": f"{ORDER[:-1]}{nth}"}, {}
+        return accept(_key, nth, f"{ORDER[:-1]}{nth}")
 
     async with gateway(two) as (_, hold):
-        tally = await hold([Buyer("t", "k", 0.0, double_click=True)])
+        tally = await hold(double_clicks=1.0)
     assert tally.doubled_orders == 1
-    assert not passed(tally, AuditReport(ok=True, products=[], problems=[]))
+    assert not passed(tally, BALANCED)
 
 
 async def test_busy_is_tried_again_with_the_same_key_and_sold_out_is_not() -> None:
     def busy_once(key: str, nth: int) -> tuple[int, dict[str, Any], dict[str, str]]:
-        if key == "late":
+        if key.endswith("-1"):
             return 409, {"code": "sold_out"}, {}
         return (503, {"code": "busy"}, {"Retry-After": "0"}) if nth == 1 else accept(key, nth)
 
     async with gateway(busy_once) as (scripted, hold):
-        tally = await hold([Buyer("t", "k", 0.0), Buyer("t", "late", 0.0)])
-    assert scripted.keys == {"k": 2, "late": 1}
-    assert (len(tally.accepted), tally.sold_out_buyers) == (1, 1)
+        tally = await hold(2)
+    assert sorted(scripted.keys.items()) == [("demo-1-0-0", 2), ("demo-1-0-1", 1)]
+    assert (tally.accepted, tally.without_unit) == (1, 1)
     assert tally.refused == {"busy": 1, "sold_out": 1}
 
 
 async def test_an_answer_that_must_not_be_fails_the_demo() -> None:
     async with gateway(lambda _key, _nth: (500, {"code": None}, {})) as (_, hold):
-        tally = await hold([Buyer("t", "k", 0.0)])
-    assert tally.bad_answers == ["500 None"]
-    report = AuditReport(ok=True, products=[], problems=[])
-    assert not passed(tally, report)
-    assert "must not be: 500" in summary(tally, report, 1.0, "http://x")
+        tally = await hold()
+    assert {text.split(" {")[0] for text in tally.bad_answers} == {"an undocumented answer: 500", "500"}
+    assert not passed(tally, BALANCED)
+    assert "must not be: an undocumented answer: 500" in summary(tally, BALANCED, 1.0, "http://x")
+
+
+async def test_an_answer_that_no_buyer_may_get_fails_the_demo() -> None:
+    async with gateway(lambda _key, _nth: (401, {"code": "unauthorized"}, {})) as (_, hold):
+        tally = await hold()
+    assert tally.bad_answers == ["401 unauthorized"]
+    assert not passed(tally, BALANCED)
+
+
+async def test_a_patient_buyer_gets_a_unit_that_comes_back() -> None:
+    def back_later(key: str, nth: int) -> tuple[int, dict[str, Any], dict[str, str]]:
+        return accept(key, nth) if nth == 3 else (409, {"code": "sold_out"}, {})
+
+    async with gateway(back_later) as (scripted, hold):
+        with patch("bench.generator.PATIENT_INTERVAL_S", 0.02):
+            tally = await hold(patient=1.0)
+            assert (tally.accepted, list(scripted.keys.values())) == (1, [3])
+            scripted.keys.clear()
+            assert (await hold(patient=1.0, patient_until_s=0.0)).accepted == 0
 
 
 def test_books_that_do_not_balance_fail_the_demo() -> None:
-    assert passed(SaleTally(), AuditReport(ok=True, products=[], problems=[]))
-    assert not passed(SaleTally(), AuditReport(ok=False, products=[], problems=["product 1: oversold"]))
+    assert passed(SaleTally(), BALANCED)
+    assert not passed(SaleTally(), page_of(AuditReport(ok=False, products=[], problems=["product 1: oversold"])))
 
 
 def test_the_figures_for_machines_are_those_for_people() -> None:
-    tally = SaleTally(buyers=3, clicks=4, accepted={"a", "b"}, acknowledged_s=[0.1, 0.2])
-    tally.statuses = {"a": Status.CONFIRMED, "b": Status.QUEUED}
-    told = msgspec.json.decode(
-        msgspec.json.encode(figures(tally, AuditReport(ok=True, products=[], problems=[]), 1.04))
-    )
+    clients = Tally(requests=4, orders=2, accepted_ms=[100.0, 200.0], ends={"confirmed": 1})
+    tally = SaleTally(buyers=3, clients=clients)
+    told = msgspec.json.decode(msgspec.json.encode(figures(tally, BALANCED, 1.04)))
     assert (told["ok"], told["unended"], told["took_s"]) == (False, 1, 1.0)
     assert told["ended"] == {"confirmed": 1, "failed": 0, "payment_failed": 0}
     assert told["delays_ms"]["click_to_202"]["p99"] == 200
@@ -137,16 +168,17 @@ async def test_who_is_told_to_come_back_later_registers_then() -> None:
     assert next(answers, None) is None
 
 
-def test_the_timetable_has_everybody_once_within_seconds() -> None:
-    random.seed(1)
-    buyers = timetable([f"token {n}" for n in range(3_000)], 7)
-    assert len({buyer.key for buyer in buyers}) == 3_000
-    assert all(0 <= buyer.clicks_at_s <= CLICKS_WITHIN_S for buyer in buyers)
-    assert 450 < sum(buyer.double_click for buyer in buyers) < 750
+async def test_everybody_comes_once_within_seconds_and_most_of_them_soon() -> None:
+    share = share_of("http://127.0.0.1:1", ProductId(7))
+    generator = Generator(share, users_of([token(1)]), time.time())
+    arrivals = list(generator._arrivals(0.0))
+    assert len(arrivals) == BUYERS
+    assert all(0 <= at_s <= CLICKS_WITHIN_S for at_s in arrivals)
+    assert sum(at_s < CLICKS_WITHIN_S / 2 for at_s in arrivals) > 0.6 * BUYERS
 
 
 def test_percentiles_are_nearest_rank() -> None:
-    assert percentile([], 50) is None
-    assert percentile([3.0, 1.0, 2.0], 50) == 2.0
-    assert percentile([1.0], 99) == 1.0
-    assert spread([0.001, 0.002]) == "p50 2 ms   p95 2 ms   p99 2 ms"
+    assert at([]) == {50: None, 95: None, 99: None}
+    assert at([3.0, 1.0, 2.0])[50] == 2.0
+    assert at([1.0])[99] == 1.0
+    assert spread([1.0, 2.0]) == "p50 1 ms   p95 2 ms   p99 2 ms"

@@ -5,18 +5,17 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from consumers.demo.progress import LiveView
-from consumers.demo.sale_tally import SaleTally
-from consumers.demo.view import SPARKS, RateSeries, screen, sparkline
-from schemas.order_state import Status
+from bench.demo.progress import LiveView
+from bench.demo.sale_tally import SaleTally
+from bench.demo.view import SPARKS, RateSeries, screen, sparkline
+from bench.tally import Tally
 
 
 def a_sale() -> SaleTally:
-    tally = SaleTally(buyers=3, clicks=7, accepted={"a", "b"}, stock=421, watchers=2)
-    tally.statuses = {"a": Status.CONFIRMED, "b": Status.PROCESSING_PAYMENT}
-    tally.refused["sold_out"] = 5
-    tally.acknowledged_s = [0.012]
-    return tally
+    clients = Tally(
+        requests=7, orders=2, ends={"confirmed": 1}, answers={"202": 2, "409 sold_out": 5}, accepted_ms=[12.0]
+    )
+    return SaleTally(buyers=3, clients=clients, stock=421, watchers=2)
 
 
 def test_the_screen_shows_stock_funnel_delays_and_members() -> None:

@@ -1,17 +1,17 @@
-"""`thrones demo`: a running stack in; a sale of 1,000 units to 3,000 buyers, its audit and a summary out."""
+"""`thrones demo`: a sale of 1,000 units to 3,000 buyers on a running stack, its audit and a summary."""
 
 import asyncio
 import time
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from pathlib import Path
 
 import aiohttp
 import msgspec
 from rich.console import Console
-from yarl import URL
 
-from consumers.audit.audit import audit
-from infra.keep_alive import KeepAliveClient
+from bench.generator import Generator, users_of
+from bench.plan import Plan, Share
 from infra.lifecycle import background
 from infra.settings import SigningSettings
 from sale.books.books import Books
@@ -20,15 +20,19 @@ from sale.operations.provision import provision
 from sale.tables.queries import SQL
 from schemas.ids import ProductId
 
-from .buyers import Buyer, Crowd
-from .people import timetable, tokens
+from .people import tokens
 from .progress import LiveView
 from .sale_tally import SaleTally
-from .summary import figures, passed, summary
+from .summary import AuditedSale, figures, passed, summary
 from .watchers import EndsOnTheLog, watch_stock
 
 BUYERS = 3_000
 UNITS = 1_000
+CLICKS_WITHIN_S, RUSH_AT_S = 12.0, 2.5  # at its height about 600 requests/s, second clicks included
+DOUBLE_CLICKERS = 0.2
+PATIENT = 0.1
+PATIENT_UNTIL_S = 18.0
+RETRIES = 7  # of one purchase, through 429, 503, 504 and broken connections: always with the same key
 WATCHERS = 20
 IDLE_S = 8.0  # of a kept connection: below the gateway's 10 s
 SALE_TIMEOUT_S = 60.0
@@ -37,14 +41,17 @@ DOORS_S = 1.0  # watchers are in before the first click
 LAST_RECORDS_S = 1.0  # what buyers have seen ended may still be on its way to the tail of the log
 
 
+Audit = Callable[[SigningSettings, ProductId, float], Awaitable[AuditedSale]]
+
+
 class NotReady(operations.OperationRefused):
     """The stack does not serve."""
 
 
 async def demo(
-    settings: SigningSettings, console: Console, picture: Path | None = None, *, as_json: bool = False
+    settings: SigningSettings, console: Console, audit: Audit, picture: Path | None = None, *, as_json: bool = False
 ) -> bool:
-    """The whole show; True when the books balance and no buyer saw what must not be. Raises NotReady.
+    """The whole show. Returns whether the books balance and no buyer got a wrong answer. Raises NotReady.
 
     `picture` gets the live view as it stood in mid-sale, terminal or not. `as_json`: the figures on standard output, while
     `console` shows the sale.
@@ -59,32 +66,31 @@ async def demo(
             await operations.deploy(stores)
             product = await _product(stores)
             console.print(f"{UNITS} units of product {product}, {BUYERS} buyers: preparing", highlight=False)
-            buyers = timetable(await tokens(session, url, stores.pool, settings, BUYERS), product)
-        tally = SaleTally()
+            buyers = await tokens(session, url, stores.pool, settings, BUYERS)
+        tally = SaleTally(buyers=BUYERS)
         progress = LiveView(tally, UNITS, console)
         took_s = await _hold(settings, session, product, buyers, tally, progress)
     if picture is not None:
         progress.save(picture)
     console.print("The audit: waiting for quiet, then reading every book", highlight=False)
-    report = await audit(settings, product, AUDIT_WAIT_S)
+    audited = await audit(settings, product, AUDIT_WAIT_S)
     if as_json:
-        print(msgspec.json.encode(figures(tally, report, took_s)).decode())
+        print(msgspec.json.encode(figures(tally, audited, took_s)).decode())
     else:
-        console.print("\n" + summary(tally, report, took_s, url), highlight=False, markup=False, soft_wrap=True)
-    return passed(tally, report)
+        console.print("\n" + summary(tally, audited, took_s, url), highlight=False, markup=False, soft_wrap=True)
+    return passed(tally, audited)
 
 
 async def _hold(
     settings: SigningSettings,
     session: aiohttp.ClientSession,
     product: ProductId,
-    buyers: list[Buyer],
+    tokens_: list[str],
     tally: SaleTally,
     progress: LiveView,
 ) -> float:
     """The sale itself; how many seconds it took."""
     url = _url(settings)
-    client = KeepAliveClient(URL(url), connect_timeout_s=10, idle_s=IDLE_S, body_max_bytes=1 << 20, spread=True)
     log = EndsOnTheLog(settings, product, tally)
     await log.open()
     watching = [watch_stock(session, url, product, tally) for _ in range(WATCHERS)]
@@ -92,16 +98,40 @@ async def _hold(
         async with background(*watching, log.run()):
             await asyncio.sleep(DOORS_S)
             async with background(progress.show()):
+                buyers = Generator(share_of(url, product), users_of(tokens_), time.time())
+                tally.clients = buyers.tally
                 started = time.monotonic()
                 with suppress(TimeoutError):
                     async with asyncio.timeout(SALE_TIMEOUT_S):
-                        await Crowd(client, product, tally).buy(buyers)
+                        await buyers.run()
                 took_s = time.monotonic() - started
                 await asyncio.sleep(LAST_RECORDS_S)
     finally:
-        client.close()
         await log.close()
     return took_s
+
+
+def share_of(url: str, product: ProductId) -> Share:
+    """Most buyers come soon after the opening; some click twice, some stay when it is sold out."""
+    plan = Plan(
+        base_url=url,
+        tokens="",
+        mode="open",
+        rate=BUYERS / CLICKS_WITHIN_S,
+        seconds=CLICKS_WITHIN_S,
+        peak_s=RUSH_AT_S,
+        connections=BUYERS,
+        products=(product,),
+        double_clicks=DOUBLE_CLICKERS,
+        retries=RETRIES,
+        patient=PATIENT,
+        patient_until_s=PATIENT_UNTIL_S,
+        follow=1.0,
+        follow_s=SALE_TIMEOUT_S,
+        followers=BUYERS,
+        timeout_s=30.0,
+    )
+    return Share(plan=plan, index=0, run=f"demo-{product}")
 
 
 def _url(settings: SigningSettings) -> str:

@@ -14,7 +14,7 @@ from rich.text import Text
 from infra.supervision.registry import ProcessRow
 from schemas.order_state import Status
 
-from .sale_tally import SaleTally, milliseconds, percentile
+from .sale_tally import SaleTally, at, milliseconds
 
 SPARKS = "▁▂▃▄▅▆▇█"
 BUCKET_S = 0.5  # one spark
@@ -52,7 +52,7 @@ def screen(
     tally: SaleTally, units: int, elapsed_s: float, rates: RateSeries, members: Sequence[ProcessRow]
 ) -> RenderableType:
     """Everything at once, WIDTH columns wide."""
-    counts = {"accepted": len(tally.accepted), "refused": tally.refused.total(), "ended": len(tally.completed_s)}
+    counts = {"accepted": tally.accepted, "refused": tally.refused.total(), "ended": len(tally.clients.completed_ms)}
     rates.add(elapsed_s, counts)
     halves = Columns([_panel("Orders", _funnel(tally)), _panel("Delays", _delays(tally))], padding=(0, 1))
     return Panel(
@@ -89,12 +89,12 @@ def _funnel(tally: SaleTally) -> Table:
     table = Table.grid(padding=(0, 1))
     confirmed, declined = tally.ended(Status.CONFIRMED), tally.ended(Status.PAYMENT_FAILED)
     rows = [
-        ("clicks", tally.clicks, ""),
-        ("accepted", len(tally.accepted), "green"),
+        ("clicks", tally.clients.requests, ""),
+        ("accepted", tally.accepted, "green"),
         ("  under way", tally.unended, "cyan"),
         ("  confirmed", confirmed, "bold green"),
         ("  declined", declined, "yellow"),
-        ("  unknown yet", tally.ended(Status.NEEDS_RECONCILIATION), "red"),
+        ("  unknown yet", tally.unknown, "red"),
         ("sold out", tally.refused["sold_out"], "yellow"),
     ]
     for name, count, style in rows:
@@ -106,11 +106,11 @@ def _delays(tally: SaleTally) -> Table:
     table = Table.grid(padding=(0, 2))
     table.add_row("", *(Text(f"p{percent}", style="bright_black") for percent in (50, 95, 99)))
     for name, values in (
-        ("click to 202", tally.acknowledged_s),
-        ("202 to the end", tally.completed_s),
-        ("of it our own", tally.own_delay_s),
+        ("click to 202", tally.clients.accepted_ms),
+        ("202 to the end", tally.clients.completed_ms),
+        ("of it our own", tally.own_delay_ms),
     ):
-        table.add_row(name, *(milliseconds(percentile(values, percent)) for percent in (50, 95, 99)))
+        table.add_row(name, *map(milliseconds, at(values).values()))
     return table
 
 

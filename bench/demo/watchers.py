@@ -89,4 +89,4 @@ class EndsOnTheLog:
         self._ended.add(event.order_id)
         started, answered = event.charge_started_at_ms, event.charge_answered_at_ms
         charge_ms = 0 if started is UNSET or answered is UNSET else answered - started
-        self._tally.own_delay_s.append((appended_ms - event.placed_at_ms - charge_ms) / 1000)
+        self._tally.own_delay_ms.append(float(appended_ms - event.placed_at_ms - charge_ms))

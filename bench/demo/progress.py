@@ -13,7 +13,7 @@ from rich.live import Live
 from infra.supervision.registry import live_rows
 from schemas.order_state import Status
 
-from .sale_tally import SaleTally, milliseconds, percentile
+from .sale_tally import SaleTally, at, milliseconds
 from .view import WIDTH, RateSeries, screen
 
 LIVE_INTERVAL_S = 0.25
@@ -59,7 +59,7 @@ class LiveView:
         if now - self._members_at > MEMBERS_INTERVAL_S:
             self._members, self._members_at = live_rows(), now
         view = screen(self._tally, self._units, self._elapsed_s, self._rates, self._members)
-        if self._telling is None and len(self._tally.accepted) >= TELLING * self._units:
+        if self._telling is None and self._tally.accepted >= TELLING * self._units:
             self._telling = view
         return view
 
@@ -79,13 +79,14 @@ async def _repeat(every_s: float, show: Callable[[], None]) -> None:
 
 
 def _facts(tally: SaleTally) -> list[tuple[str, str]]:
+    own = at(tally.own_delay_ms)
     return [
         ("stock", "?" if tally.stock is None else str(tally.stock)),
-        ("accepted", str(len(tally.accepted))),
+        ("accepted", str(tally.accepted)),
         ("sold out", str(tally.refused["sold_out"])),
         ("confirmed", str(tally.ended(Status.CONFIRMED))),
         ("declined", str(tally.ended(Status.PAYMENT_FAILED))),
-        ("unknown", str(tally.ended(Status.NEEDS_RECONCILIATION))),
-        ("own p50", milliseconds(percentile(tally.own_delay_s, 50))),
-        ("own p95", milliseconds(percentile(tally.own_delay_s, 95))),
+        ("unknown", str(tally.unknown)),
+        ("own p50", milliseconds(own[50])),
+        ("own p95", milliseconds(own[95])),
     ]

@@ -1,6 +1,4 @@
-"""Who buys: a handful who register and log in like anybody, the rest with tokens written in bulk; the same ones every time."""
-
-import random
+"""The buyers: a few register and log in over HTTP, the others get tokens in bulk. They are the same in every demo."""
 
 import aiohttp
 import asyncpg
@@ -9,14 +7,8 @@ import stamina
 from infra.settings import SigningSettings
 from sale.operations.operations import bulk_tokens
 
-from .buyers import Buyer
-
 NAMED = ("Arya Stark", "Tyrion Lannister", "Brienne of Tarth")
 PHRASE = "valar morghulis"  # of the three above: this stack is on loopback, and theirs to buy with alone
-CLICKS_WITHIN_S, RUSH_AT_S = 12.0, 2.5  # at its height about 600 requests/s, second clicks included
-DOUBLE_CLICKERS = 0.2
-PATIENT = 0.1
-PATIENT_UNTIL_S = 18.0
 
 
 async def tokens(
@@ -42,17 +34,3 @@ async def _register_and_log_in(session: aiohttp.ClientSession, base_url: str, na
     async with session.post(f"{base_url}/api/auth/login", json=credentials) as response:
         response.raise_for_status()
         return str((await response.json())["token"])
-
-
-def timetable(tokens_: list[str], product_id: int) -> list[Buyer]:
-    """Most come soon after the opening; some click twice, some stay when it is sold out."""
-    return [
-        Buyer(
-            token=token,
-            key=f"demo-{product_id}-{number}",
-            clicks_at_s=random.triangular(0.0, CLICKS_WITHIN_S, RUSH_AT_S),
-            double_click=random.random() < DOUBLE_CLICKERS,
-            patient_until_s=PATIENT_UNTIL_S if random.random() < PATIENT else 0.0,
-        )
-        for number, token in enumerate(tokens_)
-    ]
