@@ -1,11 +1,14 @@
 """Ports are remembered, named when taken, and chosen where no outgoing connection can take them."""
 
+import os
 import socket
 from pathlib import Path
+from unittest.mock import patch
 
 import pytest
 
 from infra.local.config import load_config, make_config
+from infra.local.stack import use_stack_env
 from infra.supervision.ports import SERVER_PORTS, StackError, free_ports, is_free, listen
 
 
@@ -55,3 +58,15 @@ def test_a_port_that_is_none_is_named(monkeypatch: pytest.MonkeyPatch, text: str
     monkeypatch.setenv("DB_PORT", text)
     with pytest.raises(StackError, match=r"DB_PORT=.* is not a number from 0 to 65535"):
         make_config(brokers=1)
+
+
+def test_a_port_of_zero_means_the_one_that_the_stack_has(tmp_path: Path) -> None:
+    """`PORT=0 make up` takes a free one; commands in the same shell must find it."""
+    config = make_config(1)
+    config.save(tmp_path)
+    with patch.dict(os.environ, {"PORT": "0"}):
+        assert use_stack_env(tmp_path)
+        assert os.environ["PORT"] == str(config.port)
+    with patch.dict(os.environ, {"PORT": "8123"}):
+        assert use_stack_env(tmp_path)
+        assert os.environ["PORT"] == "8123"
