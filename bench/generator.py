@@ -88,7 +88,7 @@ class Generator:
         self._starts_at_s = starts_at_s
         self._ends_s = 0.0
         self._log = ClientLog(share.plan.log)
-        self.tally = self._tally = Tally()
+        self.tally = Tally()  # live: the demo shows it
         self._connections = Connections(share.plan.base_url, self._at_once)
         # Separate, so that following orders and buying do not wait for each other.
         self._status_connections = Connections(share.plan.base_url, share.plan.followers)
@@ -112,8 +112,8 @@ class Generator:
         flushing = asyncio.create_task(self._keep_flushing())
         try:
             await (self._open(starts_s) if self._plan.mode == "open" else self._closed(starts_s))
-            self._tally.arrived_s = max(0.001, min(self._ends_s, time.monotonic()) - starts_s)
-            self._tally.cpu_s = time.process_time() - cpu_s
+            self.tally.arrived_s = max(0.001, min(self._ends_s, time.monotonic()) - starts_s)
+            self.tally.cpu_s = time.process_time() - cpu_s
             await self._end_following()
         finally:
             flushing.cancel()
@@ -122,7 +122,7 @@ class Generator:
             self._connections.close()
             self._status_connections.close()
             self._log.close()
-        return self._tally
+        return self.tally
 
     async def _keep_flushing(self) -> None:
         while True:
@@ -178,7 +178,7 @@ class Generator:
 
     async def _buy(self, at_s: float) -> str:
         """One purchase with all its clicks. Returns the code of the last answer; `202` if accepted."""
-        tally, now_s = self._tally, time.monotonic()
+        tally, now_s = self.tally, time.monotonic()
         tally.arrivals += 1
         tally.first_s = min(tally.first_s, at_s + self._clock_offset_s)
         tally.late_ms.append(round((now_s - at_s) * 1000, 2))
@@ -242,7 +242,7 @@ class Generator:
         """One request. Returns its code, and the seconds until a client would retry (None: it would not)."""
         plan = self._plan
         timeout_s = plan.timeout_s if plan.drop_after_ms is None else plan.drop_after_ms / 1000
-        self._tally.requests += 1
+        self.tally.requests += 1
         try:
             reply = await self._connections.ask(wish.request, timeout_s)
         except Unreachable:
@@ -284,13 +284,13 @@ class Generator:
             self._expect(reply.header("retry-after") is not None, reply, "no Retry-After")
 
     def _expect(self, holds: bool, reply: Answer, what: str) -> None:
-        if not holds and len(self._tally.bad_answers) < BAD_ANSWERS_KEPT:
-            self._tally.bad_answers.append(f"{what}: {reply.status} {dict(reply.headers)!r} {reply.body[:300]!r}")
+        if not holds and len(self.tally.bad_answers) < BAD_ANSWERS_KEPT:
+            self.tally.bad_answers.append(f"{what}: {reply.status} {dict(reply.headers)!r} {reply.body[:300]!r}")
 
     def _record(
         self, wish: Wish, at_s: float, outcome: str, reply: Answer | None, code: str, order: str | None
     ) -> None:
-        tally, now_s, status = self._tally, time.monotonic(), reply.status if reply else 0
+        tally, now_s, status = self.tally, time.monotonic(), reply.status if reply else 0
         latency_ms = round((now_s - at_s) * 1000, 2)
         latencies = {"A": tally.accepted_ms, "R": tally.refused_ms, "U": tally.unknown_ms}
         latencies[outcome].append(latency_ms)
@@ -321,9 +321,9 @@ class Generator:
         known = self._orders.setdefault(wish.key or order, order)
         if known is not order:  # a repeat of the same purchase must have the same order
             if known != order:
-                self._tally.two_orders.append(f"user {wish.user.id} key {wish.key}: {known} and {order}")
+                self.tally.two_orders.append(f"user {wish.user.id} key {wish.key}: {known} and {order}")
             return
-        self._tally.orders += 1
+        self.tally.orders += 1
         if self._random.random() < self._plan.follow:
             task = asyncio.create_task(self._follow(wish.user, order))
             self._followers.add(task)
@@ -335,15 +335,15 @@ class Generator:
         shown = ""
         while time.monotonic() < until_s:
             status = await self._status(user, order)
-            self._tally.shown[shown] -= 1
+            self.tally.shown[shown] -= 1
             shown = status or shown
-            self._tally.shown[shown] += 1
+            self.tally.shown[shown] += 1
             if status in TERMINAL:
-                self._tally.shown[shown] -= 1
-                self._tally.completed_ms.append(round((time.monotonic() - accepted_s) * 1000, 1))
-                self._tally.ends[status] += 1
+                self.tally.shown[shown] -= 1
+                self.tally.completed_ms.append(round((time.monotonic() - accepted_s) * 1000, 1))
+                self.tally.ends[status] += 1
                 return
-        self._tally.ends["not ended"] += 1
+        self.tally.ends["not ended"] += 1
 
     async def _status(self, user: User, order: str) -> str:
         request = (
