@@ -48,10 +48,10 @@ SHAPE ?= reference
 load: up ## A load test and its books: SHAPE=reference, spike, step, soak or sell-out (ARGS="--scale 0.2": in a fifth of the time)
 	@$(BIN)/python -m bench.load $(SHAPE) $(ARGS)
 
-bench: setup ## Every figure beside its goal, on a stack of its own, under 20 minutes; rewrites docs/performance.md and docs/capacity.md
+bench: setup ## Every figure beside its goal, on a stack of its own, under 45 minutes; rewrites docs/performance.md and docs/capacity.md
 	@$(BIN)/python -m bench.performance run bench
 
-bench-quick: setup ## Most of the figures in under 3 minutes, one short look each, printed only
+bench-quick: setup ## Most of the figures in under 5 minutes, one short look each, printed only
 	@$(BIN)/python -m bench.performance run quick
 
 bench-full: setup ## With a backlog of a million, the 5-minute profile and the soak (more than an hour)

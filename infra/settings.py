@@ -32,6 +32,7 @@ class Settings(BaseSettings):
 
     kafka_bootstrap_servers: str = "127.0.0.1:9092"
     brokers: Annotated[int, Field(ge=1, le=3)] = 1
+    warm_up_s: Annotated[float, Field(ge=0, le=60)] = 2.0  # of a local stack's brokers before it is ready; 0: none
 
     redis_url: str = "redis://127.0.0.1:6379/0"
     redis_timeout_s: float = 0.5

@@ -27,6 +27,7 @@ async def measure(stack: Stack, report: Report, size: Size) -> None:
         sampling.cancel()
         used = cpu.between(before, stack.cpu())
         report.add("burst_accepted", result.accepted_per_s)
+        report.add("burst_ended", 100 * at_end.ended / at_end.accepted)
         report.notes[f"burst {number + 1}: ended/s meanwhile"] = round(at_end.ended / (ended_s - started_s), 1)
         report.notes[f"burst {number + 1}: drained/s"] = round((done.ended - at_end.ended) / drained_s, 1)
         table = CpuTable(time.monotonic() - started_s, done.accepted, done.ended, cpu.per_order_ms(used, done.ended))

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from bench import micro, run_card
 
-from . import arrivals, backlog, burst, delay, members, overload, profiles, pushes, stock_stream, sustained
+from . import arrivals, backlog, burst, cold, delay, members, overload, profiles, pushes, stock_stream, sustained
 from .report import Report
 from .size import Size
 from .stack import FAIR, Stack, own_stack_running
@@ -19,14 +19,19 @@ Measure = Callable[[Stack, Report, Size], Awaitable[None]]
 
 @dataclass(frozen=True, slots=True)
 class Chapter:
-    """Measures by name, on one stack with these settings in addition to the defaults."""
+    """Measures by name, on one stack with these settings in addition to the defaults; `cold`: on several, one after another."""
 
     measures: dict[str, Measure]
     warm_up: bool = False
+    cold: bool = False
     settings: dict[str, str] = field(default_factory=dict)
 
 
 CHAPTERS = (
+    Chapter({"cold_rush": cold.rush}, cold=True),
+    Chapter({"cold_500": cold.steady}, cold=True),
+    Chapter({"cold_1000": cold.full}, cold=True),
+    Chapter({"cold_busy": cold.in_company}, cold=True),
     Chapter({"burst": burst.measure, "sustained": sustained.measure}, warm_up=True),
     Chapter(
         {
@@ -59,13 +64,14 @@ async def run(size: Size, state_dir: Path, only: frozenset[str] = frozenset()) -
         measures = {name: measure for name, measure in chapter.measures.items() if name in names}
         if not measures:
             continue
-        async with own_stack_running(state_dir, chapter.settings) as stack:
-            report.card = report.card or run_card.take()
-            if chapter.warm_up:
-                await _warm_up(stack, size.warm_up_s)
-            for name, measure in measures.items():
-                say(started_s, name)
-                await _attempt(name, measure(stack, report, size), report)
+        for _ in range(size.cold_repeats if chapter.cold else 1):
+            async with own_stack_running(state_dir, chapter.settings) as stack:
+                report.card = report.card or run_card.take()
+                if chapter.warm_up:
+                    await _warm_up(stack, size.warm_up_s)
+                for name, measure in measures.items():
+                    say(started_s, name)
+                    await _attempt(name, measure(stack, report, size), report)
     if MICRO in names:
         say(started_s, MICRO)
         await _attempt(MICRO, _micro(report, size), report)

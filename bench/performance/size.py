@@ -1,4 +1,4 @@
-"""The sizes of a measurement: quick (under 3 minutes, without some figures), bench (under 20), full."""
+"""The sizes of a measurement: quick (under 5 minutes, without some figures), bench (under 45), full."""
 
 from dataclasses import dataclass, field, replace
 
@@ -10,6 +10,8 @@ REFERENCE_WEATHER = {"hang": 0.01, "unavailable": 0.02, "rate_limited": 0.01, "d
 class Size:
     name: str
     repeats: int  # of the burst and the short latency measures
+    cold_repeats: int  # new stacks for each of the first seconds' figures
+    cold_s: float  # of full load on a new stack
     warm_up_s: float  # of each stack with purchases
     burst_s: float
     probe_s: float  # of one step in the search for the sustained rate
@@ -36,6 +38,8 @@ OVERLOADS = (3_500, 6_000)
 QUICK = Size(
     name="quick",
     repeats=1,
+    cold_repeats=1,
+    cold_s=10,
     warm_up_s=2,
     burst_s=3,
     probe_s=0,
@@ -59,6 +63,8 @@ QUICK = Size(
 BENCH = Size(
     name="bench",
     repeats=5,
+    cold_repeats=5,
+    cold_s=30,
     warm_up_s=10,
     burst_s=15,
     probe_s=20,

@@ -65,7 +65,7 @@ async def create_topics(settings: Settings) -> None:
     admin = AIOKafkaAdminClient(bootstrap_servers=settings.kafka_bootstrap_servers)
     try:
         await admin.start()
-        reply = await admin.create_topics([_new_topic(topic, settings) for topic in topics.ALL])
+        reply = await admin.create_topics([new_topic(topic, settings) for topic in topics.ALL])
         for name, code, *_ in reply.topic_errors:
             error = for_code(code)
             if code and error is not TopicAlreadyExistsError:
@@ -76,7 +76,7 @@ async def create_topics(settings: Settings) -> None:
         await admin.close()
 
 
-def _new_topic(topic: Topic, settings: Settings) -> NewTopic:
+def new_topic(topic: Topic, settings: Settings) -> NewTopic:
     return NewTopic(
         name=topic.name,
         num_partitions=topic.partitions,

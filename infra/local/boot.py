@@ -8,6 +8,9 @@ from collections.abc import Awaitable, Callable, Coroutine
 from pathlib import Path
 from typing import NoReturn
 
+from aiokafka.errors import KafkaError
+
+from infra.kafka.warming import warm_up
 from infra.lifecycle import Stop, stop_on_signals
 from infra.local.config import StackConfig, load_config
 from infra.local.readiness import store_former_members
@@ -16,7 +19,7 @@ from infra.local.targets import keep_targets
 from infra.logs import configure, get_logger
 from infra.metrics.serving import serve
 from infra.metrics.vitals import report_vitals
-from infra.settings import get_settings
+from infra.settings import Settings, get_settings
 from infra.supervision import registry
 from infra.supervision.app_specs import application_specs, worker_specs
 from infra.supervision.lock import supervisor_lock
@@ -107,7 +110,17 @@ async def _boot(
     settings = get_settings()
     supervisor.start(application_specs(settings))
     supervisor.start(worker_specs("gateway", settings.api_workers, listener.detach(), config.port))
+    await _warm_up(settings)
     write_phase(state_dir, Phase("running"))
+
+
+async def _warm_up(settings: Settings) -> None:
+    """While our processes start: a first sale then finds warm brokers. Only speed depends on it."""
+    if settings.warm_up_s:
+        try:
+            await warm_up(settings, settings.warm_up_s)
+        except (KafkaError, TimeoutError) as error:
+            get_logger().warning("the brokers were not warmed up", error=str(error))
 
 
 async def _provision(provision: Provision) -> None:

@@ -29,13 +29,13 @@ def setup() -> None:
     """
     import structlog
 
+    from infra.local.fast_start import make_fast_start
     from infra.local.jars import fetch_kafka
-    from infra.local.warmup import warm_up
 
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.WARNING))
     try:
         fetch_kafka(typer.echo)
-        warm_up(typer.echo)
+        make_fast_start(typer.echo)
     except StackError as error:
         fail(str(error))
 

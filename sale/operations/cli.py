@@ -33,6 +33,7 @@ app.add_typer(stock_app, name="stock")
 app.add_typer(operator_app, name="operator")
 app.add_typer(sale_app, name="sale")
 
+LONGEST_WARM_UP_S = 300
 ProductArgument = Annotated[int, typer.Argument(min=1, max=options.LARGEST_INTEGER, metavar="ID")]
 
 
@@ -66,6 +67,28 @@ def deploy(as_json: Json = False) -> None:
         report({"product_id": product.id, "opened": opened is not None}, text, as_json)
 
     run_command(main)
+
+
+@app.command()
+def warm(
+    seconds: Annotated[float, typer.Option("--seconds", min=0.1, max=LONGEST_WARM_UP_S, help="For so long.")] = 10.0,
+    as_json: Json = False,
+) -> None:
+    """Warm up the Kafka brokers shortly before a sale: write and read a scratch topic, then delete it.
+
+    A broker that has just started is slow for its first thousand requests. `thrones up` warms up a local stack by itself.
+
+    Example: thrones warm --seconds 20
+    """
+    from infra.kafka.warming import SCRATCH, warm_up
+    from infra.settings import get_settings
+
+    async def main() -> None:
+        records = await warm_up(get_settings(), seconds)
+        text = f"wrote and read {records:,} records of a scratch topic, {SCRATCH.name}, and deleted it"
+        report({"records": records, "seconds": seconds}, text, as_json)
+
+    run_command(main, asks={Server.KAFKA})
 
 
 Currency = Annotated[
