@@ -54,13 +54,14 @@ def micro(what: str, seconds: Sequence[float], operations: int) -> Micro:
 async def measure(rounds: int) -> list[Micro]:
     """Start separate servers in a temporary directory; they end with this process at the latest."""
     with tempfile.TemporaryDirectory(prefix="thrones-micro-") as folder:
-        async with _servers(Path(folder)) as stores:
+        async with servers(Path(folder)) as stores:
             desk = SettlementDesk(stores.pool, Inventory(stores.redis), stores.publisher)
             return [*_pure(rounds), *await _batches(stores, desk, rounds)]
 
 
 @asynccontextmanager
-async def _servers(folder: Path) -> AsyncIterator[Stores]:
+async def servers(folder: Path) -> AsyncIterator[Stores]:
+    """Separate servers in `folder`, with a product on sale; deleted at the end."""
     saved = dict(os.environ)
     try:
         os.environ.update(await asyncio.to_thread(start_servers, folder, tied=True))
@@ -133,7 +134,7 @@ async def _batches(stores: Stores, desk: SettlementDesk, rounds: int) -> list[Mi
         return result
 
     for number in range(rounds + 1):
-        events = await timed("reserve.lua", _reserve(inventory))
+        events = await timed("reserve.lua", reserve(inventory))
         assert isinstance(events, list)
         await timed("stage batch, place_orders", place_rows(stores.pool, events, vouched=False))
         await timed("settle: settle_orders, settle.lua, publish", desk.settle([_verdict(event) for event in events]))
@@ -147,14 +148,18 @@ async def _batches(stores: Stores, desk: SettlementDesk, rounds: int) -> list[Mi
     return [micro(f"{what} ({BATCH} together)", seconds, BATCH) for what, seconds in taken.items()]
 
 
-async def _reserve(inventory: Inventory) -> list[OrderPlaced]:
-    wishes = [
+async def reserve(inventory: Inventory) -> list[OrderPlaced]:
+    """One batch."""
+    answers = await asyncio.gather(*(inventory.reserve(wish) for wish in wishes()))
+    events = [decode(answer.value) for answer in answers if isinstance(answer, Held)]
+    return [event for event in events if isinstance(event, OrderPlaced)]
+
+
+def wishes() -> list[Reservation]:
+    return [
         Reservation(new_order_id(), UserId(number + 1), PRODUCT.id, 1, PRODUCT.price_cents, PRODUCT.currency)
         for number in range(BATCH)
     ]
-    answers = await asyncio.gather(*(inventory.reserve(wish) for wish in wishes))
-    events = [decode(answer.value) for answer in answers if isinstance(answer, Held)]
-    return [event for event in events if isinstance(event, OrderPlaced)]
 
 
 def _verdict(event: OrderPlaced) -> Verdict:

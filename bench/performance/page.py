@@ -1,11 +1,12 @@
 """Makes the generated parts of docs/performance.md and docs/performance-details.md from a report. Pure."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from bench.tally import Percentiles
 
 from . import cpu
 from .figures import GOALS, shown, verdict
+from .limits import LIMITS, limit_of, orders_per_s
 from .report import BacklogPoint, CpuTable, GeneratorNote, Report
 from .table import table
 
@@ -34,6 +35,7 @@ def summary(report: Report) -> str:
     return _joined(
         _made_on(report),
         _figures(report),
+        _section("### What this machine can do today", _limits(report.limits)),
         _section("### Delays, ms", _latencies(report.latencies)),
         _books(report),
         *(f"NOT MEASURED: {failure}" for failure in report.failures),
@@ -76,11 +78,26 @@ def _figures(report: Report) -> str:
         bound = f"{'>=' if goal.at_least else '<='} {shown(goal.bound)} {goal.unit}".strip()
         figure, word = report.figures.get(key), verdict(key, report.figures)
         if figure is None:
-            rows.append((goal.what, bound, "-", "-", word))
+            rows.append((goal.what, bound, "-", "-", "-", word))
             continue
         said = f"**{word}**" if word == "missed" else word
-        rows.append((goal.what, bound, shown(figure.median), _from_to(figure.values), said))
-    return table(("Figure", "Goal", "Median", "From to (runs)", "Goal is"), rows)
+        share = _share(figure.median, limit_of(key, report.limits))
+        rows.append((goal.what, bound, shown(figure.median), share, _from_to(figure.values), said))
+    return table(("Figure", "Goal", "Median", "Of its limit", "From to (runs)", "Goal is"), rows)
+
+
+def _share(value: float, limit: float | None) -> str:
+    return f"{value / limit:.0%}" if limit else "-"
+
+
+def _limits(limits: Mapping[str, float]) -> str:
+    rows = []
+    for name, limit in LIMITS.items():
+        if name in limits:
+            orders = orders_per_s(name, limits[name])
+            needed = str(limit.an_order) if limit.an_order else "-"
+            rows.append((limit.what, shown(limits[name]), needed, shown(orders) if orders else "-"))
+    return table(("Part, alone", "A second", "An order needs", "Enough for orders/s"), rows)
 
 
 def _from_to(values: Sequence[float]) -> str:

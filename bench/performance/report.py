@@ -80,6 +80,7 @@ class Report(msgspec.Struct):
     backlogs: list[BacklogPoint] = []
     burst: list[Sample] = []
     micro: list[Micro] = []
+    limits: dict[str, float] = {}  # what each part can do alone, a second; see limits.py
     generators: list[GeneratorNote] = []
     books: list[BooksNote] = []
     failures: list[str] = []  # failed measurements with the reason

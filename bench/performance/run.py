@@ -9,7 +9,20 @@ from pathlib import Path
 
 from bench import micro, run_card
 
-from . import arrivals, backlog, burst, cold, delay, members, overload, profiles, pushes, stock_stream, sustained
+from . import (
+    arrivals,
+    backlog,
+    burst,
+    cold,
+    delay,
+    limits,
+    members,
+    overload,
+    profiles,
+    pushes,
+    stock_stream,
+    sustained,
+)
 from .report import Report
 from .size import Size
 from .stack import FAIR, Stack, own_stack_running
@@ -46,9 +59,9 @@ CHAPTERS = (
     Chapter({"backlog": backlog.measure}, settings={"MAX_HELD": "4000000"}),
     Chapter({"profiles": profiles.measure}),
 )
-MICRO = "micro"
+MICRO, LIMITS = "micro", "limits"
 WARM_UP_RATE = 800.0
-NAMES = [*(name for chapter in CHAPTERS for name in chapter.measures), MICRO]
+NAMES = [*(name for chapter in CHAPTERS for name in chapter.measures), MICRO, LIMITS]
 
 
 def wanted(size: Size, only: frozenset[str]) -> frozenset[str]:
@@ -75,6 +88,9 @@ async def run(size: Size, state_dir: Path, only: frozenset[str] = frozenset()) -
     if MICRO in names:
         say(started_s, MICRO)
         await _attempt(MICRO, _micro(report, size), report)
+    if LIMITS in names:
+        say(started_s, LIMITS)
+        await _attempt(LIMITS, _limits(report, state_dir), report)
     report.seconds = round(time.monotonic() - started_s, 1)
     return report
 
@@ -89,6 +105,10 @@ async def _warm_up(stack: Stack, seconds: float) -> None:
 
 async def _micro(report: Report, size: Size) -> None:
     report.micro = await micro.measure(size.micro_rounds)
+
+
+async def _limits(report: Report, state_dir: Path) -> None:
+    report.limits = await limits.measure(state_dir)
 
 
 async def _attempt(name: str, measuring: Awaitable[None], report: Report) -> None:

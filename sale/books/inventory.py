@@ -13,6 +13,7 @@ from msgspec import UNSET
 from infra.pace import Pace
 from infra.redis.client import Redis
 from infra.redis.pipeliner import Pipeliner
+from infra.redis.trips import Argument
 from sale.books import entry, key_record, keys
 from sale.books.read_model import steps_text
 from sale.books.run import present_run
@@ -119,25 +120,9 @@ class Inventory:
 
     async def reserve(self, reservation: Reservation) -> Held | Known | Refused:
         """Reserve units, or return why not. Idempotent by key. After RedisError it is unknown whether units were reserved."""
-        product, head = reservation.product_id, _placed_head(reservation)
-        reply = await self._scripts.call(
-            "reserve",
-            _reserve_keys(reservation),
-            reservation.order_id,
-            reservation.user_id,
-            reservation.quantity,
-            reservation.body,
-            head,
-            reservation.unit_price_cents,
-            reservation.currency,
-            KEY_LIFETIME_MS,
-            FIRST_CHECK_MS,
-            product,
-            "" if reservation.accepted_at_ms is None else reservation.accepted_at_ms,
-            *self._seen.get(product, NOTHING_SEEN),
-            key_record.short(reservation.order_id),
-            reservation.most_declines,
-        )
+        product, head = reservation.product_id, placed_head_for(reservation)
+        keys_of, arguments = reserve_call(reservation, head, self._seen.get(product, NOTHING_SEEN))
+        reply = await self._scripts.call("reserve", keys_of, *arguments)
         answer = _reserve_answer(reservation, head, reply)
         if not isinstance(answer, Known):
             self._record_seen(product, answer.epoch, answer.version)
@@ -207,11 +192,33 @@ class Inventory:
         return await present_run(self.redis)
 
 
+def reserve_call(
+    reservation: Reservation, head: bytes, seen: tuple[int, int] = NOTHING_SEEN
+) -> tuple[tuple[str, ...], tuple[Argument, ...]]:
+    """KEYS and ARGV of reserve.lua. `head`: from `placed_head_for`."""
+    return _reserve_keys(reservation), (
+        reservation.order_id,
+        reservation.user_id,
+        reservation.quantity,
+        reservation.body,
+        head,
+        reservation.unit_price_cents,
+        reservation.currency,
+        KEY_LIFETIME_MS,
+        FIRST_CHECK_MS,
+        reservation.product_id,
+        "" if reservation.accepted_at_ms is None else reservation.accepted_at_ms,
+        *seen,
+        key_record.short(reservation.order_id),
+        reservation.most_declines,
+    )
+
+
 def _settle_keys(product: ProductId) -> tuple[str, ...]:
     return (keys.stock(product), keys.held(product), keys.due(product), keys.buyers(product), keys.declined(product))
 
 
-def _placed_head(reservation: Reservation) -> bytes:
+def placed_head_for(reservation: Reservation) -> bytes:
     return entry.placed_head(
         entry.PlacedHead(
             order_id=reservation.order_id,

@@ -1,6 +1,7 @@
 """What `make bench` decides and writes, without measuring: verdicts, the search for a rate, delays, pages, CPU of processes."""
 
 import asyncio
+import json
 import os
 import subprocess
 import sys
@@ -11,11 +12,13 @@ from typing import Any
 import msgspec
 import pytest
 
+from bench import buyers
 from bench.performance import cpu, quota
 from bench.performance.__main__ import FOLDER, JSON, SizeName
 from bench.performance.delay import own_delay_ms
 from bench.performance.figures import GOALS, Figure, shown, verdict
 from bench.performance.ladder import Tried, best, next_rate
+from bench.performance.limits import LIMITS, empty_gateway, limit_of, orders_per_s
 from bench.performance.members import linearity
 from bench.performance.overload import bad_answers, recovery_s
 from bench.performance.page import details, summary, tables
@@ -38,6 +41,7 @@ from bench.performance.stock_stream import delays_ms
 from bench.performance.stream_clients import READ_INTERVAL_S, READY, Seen, Watch
 from bench.performance.sustained import is_sustained
 from bench.performance.table import BEGIN, END, put_generated
+from bench.plan import Plan
 from bench.tally import Percentiles, Result, Tally, summarise
 from infra.supervision import registry
 from schemas.events import OrderStatusChanged
@@ -59,6 +63,7 @@ def full_report() -> Report:
         notes={"burst 1: drained/s": 700.0},
         members=[MembersPoint("order-stage", members, 0.05, [250.0 * members]) for members in (1, 2, 4)],
         backlogs=[BacklogPoint(orders, 700.0, costs, 12.0) for orders in (10_000, 100_000)],
+        limits=dict.fromkeys(LIMITS, 12_000.0),
         burst=[Sample(float(second), 1_000 * second, 500 * second) for second in range(5)],
         generators=[GeneratorNote("burst 1", 3_000, 2_990, 0.1, 0.4, 1, {"202": 45_000})],
         books=[BooksNote("burst 1", 45_000, True, [])],
@@ -78,7 +83,30 @@ def test_one_bad_run_of_five_does_not_decide_but_is_shown() -> None:
     figure = Figure([5_100, 5_050, 900, 5_200, 5_150])
     assert figure.median == 5_100
     assert verdict("burst_accepted", {"burst_accepted": figure}) == "met"
-    assert "| 5,100 | 900 to 5,200 (5) | met |" in tables(Report(size="bench", figures={"burst_accepted": figure}))
+    assert "| 5,100 | - | 900 to 5,200 (5) | met |" in tables(Report(size="bench", figures={"burst_accepted": figure}))
+
+
+def test_a_figure_with_a_natural_limit_shows_its_share_of_it() -> None:
+    """The burst against empty answers; sustained orders against the part that carries the fewest of them."""
+    limits = {"answers": 6_000.0, "reservations": 20_000.0, "produced": 60_000.0, "rows": 6_000.0, "fsyncs": 100.0}
+    assert limit_of("burst_accepted", limits) == 6_000
+    assert limit_of("sustained", limits) == orders_per_s("rows", 6_000.0) == 3_000
+    assert limit_of("own_p50", limits) is None
+    assert limit_of("sustained", {}) is None
+    figures = {"burst_accepted": Figure([5_100]), "sustained": Figure([2_400]), "own_p50": Figure([11])}
+    text = tables(Report(size="bench", figures=figures, limits=limits))
+    for row in ("| 5,100 | 85% | - | met |", "| 2,400 | 80% | - | met |", "| 11 | - | - | met |"):
+        assert row in text
+    assert f"| {LIMITS['rows'].what} | 6,000 | 2 | 3,000 |" in text
+
+
+async def test_the_empty_gateway_answers_what_the_load_client_accepts(tmp_path: Path) -> None:
+    tokens = tmp_path / "tokens.json"
+    tokens.write_text(json.dumps(["h.eyJzdWIiOiIxIn0.s"]))
+    async with empty_gateway(2) as url:
+        result = await buyers.run(Plan(base_url=url, tokens=str(tokens), mode="closed", connections=4, seconds=0.3))
+    assert result.answers.keys() == {"202"}
+    assert not result.bad_answers
 
 
 @pytest.mark.parametrize(("value", "text"), [(0, "0"), (0.254, "0.25"), (3, "3"), (11.4, "11"), (3_123.4, "3,123")])
