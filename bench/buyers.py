@@ -11,7 +11,9 @@ import secrets
 import sys
 import tempfile
 import time
+from collections.abc import Callable, Sequence
 from enum import StrEnum
+from functools import partial
 from pathlib import Path
 from typing import Annotated, NamedTuple
 
@@ -19,11 +21,15 @@ import msgspec
 import typer
 
 from infra.commands import SingleCommand
+from infra.scheduling import lower_priority
 
 from .generator import generate, load_users
 from .plan import Plan, Share
 from .tally import Result, Tally, show, summarise
 
+Watch = Callable[[Sequence[Tally]], object]
+
+SHOW_INTERVAL_S = 0.25
 START_AFTER_S = 0.1  # from the start signal until the generator processes begin
 LOAD_TIMEOUT_S = 60.0
 REST_S = 120.0  # beyond the plan's own times, for the last answers and followed orders
@@ -42,31 +48,45 @@ async def run(plan: Plan, stop: asyncio.Event | None = None) -> Result:
 
     It always waits for outstanding answers. When cancelled, it ends the processes at once.
     """
+    return summarise(plan.mode, await tallies(plan, stop))
+
+
+async def tallies(plan: Plan, stop: asyncio.Event | None = None, watch: Watch | None = None) -> list[Tally]:
+    """As `run`, but one tally a process. `watch` gets them meanwhile, as far as they are, if the plan is `live`."""
     run_name = secrets.token_hex(5)
     shares = [Share(plan=plan, index=index, run=run_name) for index in range(plan.processes)]
     with tempfile.TemporaryDirectory(prefix="tallies-", ignore_cleanup_errors=True) as folder:
-        return summarise(plan.mode, await _generate(plan, shares, Path(folder), stop))
+        return await _generate(plan, shares, Path(folder), stop, watch)
 
 
-async def _generate(plan: Plan, shares: list[Share], folder: Path, stop: asyncio.Event | None) -> list[Tally]:
+async def _generate(
+    plan: Plan, shares: list[Share], folder: Path, stop: asyncio.Event | None, watch: Watch | None
+) -> list[Tally]:
     files = [folder / f"{share.index}.json" for share in shares]
-    processes = [await _start(file) for file in files]
-    stopping: asyncio.Task[None] | None = None
+    processes = [await _start(file, plan.niceness) for file in files]
+    beside: list[asyncio.Task[None]] = []
     try:
         async with asyncio.timeout(LOAD_TIMEOUT_S):
             await asyncio.gather(*(_load(process, share) for process, share in zip(processes, shares, strict=True)))
         starts_at_s = time.time() + START_AFTER_S
         async with asyncio.timeout(plan.seconds + plan.follow_s + REST_S):
-            stopping = asyncio.create_task(_stop_with(stop, processes))
+            beside = [asyncio.create_task(_stop_with(stop, processes)), asyncio.create_task(_show(files, watch))]
             return await asyncio.gather(
                 *(_generate_apart(process, starts_at_s, file) for process, file in zip(processes, files, strict=True))
             )
     finally:
-        if stopping is not None:
-            stopping.cancel()
+        for task in beside:
+            task.cancel()
         for process in processes:
             if process.returncode is None:
                 process.kill()
+
+
+async def _show(files: list[Path], watch: Watch | None) -> None:
+    """Until cancelled."""
+    while watch is not None:
+        await asyncio.sleep(SHOW_INTERVAL_S)
+        watch([_tally(file) for file in files if file.exists()])
 
 
 async def _stop_with(stop: asyncio.Event | None, processes: list[asyncio.subprocess.Process]) -> None:
@@ -77,14 +97,18 @@ async def _stop_with(stop: asyncio.Event | None, processes: list[asyncio.subproc
                 process.terminate()
 
 
-async def _start(file: Path) -> asyncio.subprocess.Process:
-    """Start one. It writes its tally to a file: through a pipe, a megabyte was truncated once in some hundred runs."""
+async def _start(file: Path, niceness: int) -> asyncio.subprocess.Process:
+    """Start one, of lower priority in a session of its own.
+
+    It writes its tally to a file: through a pipe, a megabyte was truncated once in some hundred runs.
+    """
     return await asyncio.create_subprocess_exec(
         sys.executable,
         "-m",
         "bench.buyers",
         GENERATE,
         str(file),
+        start_new_session=niceness > 0,
         cwd=Path(__file__).parent.parent,
         stdin=asyncio.subprocess.PIPE,
         stdout=asyncio.subprocess.PIPE,
@@ -111,14 +135,24 @@ def _tally(file: Path) -> Tally:
     return msgspec.json.decode(file.read_bytes(), type=Tally)
 
 
+def _write(file: Path, tally: Tally) -> None:
+    """Who reads the file sees a whole tally."""
+    new = file.with_suffix(".new")
+    new.write_bytes(msgspec.json.encode(tally))
+    new.rename(file)
+
+
 def _run_generator(file: Path) -> None:
     """Read a share from standard input, write `READY`, read the starting time, run, and write the tally to the file."""
     share = msgspec.json.decode(sys.stdin.buffer.readline(), type=Share)
+    if share.plan.niceness:
+        lower_priority(share.plan.niceness)
     users = load_users(Path(share.plan.tokens), share)
     sys.stdout.buffer.write(READY)
     sys.stdout.buffer.flush()
     starts_at_s = msgspec.json.decode(sys.stdin.buffer.readline(), type=float)
-    file.write_bytes(msgspec.json.encode(generate(share, users, starts_at_s)))
+    write = partial(_write, file)
+    write(generate(share, users, starts_at_s, write if share.plan.live else None))
 
 
 OWN_PORT = f"http://127.0.0.1:{os.environ.get('PORT', '8080')}"

@@ -10,7 +10,7 @@ import itertools
 import random
 import signal
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -21,7 +21,9 @@ from infra.keep_alive import Answer
 from .client_log import Answered, ClientLog
 from .connections import Connections, NoAnswer, Unreachable
 from .plan import Plan, Share, pieces
-from .tally import Tally
+from .tally import Followed, Tally
+
+Show = Callable[[Tally], object]
 
 FLUSH_INTERVAL_S = 0.25
 SOLD_OUT_PAUSE_S = 0.25  # a buyer in a sell-out retries after about this time
@@ -79,8 +81,8 @@ def _subject(token: str) -> int:
 class Generator:
     """Runs one share."""
 
-    def __init__(self, share: Share, users: list[User], starts_at_s: float) -> None:
-        """`starts_at_s`: epoch seconds, the same for all processes of a run."""
+    def __init__(self, share: Share, users: list[User], starts_at_s: float, show: Show | None = None) -> None:
+        """`starts_at_s`: epoch seconds, the same for all processes of a run. `show` gets the tally so far."""
         self._share = share
         self._plan: Plan = share.plan
         self._random = random.Random(None if share.plan.seed is None else share.plan.seed * 1_000 + share.index)
@@ -88,7 +90,8 @@ class Generator:
         self._starts_at_s = starts_at_s
         self._ends_s = 0.0
         self._log = ClientLog(share.plan.log)
-        self.tally = Tally()  # live: the demo shows it
+        self._show = show
+        self.tally = Tally()
         self._connections = Connections(share.plan.base_url, self._at_once)
         # Separate, so that following orders and buying do not wait for each other.
         self._status_connections = Connections(share.plan.base_url, share.plan.followers)
@@ -128,6 +131,8 @@ class Generator:
         while True:
             await asyncio.sleep(FLUSH_INTERVAL_S)
             self._log.flush()
+            if self._show is not None and self.tally.arrivals:  # before, its first moment is no number that JSON knows
+                self._show(self.tally)
 
     def end(self) -> None:
         """No more arrivals from now on."""
@@ -262,7 +267,7 @@ class Generator:
         self._check(reply, answer)
         if status == 202:
             self._record(wish, at_s, "A", reply, "", answer.order_id)
-            self._record_order(wish, answer.order_id)
+            self._record_order(wish, answer.order_id, at_s)
             return "202", None
         code = answer.code or ""
         self._record(wish, at_s, "U" if status in UNKNOWN_STATUSES else "R", reply, code, answer.order_id)
@@ -314,7 +319,7 @@ class Generator:
             )
         )
 
-    def _record_order(self, wish: Wish, order: str | None) -> None:
+    def _record_order(self, wish: Wish, order: str | None, at_s: float) -> None:
         if order is None:
             return
         self._last_accepted_s = time.monotonic()
@@ -325,22 +330,22 @@ class Generator:
             return
         self.tally.orders += 1
         if self._random.random() < self._plan.follow:
-            task = asyncio.create_task(self._follow(wish.user, order))
+            task = asyncio.create_task(self._follow(wish.user, order, at_s))
             self._followers.add(task)
             task.add_done_callback(self._followers.discard)
 
-    async def _follow(self, user: User, order: str) -> None:
+    async def _follow(self, user: User, order: str, at_s: float) -> None:
         accepted_s = time.monotonic()
         until_s = accepted_s + self._plan.follow_s
-        shown = ""
         while time.monotonic() < until_s:
             status = await self._status(user, order)
-            self.tally.shown[shown] -= 1
-            shown = status or shown
-            self.tally.shown[shown] += 1
             if status in TERMINAL:
-                self.tally.shown[shown] -= 1
-                self.tally.completed_ms.append(round((time.monotonic() - accepted_s) * 1000, 1))
+                ended_s = time.monotonic()
+                self.tally.completed_ms.append(round((ended_s - accepted_s) * 1000, 1))
+                times_ms = [
+                    round((moment_s + self._clock_offset_s) * 1000, 1) for moment_s in (at_s, accepted_s, ended_s)
+                ]
+                self.tally.followed.append(Followed(order, *times_ms))
                 self.tally.ends[status] += 1
                 return
         self.tally.ends["not ended"] += 1
@@ -367,12 +372,12 @@ class Generator:
             await asyncio.gather(*self._followers)
 
 
-def generate(share: Share, users: list[User], starts_at_s: float) -> Tally:
+def generate(share: Share, users: list[User], starts_at_s: float, show: Show | None = None) -> Tally:
     """Run a share in this process, on uvloop."""
     import uvloop
 
     async def main() -> Tally:
-        generator = Generator(share, users, starts_at_s)
+        generator = Generator(share, users, starts_at_s, show)
         asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, generator.end)
         return await generator.run()
 

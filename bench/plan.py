@@ -38,6 +38,8 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     quiet_s: float = 3.0
     log: str | None = None  # file: one JSON line per answer, appended
     processes: int = 1
+    niceness: int = 0  # CPU priority of the processes, so that what they load comes first
+    live: bool = False  # their tallies can be read meanwhile
     seed: int | None = None
 
 

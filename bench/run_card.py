@@ -43,14 +43,27 @@ SETTINGS = (
 )
 
 
-class RunCard(msgspec.Struct, frozen=True, kw_only=True):
-    """Taken before the run, on the machine of the load generator, which also runs the stack."""
+QUIET_LOAD = 1.0  # runnable processes per core in the last minute
 
-    at: str
+
+class Machine(msgspec.Struct, frozen=True, kw_only=True):
     cpu: str
     cores: int
     memory_gb: float
     load_before: float  # runnable processes, mean over the last minute
+
+    @property
+    def quiet(self) -> bool:
+        return self.load_before <= QUIET_LOAD * self.cores
+
+    def __str__(self) -> str:
+        return f"{self.cpu}, {self.cores} cores, {self.memory_gb} GB, load before {self.load_before}"
+
+
+class RunCard(Machine, frozen=True, kw_only=True):
+    """Taken before the run, on the machine of the load generator, which also runs the stack."""
+
+    at: str
     system: str
     python: str
     commit: str | None
@@ -61,16 +74,28 @@ class RunCard(msgspec.Struct, frozen=True, kw_only=True):
     weather: dict[str, Any] | None  # of the mock payment gateway
 
 
+def machine() -> Machine:
+    return Machine(
+        cpu=_cpu(),
+        cores=os.cpu_count() or 0,
+        memory_gb=round(psutil.virtual_memory().total / 2**30, 1),
+        load_before=round(os.getloadavg()[0], 1),
+    )
+
+
+def stolen_share(before: Any, after: Any) -> float:
+    """The share of the CPU time between two `psutil.cpu_times()` that the host gave to other machines."""
+    steal = getattr(after, "steal", 0.0) - getattr(before, "steal", 0.0)
+    return float(max(0.0, steal) / max(0.01, sum(after) - sum(before)))
+
+
 def take() -> RunCard:
     """Raises OwnStackFailed if there is no local stack."""
     env = json.loads(thrones("env", "--json"))
     rows = json.loads(thrones("status", "--json"))
     return RunCard(
         at=datetime.now(UTC).isoformat(timespec="seconds"),
-        cpu=_cpu(),
-        cores=os.cpu_count() or 0,
-        memory_gb=round(psutil.virtual_memory().total / 2**30, 1),
-        load_before=round(os.getloadavg()[0], 1),
+        **msgspec.structs.asdict(machine()),
         system=f"{platform.system()} {platform.release()}",
         python=platform.python_version(),
         commit=_git("rev-parse", "--short=12", "HEAD"),
@@ -128,7 +153,7 @@ def _weather(url: str) -> dict[str, Any] | None:
 def show(card: RunCard) -> list[str]:
     processes = ", ".join(f"{count} {role}" for role, count in sorted(card.processes.items()))
     return [
-        f"  {card.at}, {card.cpu}, {card.cores} cores, {card.memory_gb} GB, load before {card.load_before}",
+        f"  {card.at}, {card}",
         f"  commit {card.commit or '-'}{' with changes' if card.uncommitted else ''}, Python {card.python}, {card.system}",
         "  " + ", ".join(f"{name} {found}" for name, found in card.versions.items()),
         f"  running: {processes}",

@@ -9,6 +9,15 @@ import msgspec
 from schemas.limits import SLOWEST_ANSWER_MS
 
 
+class Followed(msgspec.Struct, frozen=True):
+    """An order that its buyer saw to the end. Times are ms since 1970; `clicked_ms` is the intended time of the click."""
+
+    order: str
+    clicked_ms: float
+    accepted_ms: float
+    ended_ms: float
+
+
 class Tally(msgspec.Struct):
     """Raw observations of one generator process. Latencies are ms from the intended time of the request."""
 
@@ -24,7 +33,7 @@ class Tally(msgspec.Struct):
     outcomes: dict[str, int] = msgspec.field(default_factory=Counter)  # A, U, R
     answers: dict[str, int] = msgspec.field(default_factory=Counter)  # "status code"
     ends: dict[str, int] = msgspec.field(default_factory=Counter)  # followed orders: terminal status, or "not ended"
-    shown: dict[str, int] = msgspec.field(default_factory=Counter)  # followed orders under way: the status they show
+    followed: list[Followed] = []
     orders: int = 0  # different order ids that got 202
     two_orders: list[str] = []  # keys whose 202s named different orders: must stay empty
     bad_answers: list[str] = []  # forbidden answers: 500s, 429 or 503 without Retry-After, ...

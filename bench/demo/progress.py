@@ -11,7 +11,7 @@ from rich.console import Console, RenderableType
 from rich.live import Live
 
 from infra.supervision.registry import live_rows
-from schemas.order_state import Status
+from schemas.order_state import TERMINAL, Status
 
 from .sale_tally import SaleTally, at, milliseconds
 from .view import WIDTH, RateSeries, screen
@@ -20,7 +20,7 @@ LIVE_INTERVAL_S = 0.25
 LINE_INTERVAL_S = 1.0
 MEMBERS_INTERVAL_S = 2.0
 FONTS_FROM_AFAR = re.compile(r"@font-face \{.*?\}\s*", re.DOTALL)  # a picture loads nothing when it is looked at
-TELLING = 0.6  # a picture of the sale is taken when this share of the units has been accepted
+TELLING = 0.6  # a picture of the sale is taken when so many orders have ended, as a share of the units
 
 
 class LiveView:
@@ -28,15 +28,13 @@ class LiveView:
 
     def __init__(self, tally: SaleTally, units: int, console: Console) -> None:
         self._tally, self._units, self._console = tally, units, console
-        self._started = time.monotonic()
         self._rates = RateSeries()
         self._members = live_rows()
-        self._members_at = self._started
+        self._members_at = time.monotonic()
         self._telling: RenderableType | None = None
 
     async def show(self) -> None:
         """Until cancelled; what stands at the end is shown once more."""
-        self._started = time.monotonic()
         if self._console.is_terminal:
             with Live(self._screen(), console=self._console, auto_refresh=False) as live:
                 await _repeat(LIVE_INTERVAL_S, lambda: live.update(self._screen(), refresh=True))
@@ -52,14 +50,15 @@ class LiveView:
 
     @property
     def _elapsed_s(self) -> float:
-        return time.monotonic() - self._started
+        """Since the first click."""
+        return max(0.0, time.time() - self._tally.clients.first_s)
 
     def _screen(self) -> RenderableType:
         now = time.monotonic()
         if now - self._members_at > MEMBERS_INTERVAL_S:
             self._members, self._members_at = live_rows(), now
         view = screen(self._tally, self._units, self._elapsed_s, self._rates, self._members)
-        if self._telling is None and self._tally.accepted >= TELLING * self._units:
+        if self._telling is None and self._tally.with_status(*TERMINAL) >= TELLING * self._units:
             self._telling = view
         return view
 
@@ -84,9 +83,9 @@ def _facts(tally: SaleTally) -> list[tuple[str, str]]:
         ("stock", "?" if tally.stock is None else str(tally.stock)),
         ("accepted", str(tally.accepted)),
         ("sold out", str(tally.refused["sold_out"])),
-        ("confirmed", str(tally.ended(Status.CONFIRMED))),
-        ("declined", str(tally.ended(Status.PAYMENT_FAILED))),
-        ("unknown", str(tally.unknown)),
+        ("confirmed", str(tally.with_status(Status.CONFIRMED))),
+        ("declined", str(tally.with_status(Status.PAYMENT_FAILED))),
+        ("unknown", str(tally.with_status(Status.NEEDS_RECONCILIATION))),
         ("own p50", milliseconds(own[50])),
         ("own p95", milliseconds(own[95])),
     ]

@@ -1,17 +1,19 @@
 """`thrones demo`: a sale of 1,000 units to 3,000 buyers on a running stack, its audit and a summary."""
 
 import asyncio
-import time
-from collections.abc import Awaitable, Callable
+import tempfile
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 
 import aiohttp
 import msgspec
+import psutil
 from rich.console import Console
 
-from bench.generator import Generator, users_of
-from bench.plan import Plan, Share
+from bench import buyers, run_card
+from bench.plan import Plan
+from bench.tally import Tally
 from infra.lifecycle import background
 from infra.settings import SigningSettings
 from sale.books.books import Books
@@ -23,12 +25,15 @@ from schemas.ids import ProductId
 from .people import tokens
 from .progress import LiveView
 from .sale_tally import SaleTally
-from .summary import AuditedSale, figures, passed, summary
-from .watchers import EndsOnTheLog, watch_stock
+from .summary import AuditedSale, Conditions, figures, passed, show
+from .watchers import OrdersOnTheLog, watch_stock
 
 BUYERS = 3_000
 UNITS = 1_000
-CLICKS_WITHIN_S, RUSH_AT_S = 12.0, 2.5  # at its height about 600 requests/s, second clicks included
+CLICKS_WITHIN_S, RUSH_AT_S = 3.0, 0.5  # at its height about 2,400 requests/s, second clicks included
+CONNECTIONS = 512
+FOLLOWED, LONG_POLLS = 0.25, 400  # of the orders; more places than there are followed ones
+NICENESS = 5  # the sale comes first
 DOUBLE_CLICKERS = 0.2
 PATIENT = 0.1
 PATIENT_UNTIL_S = 18.0
@@ -38,7 +43,7 @@ IDLE_S = 8.0  # of a kept connection: below the gateway's 10 s
 SALE_TIMEOUT_S = 60.0
 AUDIT_WAIT_S = 60.0
 DOORS_S = 1.0  # watchers are in before the first click
-LAST_RECORDS_S = 1.0  # what buyers have seen ended may still be on its way to the tail of the log
+POLL_INTERVAL_S = 0.1
 
 
 Audit = Callable[[SigningSettings, ProductId, float], Awaitable[AuditedSale]]
@@ -56,7 +61,8 @@ async def demo(
     `picture` gets the live view as it stood in mid-sale, terminal or not. `as_json`: the figures on standard output, while
     `console` shows the sale.
     """
-    url = _url(settings)
+    url, machine = _url(settings), run_card.machine()
+    console.print(f"On {machine}", highlight=False, soft_wrap=True)
     connector = aiohttp.TCPConnector(limit=0, keepalive_timeout=IDLE_S)
     timeout = aiohttp.ClientTimeout(total=30)
     async with aiohttp.ClientSession(connector=connector, timeout=timeout) as session:
@@ -66,18 +72,20 @@ async def demo(
             await operations.deploy(stores)
             product = await _product(stores)
             console.print(f"{UNITS} units of product {product}, {BUYERS} buyers: preparing", highlight=False)
-            buyers = await tokens(session, url, stores.pool, settings, BUYERS)
+            buying = await tokens(session, url, stores.pool, settings, BUYERS)
         tally = SaleTally(buyers=BUYERS)
         progress = LiveView(tally, UNITS, console)
-        took_s = await _hold(settings, session, product, buyers, tally, progress)
+        before = psutil.cpu_times()
+        await _hold(settings, session, product, buying, tally, progress)
+        conditions = Conditions(machine, run_card.stolen_share(before, psutil.cpu_times()))
     if picture is not None:
         progress.save(picture)
     console.print("The audit: waiting for quiet, then reading every book", highlight=False)
     audited = await audit(settings, product, AUDIT_WAIT_S)
     if as_json:
-        print(msgspec.json.encode(figures(tally, audited, took_s)).decode())
+        print(msgspec.json.encode(figures(tally, audited, conditions)).decode())
     else:
-        console.print("\n" + summary(tally, audited, took_s, url), highlight=False, markup=False, soft_wrap=True)
+        show(console, tally, audited, conditions, url)
     return passed(tally, audited)
 
 
@@ -88,50 +96,64 @@ async def _hold(
     tokens_: list[str],
     tally: SaleTally,
     progress: LiveView,
-) -> float:
-    """The sale itself; how many seconds it took."""
+) -> None:
+    """The sale itself."""
     url = _url(settings)
-    log = EndsOnTheLog(settings, product, tally)
+    log = OrdersOnTheLog(settings, product, tally)
     await log.open()
     watching = [watch_stock(session, url, product, tally) for _ in range(WATCHERS)]
-    try:
-        async with background(*watching, log.run()):
-            await asyncio.sleep(DOORS_S)
-            async with background(progress.show()):
-                buyers = Generator(share_of(url, product), users_of(tokens_), time.time())
-                tally.clients = buyers.tally
-                started = time.monotonic()
-                with suppress(TimeoutError):
-                    async with asyncio.timeout(SALE_TIMEOUT_S):
-                        await buyers.run()
-                took_s = time.monotonic() - started
-                await asyncio.sleep(LAST_RECORDS_S)
-    finally:
-        await log.close()
-    return took_s
+    with tempfile.NamedTemporaryFile(prefix="tokens-", suffix=".json") as file:
+        file.write(msgspec.json.encode(tokens_))
+        file.flush()
+        try:
+            async with background(*watching, log.run()):
+                await asyncio.sleep(DOORS_S)
+                async with background(progress.show()):
+                    await _buy(plan_of(url, product, file.name), tally)
+        finally:
+            await log.close()
 
 
-def share_of(url: str, product: ProductId) -> Share:
-    """Most buyers come soon after the opening; some click twice, some stay when it is sold out."""
-    plan = Plan(
+async def _buy(plan: Plan, tally: SaleTally) -> None:
+    """Until every accepted order has ended, at most SALE_TIMEOUT_S."""
+
+    def watch(tallies: Sequence[Tally]) -> None:
+        if tallies:
+            [tally.clients] = tallies
+
+    with suppress(TimeoutError):
+        async with asyncio.timeout(SALE_TIMEOUT_S):
+            watch(await buyers.tallies(plan, watch=watch))
+            while tally.unended:  # noqa: ASYNC110 - the log's records come in batches
+                await asyncio.sleep(POLL_INTERVAL_S)
+
+
+def plan_of(url: str, product: ProductId, tokens_file: str) -> Plan:
+    """Most buyers come at once after the opening; some click twice, some stay when it is sold out.
+
+    Buying comes from a process of lower priority than the stack's, with a bounded number of connections. Of the orders a
+    quarter is followed, each by a long poll of its own: an order that waits for a free connection would look late.
+    """
+    return Plan(
         base_url=url,
-        tokens="",
+        tokens=tokens_file,
         mode="open",
         rate=BUYERS / CLICKS_WITHIN_S,
         seconds=CLICKS_WITHIN_S,
         peak_s=RUSH_AT_S,
-        connections=BUYERS,
+        connections=CONNECTIONS,
         products=(product,),
         double_clicks=DOUBLE_CLICKERS,
         retries=RETRIES,
         patient=PATIENT,
         patient_until_s=PATIENT_UNTIL_S,
-        follow=1.0,
+        follow=FOLLOWED,
         follow_s=SALE_TIMEOUT_S,
-        followers=BUYERS,
+        followers=LONG_POLLS,
         timeout_s=30.0,
+        niceness=NICENESS,
+        live=True,
     )
-    return Share(plan=plan, index=0, run=f"demo-{product}")
 
 
 def _url(settings: SigningSettings) -> str:

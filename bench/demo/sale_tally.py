@@ -1,12 +1,26 @@
-"""One sale so far: what the buyers' client counts, and what watchers and the log see."""
+"""One sale so far: what the buyers' client counts, what watchers see, and what the log says of each order."""
 
 from collections import Counter
 from dataclasses import dataclass, field
 
+from bench.order_ends import own_delay_ms
 from bench.tally import Tally, percentiles
+from schemas.events import OrderStatusChanged
 from schemas.order_state import TERMINAL, Status
 
 EXPECTED = {0, 202, 409, 429, 503, 504}  # 0: no answer
+
+
+@dataclass(slots=True)
+class LoggedOrder:
+    """Times are ms since 1970. `ended_ms` is the time at which the broker appended the end."""
+
+    status: Status = Status.QUEUED
+    stored_ms: int | None = None
+    started_ms: int | None = None
+    answered_ms: int | None = None
+    ended_ms: int | None = None
+    own_ms: float | None = None
 
 
 @dataclass(slots=True)
@@ -15,10 +29,30 @@ class SaleTally:
 
     buyers: int = 0
     clients: Tally = field(default_factory=Tally)
-    own_delay_ms: list[float] = field(default_factory=list)  # accepted to ended on the log, less the time of the charge
+    log: dict[str, LoggedOrder] = field(default_factory=dict)
     stock: int | None = None
     stock_updates: int = 0
     watchers: int = 0
+
+    def record(self, event: OrderStatusChanged, appended_ms: int) -> None:
+        """A record of the log. After the end of an order it changes nothing: a repeat is no news."""
+        order = self.log.setdefault(event.order_id, LoggedOrder())
+        if order.ended_ms is not None:
+            return
+        order.status = event.status
+        if event.status is Status.AWAITING_PAYMENT:
+            order.stored_ms = event.at_ms
+        elif event.status in TERMINAL:
+            order.started_ms, order.answered_ms = (
+                event.charge_started_at_ms or None,
+                event.charge_answered_at_ms or None,
+            )
+            order.ended_ms, order.own_ms = appended_ms, own_delay_ms(event, appended_ms)
+
+    @property
+    def own_delay_ms(self) -> list[float]:
+        """Accepted to ended on the log, less the time of the charge."""
+        return [order.own_ms for order in self.log.values() if order.own_ms is not None]
 
     @property
     def accepted(self) -> int:
@@ -34,22 +68,24 @@ class SaleTally:
                 found[code or status] += count
         return found
 
-    def ended(self, status: Status) -> int:
-        return self.clients.ends.get(status, 0)
+    def with_status(self, *statuses: Status) -> int:
+        return sum(order.status in statuses for order in self.log.values())
 
     @property
     def unended(self) -> int:
-        return self.accepted - sum(self.ended(status) for status in TERMINAL)
+        """The log may be ahead of the clients' tally."""
+        return max(0, self.accepted - self.with_status(*TERMINAL))
+
+    @property
+    def took_s(self) -> float:
+        """From the first click to the last order's end."""
+        last_ms = max((order.ended_ms for order in self.log.values() if order.ended_ms), default=0)
+        return max(0.0, last_ms / 1000 - self.clients.first_s)
 
     @property
     def without_unit(self) -> int:
         """Buyers who went home without an order."""
         return self.clients.arrivals - self.accepted
-
-    @property
-    def unknown(self) -> int:
-        """Orders whose payment is unknown, as their buyers see it."""
-        return self.clients.shown.get(Status.NEEDS_RECONCILIATION, 0)
 
     @property
     def doubled_orders(self) -> int:

@@ -12,7 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from infra.supervision.registry import ProcessRow
-from schemas.order_state import Status
+from schemas.order_state import TERMINAL, Status
 
 from .sale_tally import SaleTally, at, milliseconds
 
@@ -52,7 +52,7 @@ def screen(
     tally: SaleTally, units: int, elapsed_s: float, rates: RateSeries, members: Sequence[ProcessRow]
 ) -> RenderableType:
     """Everything at once, WIDTH columns wide."""
-    counts = {"accepted": tally.accepted, "refused": tally.refused.total(), "ended": len(tally.clients.completed_ms)}
+    counts = {"accepted": tally.accepted, "refused": tally.refused.total(), "ended": tally.with_status(*TERMINAL)}
     rates.add(elapsed_s, counts)
     halves = Columns([_panel("Orders", _funnel(tally)), _panel("Delays", _delays(tally))], padding=(0, 1))
     return Panel(
@@ -87,14 +87,14 @@ def _rates(rates: RateSeries) -> Table:
 
 def _funnel(tally: SaleTally) -> Table:
     table = Table.grid(padding=(0, 1))
-    confirmed, declined = tally.ended(Status.CONFIRMED), tally.ended(Status.PAYMENT_FAILED)
+    confirmed, declined = tally.with_status(Status.CONFIRMED), tally.with_status(Status.PAYMENT_FAILED)
     rows = [
         ("clicks", tally.clients.requests, ""),
         ("accepted", tally.accepted, "green"),
         ("  under way", tally.unended, "cyan"),
         ("  confirmed", confirmed, "bold green"),
         ("  declined", declined, "yellow"),
-        ("  unknown yet", tally.unknown, "red"),
+        ("  unknown yet", tally.with_status(Status.NEEDS_RECONCILIATION), "red"),
         ("sold out", tally.refused["sold_out"], "yellow"),
     ]
     for name, count, style in rows:

@@ -1,4 +1,4 @@
-"""Two looks from outside at a sale: people who watch the stock over SSE, and the log's own record of how orders end."""
+"""Two looks from outside at a sale: people who watch the stock over SSE, and what the log says of each order."""
 
 import asyncio
 from contextlib import suppress
@@ -7,14 +7,11 @@ import aiohttp
 import msgspec
 from aiokafka import TopicPartition
 from aiokafka.errors import KafkaError
-from msgspec import UNSET
 
+from bench.order_ends import status_event_of
 from infra.kafka.client import make_consumer
 from infra.kafka.offsets import Offsets
 from infra.settings import Settings
-from schemas.codec import Undecodable, decode
-from schemas.events import OrderStatusChanged
-from schemas.order_state import TERMINAL
 from schemas.topics import ORDER_STATUS
 
 from .sale_tally import SaleTally
@@ -44,14 +41,13 @@ async def _read_stream(response: aiohttp.ClientResponse, tally: SaleTally) -> No
         tally.watchers -= 1
 
 
-class EndsOnTheLog:
-    """Tails `order-status` without a group, from where it ends now, and notes each order's own delay."""
+class OrdersOnTheLog:
+    """Tails `order-status` without a group, from where it ends now, and records each order of the product."""
 
     def __init__(self, settings: Settings, product_id: int, tally: SaleTally) -> None:
         self._settings = settings
         self._product_id = product_id
         self._tally = tally
-        self._ended: set[str] = set()
         self._consumer = make_consumer(settings)
 
     async def open(self) -> None:
@@ -72,21 +68,9 @@ class EndsOnTheLog:
             with suppress(KafkaError):
                 for records in (await self._consumer.getmany(timeout_ms=200)).values():
                     for record in records:
-                        self._take(record.value, record.timestamp)
+                        event = status_event_of(record.value, self._product_id)
+                        if event is not None:
+                            self._tally.record(event, record.timestamp)
 
     async def close(self) -> None:
         await self._consumer.stop()
-
-    def _take(self, value: bytes, appended_ms: int) -> None:
-        try:
-            event = decode(value)
-        except Undecodable:
-            return
-        if not isinstance(event, OrderStatusChanged) or event.product_id != self._product_id:
-            return
-        if event.status not in TERMINAL or event.order_id in self._ended:
-            return
-        self._ended.add(event.order_id)
-        started, answered = event.charge_started_at_ms, event.charge_answered_at_ms
-        charge_ms = 0 if started is UNSET or answered is UNSET else answered - started
-        self._tally.own_delay_ms.append(float(appended_ms - event.placed_at_ms - charge_ms))

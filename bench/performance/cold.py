@@ -10,9 +10,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import NamedTuple
 
+from bench.order_ends import own_delay_ms, terminal_events
 from bench.tally import Percentiles, Result, percentiles
 
-from .delay import own_delay_ms, terminal_events
 from .report import Report
 from .size import Size
 from .stack import MeasuredSale, Stack

@@ -10,7 +10,6 @@ from .limits import LIMITS, limit_of, orders_per_s
 from .report import BacklogPoint, CpuTable, GeneratorNote, Report
 from .table import table
 
-QUIET_LOAD = 1.0  # runnable processes per core in the last minute: the start of the stack alone causes this
 ROLES = (
     "gateway",
     "order-stage",
@@ -63,11 +62,10 @@ def _made_on(report: Report) -> str:
     if card is None:
         return "No stack came up."
     changed = " with uncommitted changes" if card.uncommitted else ""
-    busy = card.load_before > QUIET_LOAD * card.cores
-    warning = "\n\n**The machine was not quiet: only CPU an order can be believed.**" if busy else ""
+    warning = "\n\n**The machine was not quiet: only CPU an order can be believed.**" if not card.quiet else ""
     return (
-        f"Commit `{card.commit}`{changed}, {card.at}, {report.seconds / 60:.0f} minutes (`{report.size}`). {card.cpu},"
-        f" {card.cores} cores, {card.memory_gb} GB, load before {card.load_before}; {card.system}, Python {card.python}.{warning}"
+        f"Commit `{card.commit}`{changed}, {card.at}, {report.seconds / 60:.0f} minutes (`{report.size}`)."
+        f" {card}; {card.system}, Python {card.python}.{warning}"
     )
 
 

@@ -1,6 +1,7 @@
 """The demo's buyers against a scripted gateway, and what the demo counts as passed."""
 
 import base64
+import io
 import json
 import time
 from collections import defaultdict
@@ -11,18 +12,24 @@ from unittest.mock import patch
 
 import aiohttp
 import msgspec
+import pytest
 import stamina
 from aiohttp import web
 from aiohttp.test_utils import TestServer
+from rich.console import Console
 
+from bench.demo import where
 from bench.demo.people import _register_and_log_in
-from bench.demo.sale import BUYERS, CLICKS_WITHIN_S, share_of
-from bench.demo.sale_tally import SaleTally, at, spread
-from bench.demo.summary import figures, passed, summary
+from bench.demo.sale import BUYERS, CLICKS_WITHIN_S, plan_of
+from bench.demo.sale_tally import LoggedOrder, SaleTally, at, spread
+from bench.demo.summary import Conditions, figures, passed, show
 from bench.generator import Generator, users_of
-from bench.tally import Tally
+from bench.plan import Share
+from bench.run_card import Machine
+from bench.tally import Followed, Tally
 from consumers.audit.balance import AuditReport
 from consumers.audit.show import page_of
+from schemas.events import OrderStatusChanged
 from schemas.ids import ProductId
 from schemas.order_state import Status
 
@@ -54,6 +61,27 @@ def token(user: int) -> str:
     return f"h.{base64.urlsafe_b64encode(json.dumps({'sub': str(user)}).encode()).decode().rstrip('=')}.s"
 
 
+def a_status(status: Status, at_ms: int = 2_000, **times: Any) -> OrderStatusChanged:
+    return OrderStatusChanged(
+        order_id=ORDER, product_id=1, user_id=1, quantity=1, total_cents=999, currency="USD", status=status,
+        placed_at_ms=1_000, at_ms=at_ms, **times,
+    )  # fmt: skip
+
+
+def ended() -> OrderStatusChanged:
+    return a_status(Status.CONFIRMED, charge_started_at_ms=1_030, charge_answered_at_ms=1_960)
+
+
+QUIET = Conditions(Machine(cpu="a CPU", cores=2, memory_gb=8.0, load_before=2.0), 0.01)
+
+
+def shown(tally: SaleTally, conditions: Conditions = QUIET) -> str:
+    console = Console(file=io.StringIO(), width=120)
+    with console.capture() as captured:
+        show(console, tally, BALANCED, conditions, "http://x")
+    return captured.get()
+
+
 @asynccontextmanager
 async def gateway(script: Script) -> AsyncIterator[tuple[ScriptedGateway, Callable[..., Any]]]:
     """A scripted gateway, and a sale of so many buyers who all click within a tenth of a second."""
@@ -64,10 +92,10 @@ async def gateway(script: Script) -> AsyncIterator[tuple[ScriptedGateway, Callab
     async with TestServer(app) as server:
 
         async def hold(buyers: int = 1, **plan: Any) -> SaleTally:
-            share = share_of(str(server.make_url("")).rstrip("/"), ProductId(1))
+            usual = plan_of(str(server.make_url("")).rstrip("/"), ProductId(1), "")
             options: dict[str, Any] = {"rate": 10.0 * buyers, "seconds": 0.1, "peak_s": 0.05, "double_clicks": 0.0}
-            everything = {**options, "patient": 0.0, **plan}
-            share = msgspec.structs.replace(share, plan=msgspec.structs.replace(share.plan, **everything))
+            everything = {**options, "patient": 0.0, "follow": 1.0, **plan}
+            share = Share(plan=msgspec.structs.replace(usual, **everything), index=0, run="demo-1")
             generator = Generator(share, users_of([token(n) for n in range(1, buyers + 1)]), time.time())
             await generator.run()
             return SaleTally(buyers=buyers, clients=generator.tally)
@@ -82,8 +110,11 @@ async def test_a_double_click_is_two_requests_with_one_key_and_one_order() -> No
     assert tally.clients.double_clicks == 1
     assert tally.accepted == 1
     assert tally.doubled_orders == 0
-    assert tally.ended(Status.CONFIRMED) == 1
+    assert tally.clients.ends == {Status.CONFIRMED: 1}
+    assert tally.unended == 1, "the log has not said so"
+    tally.record(ended(), 5_000)
     assert tally.unended == 0
+    assert passed(tally, BALANCED)
 
 
 async def test_a_double_click_that_makes_two_orders_is_noticed() -> None:
@@ -114,7 +145,7 @@ async def test_an_answer_that_must_not_be_fails_the_demo() -> None:
         tally = await hold()
     assert {text.split(" {")[0] for text in tally.bad_answers} == {"an undocumented answer: 500", "500"}
     assert not passed(tally, BALANCED)
-    assert "must not be: an undocumented answer: 500" in summary(tally, BALANCED, 1.0, "http://x")
+    assert "must not be: an undocumented answer: 500" in shown(tally)
 
 
 async def test_an_answer_that_no_buyer_may_get_fails_the_demo() -> None:
@@ -142,13 +173,65 @@ def test_books_that_do_not_balance_fail_the_demo() -> None:
 
 
 def test_the_figures_for_machines_are_those_for_people() -> None:
-    clients = Tally(requests=4, orders=2, accepted_ms=[100.0, 200.0], ends={"confirmed": 1})
+    clients = Tally(requests=4, orders=2, accepted_ms=[100.0, 200.0], first_s=3.96)
     tally = SaleTally(buyers=3, clients=clients)
-    told = msgspec.json.decode(msgspec.json.encode(figures(tally, BALANCED, 1.04)))
+    tally.record(ended(), 5_000)
+    told = msgspec.json.decode(msgspec.json.encode(figures(tally, BALANCED, QUIET)))
     assert (told["ok"], told["unended"], told["took_s"]) == (False, 1, 1.0)
     assert told["ended"] == {"confirmed": 1, "failed": 0, "payment_failed": 0}
     assert told["delays_ms"]["click_to_202"]["p99"] == 200
     assert told["audit"] == {"ok": True, "products": [], "problems": []}
+    assert told["machine"] == {"cpu": "a CPU", "cores": 2, "memory_gb": 8.0, "load_before": 2.0, "stolen": 0.01}
+    assert told["quiet"]
+    assert told["where_ms"]["orders"] == 0
+
+
+@pytest.mark.parametrize(("load", "stolen", "quiet"), [(2.0, 0.0, True), (2.1, 0.0, False), (0.0, 0.03, False)])
+def test_figures_of_a_machine_with_other_work_are_not_comparable(load: float, stolen: float, quiet: bool) -> None:
+    """A machine of two cores is quiet up to a load of two."""
+    conditions = Conditions(msgspec.structs.replace(QUIET.machine, load_before=load), stolen)
+    assert conditions.quiet == quiet
+    assert ("cannot be compared" not in shown(SaleTally(), conditions)) == quiet
+
+
+ONE = Followed(ORDER, clicked_ms=1_000, accepted_ms=1_020, ended_ms=2_000)
+
+
+def test_the_parts_of_an_order_add_up_to_its_whole_time() -> None:
+    """It was stored 5 ms before its buyer had read the 202: the order stage has cost the buyer nothing."""
+    tally = SaleTally(clients=Tally(followed=[ONE]))
+    tally.record(a_status(Status.AWAITING_PAYMENT, at_ms=1_015), 1_016)
+    tally.record(ended(), 1_990)
+    parts = {key: values for key, values in where.times_ms(tally).items() if values}
+    assert parts == {
+        "reserve_and_publish": [20], "order_stage": [0], "payment_queue": [10], "charge": [930], "settle": [30], "projector": [10],
+    }  # fmt: skip
+    assert sum(value for [value] in parts.values()) == ONE.ended_ms - ONE.clicked_ms
+    told = where.where_ms(tally)
+    assert told["charge"] == {"p50": 930, "p95": 930}
+    assert (told["orders"], told["latest_end_after_its_answer"], told["last_end_after_the_last_answer"]) == (1, 30, 30)
+    assert "last end after the last charge's answer: 30 ms" in shown(tally)
+
+
+def test_an_order_whose_moments_are_not_all_known_is_left_out() -> None:
+    for log in ({}, {ORDER: LoggedOrder()}, {ORDER: LoggedOrder(stored_ms=1, ended_ms=2)}):
+        assert not any(where.times_ms(SaleTally(clients=Tally(followed=[ONE]), log=log)).values())
+    assert where.after_answer_ms([LoggedOrder(ended_ms=1)])["latest_end_after_its_answer"] is None
+
+
+def test_the_last_end_and_the_latest_one_are_two_figures() -> None:
+    orders = [LoggedOrder(answered_ms=1_000, ended_ms=1_500), LoggedOrder(answered_ms=2_000, ended_ms=2_010)]
+    assert where.after_answer_ms(orders) == {"latest_end_after_its_answer": 500, "last_end_after_the_last_answer": 10}
+
+
+def test_a_repeated_record_of_an_end_changes_nothing() -> None:
+    tally = SaleTally(clients=Tally(orders=1))
+    tally.record(ended(), 1_990)
+    tally.record(ended(), 3_000)
+    tally.record(a_status(Status.NEEDS_RECONCILIATION), 3_001)
+    assert tally.log[ORDER].ended_ms == 1_990
+    assert tally.own_delay_ms == [1_990 - 1_000 - 930]
+    assert tally.with_status(Status.CONFIRMED) == 1
 
 
 async def test_who_is_told_to_come_back_later_registers_then() -> None:
@@ -169,8 +252,8 @@ async def test_who_is_told_to_come_back_later_registers_then() -> None:
 
 
 async def test_everybody_comes_once_within_seconds_and_most_of_them_soon() -> None:
-    share = share_of("http://127.0.0.1:1", ProductId(7))
-    generator = Generator(share, users_of([token(1)]), time.time())
+    plan = plan_of("http://127.0.0.1:1", ProductId(7), "")
+    generator = Generator(Share(plan=plan, index=0, run="r"), users_of([token(1)]), time.time())
     arrivals = list(generator._arrivals(0.0))
     assert len(arrivals) == BUYERS
     assert all(0 <= at_s <= CLICKS_WITHIN_S for at_s in arrivals)

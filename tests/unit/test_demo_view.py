@@ -12,9 +12,7 @@ from bench.tally import Tally
 
 
 def a_sale() -> SaleTally:
-    clients = Tally(
-        requests=7, orders=2, ends={"confirmed": 1}, answers={"202": 2, "409 sold_out": 5}, accepted_ms=[12.0]
-    )
+    clients = Tally(requests=7, orders=2, answers={"202": 2, "409 sold_out": 5}, accepted_ms=[12.0])
     return SaleTally(buyers=3, clients=clients, stock=421, watchers=2)
 
 

@@ -4,11 +4,12 @@ import asyncio
 import base64
 import json
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import get_args
 
+import psutil
 import pytest
 import typer
 
@@ -132,6 +133,24 @@ async def test_the_client_log_has_a_line_an_answer_with_its_outcome(tmp_path: Pa
     assert [text.split(":")[0] for text in tally.bad_answers] == ["an undocumented answer"]
     result = summarise("open", [tally])
     assert (result.accepted, result.unknown, result.refused) == (1, 3, 2)
+
+
+async def test_a_live_run_shows_its_tally_meanwhile_and_its_process_steps_back(tmp_path: Path) -> None:
+    """The first tally with an arrival ends the run: without one it would take a minute."""
+    tokens, stop, priorities = tmp_path / "tokens.json", asyncio.Event(), set[int]()
+    tokens.write_text(json.dumps([token(1)]))
+
+    def watch(tallies: Sequence[Tally]) -> None:
+        if any(tally.arrivals for tally in tallies):
+            priorities.update(child.nice() for child in psutil.Process().children())
+            stop.set()
+
+    async with server(lambda _: (0.0, ACCEPTANCE)) as url, asyncio.timeout(40):
+        plan = Plan(base_url=url, tokens=str(tokens), mode="open", rate=20, seconds=60, live=True, niceness=2)
+        [tally] = await buyers.tallies(plan, stop, watch)
+    assert stop.is_set()
+    assert 0 < tally.arrivals < 20 * 60
+    assert max(priorities) == min(19, psutil.Process().nice() + 2)
 
 
 async def test_a_repeat_that_names_another_order_is_found(tmp_path: Path) -> None:

@@ -13,9 +13,9 @@ import msgspec
 import pytest
 
 from bench import buyers
+from bench.order_ends import own_delay_ms
 from bench.performance import cpu, quota
 from bench.performance.__main__ import FOLDER, JSON, SizeName
-from bench.performance.delay import own_delay_ms
 from bench.performance.figures import GOALS, Figure, shown, verdict
 from bench.performance.ladder import Tried, best, next_rate
 from bench.performance.limits import LIMITS, empty_gateway, limit_of, orders_per_s
