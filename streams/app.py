@@ -8,7 +8,7 @@ import os
 import signal
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import asyncpg
@@ -29,6 +29,7 @@ from infra.metrics.definitions import (
 )
 from infra.metrics.serving import serve
 from infra.metrics.vitals import report_vitals, sampled
+from infra.pace import Part
 from infra.postgres.pool import connect_postgres
 from infra.redis.client import connect_redis
 from infra.settings import Settings, get_settings
@@ -65,14 +66,15 @@ class Resources:
     publisher: Publisher
     desk: SettlementDesk
     dead_letters: DeadLetters
+    part: Part = field(default_factory=Part)  # of the topic's partitions
 
     @classmethod
-    async def open(cls, settings: Settings) -> "Resources":
+    async def open(cls, settings: Settings, part: Part) -> "Resources":
         pool = await connect_postgres(settings)
         inventory = Inventory(connect_redis(settings, timeout_s=2.0))
         publisher = await Publisher.start(settings, RECORDS_AN_ORDER * BUSY_PER_S)
         desk = SettlementDesk(pool, inventory, publisher)
-        return cls(settings, pool, inventory, publisher, desk, DeadLetters(publisher))
+        return cls(settings, pool, inventory, publisher, desk, DeadLetters(publisher), part)
 
     async def close(self) -> None:
         await self.publisher.stop()
@@ -138,6 +140,7 @@ class StageApp(faust.App):
     resources: Resources | None = None
     taking = False
     own: frozenset[int] = frozenset()  # partitions
+    part: Part  # that they are of all
     by_faust = True  # started by `faust -A ... worker`, so the app registers the process itself
 
     def _new_transport(self) -> Any:
@@ -148,7 +151,7 @@ class StageApp(faust.App):
         tracing.start(settings)
         # Faust's worker would start a debugger on this signal.
         asyncio.get_running_loop().add_signal_handler(signal.SIGUSR2, dump_tasks)
-        self.resources = await Resources.open(settings)
+        self.resources = await Resources.open(settings, self.part)
         self.acks: Acks = InOrderAcks()
         self.stage = self.make_stage(self.resources, self.acks)
         watchdog = Watchdog(settings, self.conf.id, lambda: self.taking and not self.acks.open, lambda: self.own)
@@ -197,6 +200,7 @@ def stage_app(group: str, topic: Topic, make_stage: MakeStage) -> StageApp:
     """The Faust app for consumer group `group` on `topic`."""
     app = _configured_app(group, get_settings())
     app.make_stage = make_stage
+    app.part = Part()
     source = app.topic(topic.name, key_serializer="raw", value_serializer="raw")
 
     async def feed(stream: Any) -> None:
@@ -215,6 +219,7 @@ def stage_app(group: str, topic: Topic, make_stage: MakeStage) -> StageApp:
     async def count(_app: Any, assigned: set[TP], *, signal: Any = None, **_: Any) -> None:
         _partitions.set(len(assigned))
         app.own = frozenset(tp.partition for tp in assigned)
+        app.part.of_all = len(assigned) / topic.partitions
         _rebalances.inc()
 
     app.agent(source, name=group)(feed)

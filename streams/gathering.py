@@ -39,7 +39,8 @@ class _GatheringThread(AIOKafkaConsumerThread):
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
-        self._pace = Pace(BUSY_PER_S)
+        app: Any = self.consumer.app  # a StageApp
+        self._pace = Pace(BUSY_PER_S, part=app.part)
 
     async def _fetch_records(
         self,

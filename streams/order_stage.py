@@ -45,7 +45,7 @@ class OrderStage:
         self._placing = Placing(resources)
         self._redelivery = Redelivery(resources, self._placing)
         self._replaced_books = ReplacedBooks(resources, self._placing, self._redelivery)
-        self._inbox: Inbox[Record] = Inbox(Pace(BUSY_PER_S, ARRIVAL_S))
+        self._inbox: Inbox[Record] = Inbox(Pace(BUSY_PER_S, ARRIVAL_S, resources.part))
         self._known: Lanes[Placement] = Lanes(self._finish_known, MAX_BATCH)
         self._stale: Lanes[Placement] = Lanes(self._finish_stale, MAX_BATCH)
         self._idle = asyncio.Event()

@@ -61,8 +61,8 @@ class PaymentStage:
         self._connect = provider or HttpPaymentProvider(resources.settings.payment_gateway_url)
         self._breaker = CircuitBreaker()
         self._acks = acks
-        self._arrived: Inbox[Record] = Inbox(Pace(BUSY_PER_S, ARRIVAL_S))
-        self._finished: Inbox[Finished] = Inbox(Pace(BUSY_PER_S, GATHER_S))
+        self._arrived: Inbox[Record] = Inbox(Pace(BUSY_PER_S, ARRIVAL_S, resources.part))
+        self._finished: Inbox[Finished] = Inbox(Pace(BUSY_PER_S, GATHER_S, resources.part))
         self._lanes: Lanes[End] = Lanes(self._conclude, MAX_BATCH)
         self._charging: dict[OrderId, list[Record]] = {}
         self._slots = asyncio.Semaphore(resources.settings.worker_concurrency)

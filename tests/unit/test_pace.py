@@ -2,7 +2,7 @@
 
 import asyncio
 
-from infra.pace import WINDOW_S, Pace
+from infra.pace import WINDOW_S, Pace, Part
 from streams.inbox import Inbox
 
 BUSY_PER_S = 100.0
@@ -26,6 +26,15 @@ def test_a_burst_is_noticed_within_a_window_and_its_end_with_the_first_one_after
     assert pace.busy
     pace.add(1, 20.0)
     assert not pace.busy
+
+
+def test_who_has_half_of_the_whole_is_busy_at_half_the_rate() -> None:
+    part = Part()
+    pace = Pace(BUSY_PER_S, part=part)
+    for of_all, busy in ((1.0, False), (0.5, True)):
+        part.of_all = of_all
+        pace.add(int(0.6 * BUSY_PER_S), 1 / of_all)  # within a second
+        assert pace.busy is busy
 
 
 async def test_an_inbox_gathers_while_busy_and_hands_over_at_once_while_not() -> None:
