@@ -9,7 +9,7 @@ import math
 WINDOW_S = 0.1  # long enough to count; a burst loses only its first tenth of a second
 
 
-class Part:
+class Portion:
     """The part of a whole that a process has, from 0 to 1. Its owner changes `of_all`."""
 
     def __init__(self) -> None:
@@ -23,10 +23,10 @@ class Pace:
     it is never busy. Times are those of an event loop, in seconds.
     """
 
-    def __init__(self, busy_per_s: float = math.inf, gather_s: float = 0.0, part: Part | None = None) -> None:
+    def __init__(self, busy_per_s: float = math.inf, gather_s: float = 0.0, part: Portion | None = None) -> None:
         self._busy_per_s = busy_per_s
         self._gather_s = gather_s
-        self._part = part or Part()
+        self._part = part or Portion()
         self._since_s = 0.0
         self._count = 0
         self.busy = False

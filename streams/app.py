@@ -29,7 +29,7 @@ from infra.metrics.definitions import (
 )
 from infra.metrics.serving import serve
 from infra.metrics.vitals import report_vitals, sampled
-from infra.pace import Part
+from infra.pace import Portion
 from infra.postgres.pool import connect_postgres
 from infra.redis.client import connect_redis
 from infra.settings import Settings, get_settings
@@ -66,10 +66,10 @@ class Resources:
     publisher: Publisher
     desk: SettlementDesk
     dead_letters: DeadLetters
-    part: Part = field(default_factory=Part)  # of the topic's partitions
+    part: Portion = field(default_factory=Portion)  # of the topic's partitions
 
     @classmethod
-    async def open(cls, settings: Settings, part: Part) -> "Resources":
+    async def open(cls, settings: Settings, part: Portion) -> "Resources":
         pool = await connect_postgres(settings)
         inventory = Inventory(connect_redis(settings, timeout_s=2.0))
         publisher = await Publisher.start(settings, RECORDS_AN_ORDER * BUSY_PER_S)
@@ -140,7 +140,7 @@ class StageApp(faust.App):
     resources: Resources | None = None
     taking = False
     own: frozenset[int] = frozenset()  # partitions
-    part: Part  # that they are of all
+    part: Portion  # that they are of all
     by_faust = True  # started by `faust -A ... worker`, so the app registers the process itself
 
     def _new_transport(self) -> Any:
@@ -200,7 +200,7 @@ def stage_app(group: str, topic: Topic, make_stage: MakeStage) -> StageApp:
     """The Faust app for consumer group `group` on `topic`."""
     app = _configured_app(group, get_settings())
     app.make_stage = make_stage
-    app.part = Part()
+    app.part = Portion()
     source = app.topic(topic.name, key_serializer="raw", value_serializer="raw")
 
     async def feed(stream: Any) -> None:

@@ -2,7 +2,7 @@
 
 import asyncio
 
-from infra.pace import WINDOW_S, Pace, Part
+from infra.pace import WINDOW_S, Pace, Portion
 from streams.inbox import Inbox
 
 BUSY_PER_S = 100.0
@@ -29,7 +29,7 @@ def test_a_burst_is_noticed_within_a_window_and_its_end_with_the_first_one_after
 
 
 def test_who_has_half_of_the_whole_is_busy_at_half_the_rate() -> None:
-    part = Part()
+    part = Portion()
     pace = Pace(BUSY_PER_S, part=part)
     for of_all, busy in ((1.0, False), (0.5, True)):
         part.of_all = of_all
