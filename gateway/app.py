@@ -11,6 +11,7 @@ from gateway.accounts.passwords import Passwords
 from gateway.accounts.registrations import Registrations
 from gateway.accounts.routes import Accounts
 from gateway.buying.catalogue import Catalogue
+from gateway.buying.expected_wait import ExpectedWait
 from gateway.buying.memory_budget import MemoryBudget
 from gateway.buying.purchases import Purchases
 from gateway.buying.traced_purchases import TracedPurchases
@@ -53,6 +54,7 @@ class Gateway:
     updates: OrderUpdates
     passwords: Passwords
     memory: MemoryBudget
+    expected_wait: ExpectedWait
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,17 +93,18 @@ def make_gateway(
     updates = OrderUpdates(settings)
     passwords = Passwords(settings.bcrypt_cost)
     memory = MemoryBudget(reads_redis, settings.redis_full_at_share)
+    expected_wait = ExpectedWait(reads_redis, settings.max_wait_s)
     app = make_application(Cors(settings.cors_origins), lambda: health.draining)
     for route in (
         *_account_routes(shared, passwords),
-        *_buying_routes(shared, memory),
+        *_buying_routes(shared, memory, expected_wait),
         *_watching_routes(shared, hub, updates),
         *_operator_routes(shared, health),
         *_page_routes(),
     ):
         if not streams_only or route[1].startswith(OF_STREAMS):
             _add(app, *route)
-    return Gateway(app, health, hub, updates, passwords, memory)
+    return Gateway(app, health, hub, updates, passwords, memory, expected_wait)
 
 
 def _share(
@@ -145,7 +148,7 @@ def _account_routes(shared: _Shared, passwords: Passwords) -> list[Route]:
     ]
 
 
-def _buying_routes(shared: _Shared, memory: MemoryBudget) -> list[Route]:
+def _buying_routes(shared: _Shared, memory: MemoryBudget, expected_wait: ExpectedWait) -> list[Route]:
     # Reservations of one trip share an fsync of Redis' log and are published together, so the linger is here, not there.
     inventory = Inventory(shared.redis, Pace(BUSY_PER_S, LINGER_S))
     purchases = (Purchases if tracing.on is None else TracedPurchases)(
@@ -157,6 +160,7 @@ def _buying_routes(shared: _Shared, memory: MemoryBudget) -> list[Route]:
         inventory,
         shared.publisher,
         memory,
+        expected_wait,
     )
     return [("POST", "/api/order/buy-flash", purchases.buy)]
 

@@ -45,7 +45,7 @@ async def run_worker(settings: SigningSettings, sock: socket.socket, stop: Stop,
         acceptor.start()
         registry.register(role, settings.thrones_member, sock.getsockname()[1], state_dir=settings.thrones_state_dir)
         log.info("serving", port=sock.getsockname()[1])
-        async with background(gateway.hub.run(), gateway.memory.run()):
+        async with background(gateway.hub.run(), gateway.memory.run(), gateway.expected_wait.run()):
             await stop.wait()
             log.info("draining")
             await _drain(gateway, runner, acceptor)

@@ -64,6 +64,9 @@ class Settings(BaseSettings):
     max_held: Annotated[int, Field(ge=1)] = (
         100_000  # orders per product that may hold units before reserve answers `busy`
     )
+    max_wait_s: Annotated[float, Field(gt=0)] = (
+        5.0  # expected wait in our pipeline from which on all purchases are refused
+    )
     buys_per_second_per_user: Annotated[int, Field(ge=1)] = 50
     buys_per_second_per_address: Annotated[int, Field(ge=0)] = 0  # 0: no limit; many buyers may share one address
     registrations_per_minute_per_address: Annotated[int, Field(ge=0)] = 60  # 0: no limit

@@ -51,6 +51,7 @@ class InOrderAcks(Generic[E, Partition]):
         self._assignments: dict[Partition, _Assignment[E]] = {}
         self._room = asyncio.Event()
         self.open = 0
+        self.finished = 0  # so far
 
     async def room(self) -> None:
         """Wait while too many records are open. The reader of the log waits here, so further records stay in the log.
@@ -74,6 +75,7 @@ class InOrderAcks(Generic[E, Partition]):
         """The effects of these records are durable. Acknowledges every record that has no open one before it."""
         for open_record in open_records:
             open_record.done = True
+            self.finished += 1
             assignment = open_record.assignment
             while assignment.open_records and assignment.open_records[0].done:
                 head = assignment.open_records.popleft()

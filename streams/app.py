@@ -9,7 +9,7 @@ import signal
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import asyncpg
 import faust
@@ -42,9 +42,11 @@ from schemas.events import AnyEvent
 from schemas.topics import Topic
 
 from .acks import InOrderAcks, InWork, OpenRecord
+from .backlog import QueueCount
 from .dead_letters import DeadLetters
-from .gathering import GatheringTransport
+from .gathering import GatheringConsumer, GatheringTransport
 from .inbox import BUSY_PER_S
+from .waits import WaitReports
 
 RECORDS_AN_ORDER = 2  # at most, written by a stage: the publisher counts as busy when the stage is
 STOP_DEADLINE_S = DRAIN_DEADLINE_S + 3.0  # the supervisor kills after 25 s
@@ -89,6 +91,10 @@ class Stage(Protocol):
     def take(self, record: Record) -> None: ...
 
     async def run(self) -> None: ...
+
+    def queues(self) -> tuple[QueueCount, ...]:
+        """The queues in which records wait for us; the first one continues in the log."""
+        ...
 
     async def drain(self) -> None:
         """Finish the work that has begun. Records that have not begun stay in the log."""
@@ -140,7 +146,8 @@ class StageApp(faust.App):
     resources: Resources | None = None
     taking = False
     own: frozenset[int] = frozenset()  # partitions
-    part: Portion  # that they are of all
+    partitions: int  # of the topic
+    part: Portion  # of them that are ours
     by_faust = True  # started by `faust -A ... worker`, so the app registers the process itself
 
     def _new_transport(self) -> Any:
@@ -157,6 +164,10 @@ class StageApp(faust.App):
         watchdog = Watchdog(settings, self.conf.id, lambda: self.taking and not self.acks.open, lambda: self.own)
         self._watching = asyncio.create_task(watchdog.run(), name="watchdog")
         self._telling = asyncio.create_task(self._report_vitals(), name="vitals")
+        self.waits = WaitReports(
+            self.resources.inventory.redis, self.conf.id, settings.thrones_member, self.partitions, self._queues
+        )
+        self._reporting = asyncio.create_task(self.waits.run(), name="waits")
         self._work = asyncio.create_task(self.stage.run(), name="stage")
         self._work.add_done_callback(self._on_work_done)
         self.taking = True
@@ -174,7 +185,7 @@ class StageApp(faust.App):
                     await self.stage.drain()
         await super().on_stop()
         if self.resources is not None:
-            tasks = (self._work, self._watching, self._telling)
+            tasks = (self._work, self._watching, self._telling, self._reporting)
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
@@ -184,6 +195,12 @@ class StageApp(faust.App):
     async def _report_vitals(self) -> None:
         with sampled(lambda: _open.set(self.acks.open)):
             await report_vitals()
+
+    def _queues(self) -> tuple[QueueCount, ...]:
+        """The first queue begins in the log: what this member has not read waits there too."""
+        first, *others = self.stage.queues()
+        unread = cast(GatheringConsumer, self.consumer).unread() if self.own else 0
+        return first._replace(waiting=first.waiting + unread), *others
 
     def _on_work_done(self, work: "asyncio.Task[None]") -> None:
         if not work.cancelled() and (error := work.exception()) is not None:
@@ -201,6 +218,7 @@ def stage_app(group: str, topic: Topic, make_stage: MakeStage) -> StageApp:
     app = _configured_app(group, get_settings())
     app.make_stage = make_stage
     app.part = Portion()
+    app.partitions = topic.partitions
     source = app.topic(topic.name, key_serializer="raw", value_serializer="raw")
 
     async def feed(stream: Any) -> None:
@@ -214,12 +232,14 @@ def stage_app(group: str, topic: Topic, make_stage: MakeStage) -> StageApp:
     async def forget(_app: Any, revoked: set[TP], *, signal: Any = None, **_: Any) -> None:
         app.acks.revoke(revoked)
         app.own = frozenset()
+        app.waits.hold(0)
         _partitions.set(0)
 
     async def count(_app: Any, assigned: set[TP], *, signal: Any = None, **_: Any) -> None:
         _partitions.set(len(assigned))
         app.own = frozenset(tp.partition for tp in assigned)
         app.part.of_all = len(assigned) / topic.partitions
+        app.waits.hold(len(assigned))
         _rebalances.inc()
 
     app.agent(source, name=group)(feed)

@@ -8,8 +8,10 @@ old offset to the new log, where the next member finds it.
 import asyncio
 import os
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Any
 
+from aiokafka.errors import KafkaError
 from faust.transport.consumer import ensure_TP
 from faust.transport.drivers.aiokafka import AIOKafkaConsumerThread, Consumer, Transport
 from faust.types import TP
@@ -61,7 +63,9 @@ class _GatheringThread(AIOKafkaConsumerThread):
         return records
 
 
-class _GatheringConsumer(Consumer):
+class GatheringConsumer(Consumer):
+    """The consumer of a stage."""
+
     _begun = False
 
     async def perform_seek(self) -> None:
@@ -79,6 +83,16 @@ class _GatheringConsumer(Consumer):
             self._committed_offset[own] = None
         self._begun = True
 
+    def unread(self) -> int:
+        """Records of our partitions beyond those that were read, by what the last fetch of each partition told."""
+        consumer = getattr(self._thread, "_consumer", None)
+        if consumer is None:
+            return 0
+        with suppress(KafkaError, AssertionError):  # a partition has just been revoked
+            marks = [(consumer.highwater(tp), self._read_offset.get(ensure_TP(tp))) for tp in consumer.assignment()]
+            return sum(max(0, end - (at or 0) - 1) for end, at in marks if end is not None)
+        return 0
+
     def _new_consumer_thread(self) -> AIOKafkaConsumerThread:
         return _GatheringThread(self, loop=self.loop, beacon=self.beacon)
 
@@ -86,4 +100,4 @@ class _GatheringConsumer(Consumer):
 class GatheringTransport(Transport):
     """An app's `_new_transport` returns it."""
 
-    Consumer = _GatheringConsumer
+    Consumer = GatheringConsumer

@@ -24,6 +24,7 @@ from streams.app import (
     headers_of,
     stage_app,
 )
+from streams.backlog import QueueCount
 from streams.inbox import ARRIVAL_S, BUSY_PER_S, Inbox
 from streams.lanes import Lanes, by_product
 from streams.placing import Placement, Placing
@@ -54,6 +55,9 @@ class OrderStage:
 
     def take(self, record: Record) -> None:
         self._inbox.put(record)
+
+    def queues(self) -> tuple[QueueCount, ...]:
+        return (QueueCount(self._acks.open, self._acks.finished),)
 
     async def run(self) -> None:
         async with asyncio.TaskGroup() as self._group:

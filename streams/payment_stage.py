@@ -26,6 +26,7 @@ from schemas.ids import OrderId
 from schemas.order_state import TERMINAL, Status
 from schemas.topics import ORDER_STATUS, PAYMENT_STAGE_GROUP, PAYMENTS
 from streams.app import Acks, Record, Resources, count_taken, dead_letter, decode_or_dead_letter, headers_of, stage_app
+from streams.backlog import QueueCount
 from streams.inbox import ARRIVAL_S, BUSY_PER_S, GATHER_S, Inbox
 from streams.lanes import Lanes, by_product
 
@@ -66,13 +67,20 @@ class PaymentStage:
         self._lanes: Lanes[End] = Lanes(self._conclude, MAX_BATCH)
         self._charging: dict[OrderId, list[Record]] = {}
         self._slots = asyncio.Semaphore(resources.settings.worker_concurrency)
+        self._waiting, self._dispatched = 0, 0  # records before their charge, and beyond that so far
+        self._unsettled, self._settled = 0, 0  # records after it
         self._begun = 0  # records gathered but not yet acknowledged
         self._idle = asyncio.Event()
         self._idle.set()
         self._draining = False
 
     def take(self, record: Record) -> None:
+        self._waiting += 1
         self._arrived.put(record)
+
+    def queues(self) -> tuple[QueueCount, ...]:
+        """Before the charge and after it; in between an order waits for the provider."""
+        return QueueCount(self._waiting, self._dispatched), QueueCount(self._unsettled, self._settled)
 
     async def run(self) -> None:
         async with self._connect as provider, asyncio.TaskGroup() as group:
@@ -99,10 +107,12 @@ class PaymentStage:
                     await dead_letter(
                         record, self._dead_letters, f"a {type(event).__name__} does not belong on {PAYMENTS.name}"
                     )
+                self._count_dispatched([record])
                 self._done([record])
             rows = await retry_until_ok("postgres", UNAVAILABLE, read_rows, self._pool, list(requests))
             for order_id, records in requests.items():
                 await self._dispatch(order_id, rows.get(order_id), records, provider, group)
+                self._count_dispatched(records)
 
     async def _dispatch(
         self,
@@ -117,7 +127,7 @@ class PaymentStage:
                 await dead_letter(record, self._dead_letters, "no such order in postgres")
             self._done(records)
         elif row.status in TERMINAL:
-            self._finished.put(Finished(records, row=row))
+            self._finish(Finished(records, row=row))
         elif row.status is Status.NEEDS_RECONCILIATION:
             self._done(records)  # left to the reconciler
         elif row.id in self._charging:
@@ -138,7 +148,7 @@ class PaymentStage:
             self._slots.release()
             records = self._charging.pop(row.id)
         settling = None if span is None else span.child("settle")
-        self._finished.put(Finished(records, verdict_of(row.id, charged), trace=settling))
+        self._finish(Finished(records, verdict_of(row.id, charged), trace=settling))
 
     def _report_slow(self, row: OrderRow) -> None:
         at_ms = now_ms()
@@ -157,7 +167,7 @@ class PaymentStage:
             ends = [(row, unwritten.pop(row.id)) for row in recorded]
             ends += [(item.row, item) for item in finished if item.row is not None]
             for item in unwritten.values():  # their rows do not exist
-                self._done(item.records)
+                self._count_settled(item.records)
             await self._lanes.put(group, by_product(ends, lambda end: end[0].product_id))
 
     async def _dead_letter(self, unwritten: dict[OrderId, Finished], verdict: Verdict, reason: str) -> None:
@@ -170,10 +180,23 @@ class PaymentStage:
         settled = [row for row, item in ends if item.verdict is not None]
         await self._desk.conclude(settled, None if tracing.on is None else traced_of(finished))
         await self._desk.announce([row for row, item in ends if item.verdict is None])
-        self._done([record for item in finished for record in item.records])
+        self._count_settled([record for item in finished for record in item.records])
         for item in finished:
             if item.trace is not None:
                 item.trace.end()
+
+    def _count_dispatched(self, records: list[Record]) -> None:
+        self._waiting -= len(records)
+        self._dispatched += len(records)
+
+    def _finish(self, item: Finished) -> None:
+        self._unsettled += len(item.records)
+        self._finished.put(item)
+
+    def _count_settled(self, records: list[Record]) -> None:
+        self._unsettled -= len(records)
+        self._settled += len(records)
+        self._done(records)
 
     def _begin(self, count: int) -> None:
         self._begun += count

@@ -16,6 +16,7 @@ from redis.exceptions import BusyLoadingError, ResponseError
 from gateway.accounts.identity import Identity
 from gateway.buying.admission import Overload, RateLimit, SoldOutMemory, UnderWay
 from gateway.buying.catalogue import Catalogue, Product
+from gateway.buying.expected_wait import ExpectedWait
 from gateway.buying.memory_budget import MemoryBudget
 from gateway.http.addresses import Addresses
 from gateway.http.bodies import REPLAYED, answer_bytes, duplicate_member, iso_ms, read_json, reason, repeated_member
@@ -109,6 +110,7 @@ class Purchases:
         inventory: Inventory,
         publisher: Publisher,
         memory: MemoryBudget,
+        expected_wait: ExpectedWait,
     ) -> None:
         self._identity = identity
         self._bodies = bodies
@@ -116,6 +118,7 @@ class Purchases:
         self._inventory = inventory
         self._publisher = publisher
         self._memory = memory
+        self._expected_wait = expected_wait
         self._rates = RateLimit(settings.buys_per_second_per_user)
         per_address = settings.buys_per_second_per_address
         self._address_rates = RateLimit(per_address) if per_address else None
@@ -146,6 +149,7 @@ class Purchases:
             raise Problem("busy")
         if self._memory.full:
             raise Problem("unavailable", "There is no room for more orders now; nothing was reserved.")
+        self._expected_wait.admit()
         reservation = Reservation(
             order_id=new_order_id(),
             user_id=user.id,

@@ -86,6 +86,12 @@ CONSUMER_OPEN = GaugeOf(
     unit="records",
     meaning="Records read but not acknowledged: charges in flight, or a batch being written.",
 )
+CONSUMER_WAIT = GaugeOf(
+    name="thrones_consumer_wait_seconds",
+    unit="seconds",
+    meaning="How long an order would wait in the queues of this member, as gateways are told.",
+    to_do="Near MAX_WAIT_S gateways refuse purchases (busy): add members of the stage, or CPU.",
+)
 CONSUMER_PARTITIONS = GaugeOf(
     name="thrones_consumer_partitions",
     unit="partitions",

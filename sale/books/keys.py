@@ -4,6 +4,7 @@ from base64 import urlsafe_b64encode
 
 from schemas.ids import OrderId, ProductId, UserId
 
+PIPELINE = "pipeline"  # hash: how long the members of the stages expect orders to wait
 BOOKS_RUN = "books:run"  # the Redis run in which the books of all products were last verified
 
 

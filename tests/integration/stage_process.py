@@ -20,6 +20,7 @@ import streams.acks
 import streams.app
 from schemas.topics import CONSUMED_BY, FOR_EVER, Topic
 from streams.app import Acks, Record, Resources, StageApp, stage_app
+from streams.backlog import QueueCount
 from streams.dead_letters import DeadLetters
 from streams.order_stage import OrderStage
 from streams.payment_stage import PaymentStage
@@ -61,6 +62,9 @@ class InOrder:
 
     async def run(self) -> None:
         await asyncio.Event().wait()
+
+    def queues(self) -> tuple[QueueCount, ...]:
+        return (QueueCount(self._acks.open, self._acks.finished),)
 
     async def drain(self) -> None:
         """Nothing to finish: what is open is read again."""

@@ -132,7 +132,9 @@ class Processes:
         publisher: Any = PublisherPort(self._world)
         inventory, addresses = Inventory(redis), Addresses(())
         bodies = SlowBodies(addresses)
-        orders = Purchases(SETTINGS, _Identity(), addresses, bodies, _Catalogue(), inventory, publisher, _Room())  # type: ignore[arg-type] # stand-ins
+        stand_ins: Any = (_Identity(), _Catalogue(), _Room(), _NoWait())
+        identity, catalogue, room, no_wait = stand_ins
+        orders = Purchases(SETTINGS, identity, addresses, bodies, catalogue, inventory, publisher, room, no_wait)
         orders._rates = RateLimit(1_000)  # of a few users, who are many
         self.gateways[actor] = orders
         self.hubs[actor] = StockHub(SETTINGS, Books(Pipeliner(redis)))
@@ -241,6 +243,13 @@ class _Room:
     """Redis is never full here."""
 
     full = False
+
+
+class _NoWait:
+    """Purchases are never refused here for what waits: the schedules stop stages for as long as they like."""
+
+    def admit(self) -> None:
+        pass
 
 
 class _Catalogue:
