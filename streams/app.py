@@ -44,6 +44,7 @@ from schemas.topics import Topic
 from .acks import InOrderAcks, InWork, OpenRecord
 from .backlog import QueueCount
 from .dead_letters import DeadLetters
+from .former_member import FormerMember
 from .gathering import GatheringConsumer, GatheringTransport
 from .inbox import BUSY_PER_S
 from .waits import WaitReports
@@ -158,6 +159,8 @@ class StageApp(faust.App):
         tracing.start(settings)
         # Faust's worker would start a debugger on this signal.
         asyncio.get_running_loop().add_signal_handler(signal.SIGUSR2, dump_tasks)
+        self.former = FormerMember(settings, self.conf.id)
+        await self.former.leave()
         self.resources = await Resources.open(settings, self.part)
         self.acks: Acks = InOrderAcks()
         self.stage = self.make_stage(self.resources, self.acks)
@@ -184,6 +187,7 @@ class StageApp(faust.App):
                 async with asyncio.timeout(DRAIN_DEADLINE_S - 5.0):
                     await self.stage.drain()
         await super().on_stop()
+        self.former.forget()
         if self.resources is not None:
             tasks = (self._work, self._watching, self._telling, self._reporting)
             for task in tasks:
@@ -240,6 +244,7 @@ def stage_app(group: str, topic: Topic, make_stage: MakeStage) -> StageApp:
         app.own = frozenset(tp.partition for tp in assigned)
         app.part.of_all = len(assigned) / topic.partitions
         app.waits.hold(len(assigned))
+        app.former.remember(cast(GatheringConsumer, app.consumer).member_id())
         _rebalances.inc()
 
     app.agent(source, name=group)(feed)

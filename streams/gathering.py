@@ -9,7 +9,7 @@ import asyncio
 import os
 from collections.abc import Mapping
 from contextlib import suppress
-from typing import Any
+from typing import Any, cast
 
 from aiokafka.errors import KafkaError
 from faust.transport.consumer import ensure_TP
@@ -82,6 +82,10 @@ class GatheringConsumer(Consumer):
             await self.seek(own, (await self.earliest_offsets(tp))[tp])
             self._committed_offset[own] = None
         self._begun = True
+
+    def member_id(self) -> str:
+        """The name that Kafka gave this member; a new one at each join after a lost session."""
+        return str(cast(Any, self._thread)._consumer._coordinator.member_id)  # noqa: SLF001 - no public way to read it
 
     def unread(self) -> int:
         """Records of our partitions beyond those that were read, by what the last fetch of each partition told."""

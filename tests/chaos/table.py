@@ -335,7 +335,7 @@ ROWS = (
         "postgres stopped, away for 30 s",
         "I1-I9 I11",
         faults.away("postgres", 30.0, signal.SIGINT),
-        figures=(Figure("accepted meanwhile and after", "%", accepted_share, at_least=95, timed=True), QUIET),
+        figures=(sells_within(5), QUIET),
         after_s=10.0,
     ),
     Row(
@@ -352,7 +352,7 @@ ROWS = (
         faults.read_only_postgres,
         figures=(
             Figure("orders failed for it", "orders", orders("failed"), at_most=0),
-            Figure("accepted meanwhile and after", "%", accepted_share, at_least=95, timed=True),
+            sells_within(5),
             QUIET,
         ),
         short_s=10.0,
