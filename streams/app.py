@@ -171,6 +171,7 @@ class StageApp(faust.App):
             self.resources.inventory.redis, self.conf.id, settings.thrones_member, self.partitions, self._queues
         )
         self._reporting = asyncio.create_task(self.waits.run(), name="waits")
+        self._reporting.add_done_callback(self._on_work_done)  # without reports gateways would refuse all purchases
         self._work = asyncio.create_task(self.stage.run(), name="stage")
         self._work.add_done_callback(self._on_work_done)
         self.taking = True

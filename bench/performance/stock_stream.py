@@ -47,12 +47,12 @@ async def measure(stack: Stack, report: Report, size: Size) -> None:
         took_s = time.monotonic() - started_s
         cpu_share = (sum(worker.cpu_times()[:2]) - cpu_s) / took_s
         crowd, measured = [await _seen(process) for process in watching]
-    thrones("stock", "rebuild", str(sale.product))  # new books: the changes belong to no orders
+    # New books. The audit would miss the old ones' versions on the log: these changes belong to no orders.
+    thrones("stock", "rebuild", str(sale.product))
     delays = [delay for values in measured.values for delay in delays_ms(changed, values)]
     _record_results(report, size, delays, crowd, measured, full_kb - empty_kb)
     report.notes["stock stream: changes/s"] = round(len(changed) / took_s, 1)
     report.notes["stock stream: CPU of its process, cores"] = round(cpu_share, 2)
-    await sale.check_books()
 
 
 def _record_results(

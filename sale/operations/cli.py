@@ -74,21 +74,24 @@ def warm(
     seconds: Annotated[float, typer.Option("--seconds", min=0.1, max=LONGEST_WARM_UP_S, help="For so long.")] = 10.0,
     as_json: Json = False,
 ) -> None:
-    """Warm up the Kafka brokers shortly before a sale: write and read a scratch topic, then delete it.
+    """Run every hot path on scratch data shortly before a sale, and leave nothing of it.
 
-    A broker that has just started is slow for its first thousand requests. `thrones up` warms up a local stack by itself.
+    Two hundred orders of a product that nobody can buy pass Redis' scripts and Postgres' statements; then the brokers write
+    and read a scratch topic, for --seconds: one that has just started is slow for its first thousand requests.
 
     Example: thrones warm --seconds 20
     """
-    from infra.kafka.warming import SCRATCH, warm_up
+    import msgspec
+
     from infra.settings import get_settings
+    from sale.operations import warming
 
     async def main() -> None:
-        records = await warm_up(get_settings(), seconds)
-        text = f"wrote and read {records:,} records of a scratch topic, {SCRATCH.name}, and deleted it"
-        report({"records": records, "seconds": seconds}, text, as_json)
+        warmed = await warming.warm(get_settings(), seconds)
+        text = f"{warmed.orders} orders and {warmed.records:,} records passed; all of it is deleted again"
+        report(msgspec.structs.asdict(warmed), text, as_json)
 
-    run_command(main, asks={Server.KAFKA})
+    run_command(main)
 
 
 Currency = Annotated[
