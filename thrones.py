@@ -285,11 +285,11 @@ def _run(settings: Any, run: Runner) -> None:
 def _prepare(role: str, member: str) -> None:
     from infra.commands import raise_file_limit
     from infra.logs import configure
-    from infra.scheduling import NICENESS, lower_priority
+    from infra.scheduling import LOW_PRIORITY_ROLES, lower_priority
 
     configure(role, member)
-    if role in NICENESS:
-        lower_priority(NICENESS[role])
+    if role in LOW_PRIORITY_ROLES:
+        lower_priority()
     raise_file_limit()
 
 
