@@ -12,7 +12,6 @@ from sale.books.scratch import NOBODY, SCRATCH, scratch_books
 from sale.operations.operations import Stores, connected
 from sale.orders import place_rows, terminal_event
 from sale.settlement import SettlementDesk, Verdict
-from schemas.clock import now_ms
 from schemas.codec import decode
 from schemas.events import OrderPlaced
 from schemas.ids import OrderId, new_order_id
@@ -57,8 +56,9 @@ async def _run(connection: Any, inventory: Inventory, publisher: Publisher, wish
         event for answer in held if isinstance(answer, Held) and isinstance(event := decode(answer.value), OrderPlaced)
     ]
     await place_rows(connection, placed, vouched=False)
-    at_ms = now_ms()
-    verdicts = [Verdict(OrderId(e.order_id), Status.CONFIRMED, None, e.order_id, at_ms, at_ms) for e in placed]
+    verdicts = [
+        Verdict(OrderId(e.order_id), Status.CONFIRMED, None, e.order_id, e.placed_at_ms, e.placed_at_ms) for e in placed
+    ]
     rows = await SettlementDesk(connection, inventory, publisher).record(verdicts)
     settled = await inventory.settle([(SCRATCH, row.id, Entry.SOLD) for row in rows])
     await inventory.project([terminal_event(row, units) for row, units in zip(rows, settled, strict=True)])
