@@ -3,6 +3,7 @@
 import asyncio
 import itertools
 import time
+import uuid
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 
@@ -25,7 +26,9 @@ class WaitReports:
         self, redis: Redis, stage: str, member: str, partitions: int, queues: Callable[[], Sequence[QueueCount]]
     ) -> None:
         self._pipeline = Pipeline(redis)
-        self._stage, self._member, self._partitions, self._queues = stage, member, partitions, queues
+        self._stage, self._partitions, self._queues = stage, partitions, queues
+        # Two processes may have one number: a stage that was started by hand, or a killed one and its successor.
+        self._member = f"{member}-{uuid.uuid4().hex[:8]}"
         self._held = 0
         self._backlogs: list[Backlog] = []
 
@@ -35,7 +38,7 @@ class WaitReports:
 
     async def run(self) -> None:
         """Until cancelled."""
-        for beat in itertools.count(time.monotonic_ns()):  # unlike any of a process that died
+        for beat in itertools.count():
             await asyncio.sleep(REPORT_INTERVAL_S)
             wait_s = self._wait_s(time.monotonic())
             _wait.set(wait_s)

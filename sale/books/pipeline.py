@@ -1,4 +1,4 @@
-"""What the members of the stages report about themselves: one Redis hash, one field a member.
+"""What the members of the stages report about themselves: one Redis hash, one field a process.
 
 It only decides whether purchases are admitted. A lost report costs nothing: the next one comes a quarter of a second later.
 """
